@@ -1,0 +1,128 @@
+//! Paths and bodies of the HTTP interfaces.
+//!
+//! Agents speak HTTPS with the pinned CA and `Authorization: Bearer <credential>`; operators the same with their token,
+//! or HTTP on the server's own Unix socket, where the file's permissions are the authorisation. Every error is a
+//! [`Problem`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::Event;
+use crate::id::{Mac, MachineId};
+use crate::order::Outcome;
+use crate::sign::{PublicKey, Signed};
+use crate::ticket::ServerTime;
+
+/// RFC 9457, `application/problem+json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    pub status: u16,
+    pub title: String,
+    /// A sentence: the object, the cause, and what to do.
+    pub detail: String,
+}
+
+// --- boot server, plain HTTP --------------------------------------------------------------------------------------
+
+/// `GET /boot/script.ipxe?mac=…&uuid=…`: the iPXE script for this machine.
+pub const BOOT_SCRIPT: &str = "/boot/script.ipxe";
+/// `GET /boot/vmlinuz`
+pub const BOOT_KERNEL: &str = "/boot/vmlinuz";
+/// `GET /boot/initramfs/{boot id}`: the initramfs with this boot's ticket appended.
+pub const BOOT_INITRAMFS: &str = "/boot/initramfs";
+/// `GET /boot/time?nonce=…`: [`Signed<ServerTime>`].
+pub const BOOT_TIME: &str = "/boot/time";
+/// `GET /images/{name}/{version}/{file}`, with ranges.
+pub const IMAGES: &str = "/images";
+
+pub type TimeAnswer = Signed<ServerTime>;
+
+// --- agents, HTTPS ------------------------------------------------------------------------------------------------
+
+/// `POST` [`Enrol`] → [`Enrolled`]. The ticket's token is the bearer credential of this one call.
+pub const AGENT_ENROL: &str = "/agent/v1/enrol";
+/// `PUT` [`crate::inventory::Inventory`] → 204.
+pub const AGENT_INVENTORY: &str = "/agent/v1/inventory";
+/// `POST` [`Events`] → [`EventsStored`].
+pub const AGENT_EVENTS: &str = "/agent/v1/events";
+/// `GET ?wait=seconds` → 200 [`crate::order::Order`], or 204 when there is none yet. The same order is handed out again
+/// until its outcome is in. 410 when this boot's time is over: the agent reboots.
+pub const AGENT_ORDER: &str = "/agent/v1/order";
+/// `POST /agent/v1/orders/{order}/outcome` [`Outcome`] → 204 once it's stored.
+pub const AGENT_ORDERS: &str = "/agent/v1/orders";
+/// `POST` [`PhonedHome`] → 204. The phone-home token is the bearer credential of this one call.
+pub const AGENT_PHONE_HOME: &str = "/agent/v1/phone-home";
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrol {
+    pub machine: MachineId,
+    /// Signs this boot's certificates.
+    pub key: PublicKey,
+    pub macs: Vec<Mac>,
+    pub agent_version: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// Bearer credential for the rest of this boot, good for this machine alone.
+    pub credential: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Events {
+    /// The agent's uptime when it sent this, so that the server can place the events on its own clock.
+    pub uptime_ms: u64,
+    pub events: Vec<Event>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsStored {
+    /// Highest `seq` that is safe on the server.
+    pub seq: u64,
+}
+
+/// Body of `POST /agent/v1/orders/{order}/outcome`.
+pub type OrderOutcome = Outcome;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhonedHome {
+    pub machine: MachineId,
+    pub hostname: String,
+    pub os: String,
+    pub kernel: String,
+    pub ssh_host_keys: Vec<String>,
+    pub uptime_ms: u64,
+}
+
+// --- operators ----------------------------------------------------------------------------------------------------
+//
+// GET    /v1/machines                              [Machine]
+// GET    /v1/machines/{ref}                        Machine
+// GET    /v1/machines/{ref}/events?after=&wait=    [Recorded]; waits up to `wait` seconds for the first one
+// GET    /v1/machines/{ref}/certificates           [StoredCertificate]
+// POST   /v1/machines/{ref}/allocate               Allocation → Machine
+// POST   /v1/machines/{ref}/release                → Machine
+// POST   /v1/machines/{ref}/reprovision            → Machine
+// GET    /v1/images                                [ImageSummary]
+//
+// `{ref}` is an id, an unambiguous beginning of one (8 characters or more), a name, a serial, a MAC or a hostname.
+
+pub const MACHINES: &str = "/v1/machines";
+pub const IMAGE_LIST: &str = "/v1/images";
+
+/// A certificate as the server keeps it: what the agent signed, and when it was believed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoredCertificate {
+    pub stored_ms: u64,
+    pub certificate: Signed<crate::certificate::ErasureCertificate>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSummary {
+    pub name: String,
+    pub version: String,
+    pub description: String,
+    pub created: u64,
+    pub download_bytes: u64,
+    pub installed_bytes: u64,
+    pub signed_by: PublicKey,
+}

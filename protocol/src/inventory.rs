@@ -1,0 +1,198 @@
+//! What a machine is made of, as its agent found it.
+//!
+//! Nothing here is required beyond what every computer has: a field that firmware or kernel doesn't tell is `None` or
+//! an empty list, never a made-up value.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Mac, MachineId};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// `None` on hosts whose firmware has no SMBIOS UUID; such a machine is known by its first MAC.
+    pub id: Option<MachineId>,
+    pub system: System,
+    pub firmware: Firmware,
+    pub memory_bytes: u64,
+    pub cpus: Vec<Cpu>,
+    pub dimms: Vec<Dimm>,
+    pub disks: Vec<Disk>,
+    pub nics: Vec<Nic>,
+    pub pci: Vec<PciFunction>,
+    pub numa_nodes: Vec<NumaNode>,
+    pub tpm: Option<Tpm>,
+    pub bmc: Option<Bmc>,
+    /// What couldn't be read, in words; an inventory with gaps says so.
+    pub gaps: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct System {
+    pub manufacturer: Option<String>,
+    pub product: Option<String>,
+    pub serial: Option<String>,
+    pub board_manufacturer: Option<String>,
+    pub board_product: Option<String>,
+    pub board_serial: Option<String>,
+    pub chassis_serial: Option<String>,
+    pub asset_tag: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Firmware {
+    pub kind: FirmwareKind,
+    pub vendor: Option<String>,
+    pub version: Option<String>,
+    pub date: Option<String>,
+    /// `None` where the firmware has no such switch (BIOS).
+    pub secure_boot: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FirmwareKind {
+    Bios,
+    Uefi,
+}
+
+/// One processor package.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cpu {
+    pub socket: u32,
+    pub vendor: String,
+    pub model: String,
+    pub cores: u32,
+    pub threads: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Dimm {
+    pub locator: String,
+    pub bytes: u64,
+    pub kind: Option<String>,
+    pub speed_mts: Option<u32>,
+    pub manufacturer: Option<String>,
+    pub part_number: Option<String>,
+    pub serial: Option<String>,
+}
+
+/// A whole drive. `name` is the kernel's name for it today; `serial` and `size_bytes` are what orders go by.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Disk {
+    pub name: String,
+    pub model: Option<String>,
+    pub serial: Option<String>,
+    pub firmware: Option<String>,
+    pub wwn: Option<String>,
+    pub size_bytes: u64,
+    pub logical_block: u32,
+    pub physical_block: u32,
+    pub bus: Bus,
+    pub rotational: bool,
+    pub removable: bool,
+    pub read_only: bool,
+    pub health: Option<Health>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bus {
+    Nvme,
+    Ata,
+    Scsi,
+    Virtio,
+    Usb,
+    Other,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    pub percentage_used: u8,
+    pub available_spare: u8,
+    pub critical_warning: u8,
+    pub media_errors: u64,
+    pub power_on_hours: u64,
+    pub temperature_celsius: i32,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Nic {
+    pub name: String,
+    pub mac: Mac,
+    pub driver: Option<String>,
+    pub pci_address: Option<String>,
+    pub firmware: Option<String>,
+    pub mtu: u32,
+    pub link: bool,
+    pub speed_mbit: Option<u32>,
+    pub lldp: Vec<Neighbour>,
+}
+
+/// Who is at the other end of the cable, as an LLDP frame said.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Neighbour {
+    pub chassis_id: String,
+    pub port_id: String,
+    pub port_description: Option<String>,
+    pub system_name: Option<String>,
+    pub system_description: Option<String>,
+}
+
+/// Ids only: names come from the server's database, so the agent stays small.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PciFunction {
+    pub address: String,
+    pub class: u32,
+    pub vendor: u16,
+    pub device: u16,
+    pub subsystem_vendor: Option<u16>,
+    pub subsystem_device: Option<u16>,
+    pub driver: Option<String>,
+    pub numa_node: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NumaNode {
+    pub node: u32,
+    pub cpus: String,
+    pub memory_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tpm {
+    pub version: String,
+    pub device: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Bmc {
+    pub interface: String,
+    pub address: Option<String>,
+    pub firmware: Option<String>,
+}
+
+/// How an order names a drive. Kernel names move between boots, so they aren't part of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DiskId {
+    pub serial: String,
+    pub size_bytes: u64,
+}
+
+impl std::fmt::Display for DiskId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "disk {} ({} bytes)", self.serial, self.size_bytes)
+    }
+}
+
+impl Disk {
+    /// `None` if the drive tells no serial: such a drive can't be named, so nothing destructive can be ordered for it.
+    pub fn id(&self) -> Option<DiskId> {
+        let serial = self.serial.as_deref().map(str::trim).filter(|s| !s.is_empty())?;
+        Some(DiskId { serial: serial.to_owned(), size_bytes: self.size_bytes })
+    }
+
+    /// Whether a tenant's data could be on this drive and has to be erased: fixed media that can be written.
+    pub fn holds_data(&self) -> bool {
+        !self.removable && !self.read_only && self.bus != Bus::Usb && self.size_bytes > 0
+    }
+}

@@ -1,0 +1,25 @@
+//! What agent, server and tools must agree on.
+//!
+//! Plain serde data and the checks that make it trustworthy; no sockets, files or clocks. The four arrows between a
+//! machine and its server each have a file here:
+//!
+//! | arrow | file |
+//! |---|---|
+//! | server → machine, before any trust: CA, keys, one-time token | [`ticket`] |
+//! | machine → server: what it is and what happens on it | [`inventory`], [`event`] |
+//! | server → machine: what to do | [`order`] |
+//! | machine → server: proof of what was done | [`certificate`], [`order::Outcome`] |
+//!
+//! [`manifest`] is what an image builder signs, [`sign`] the one envelope that everything signed travels in, and [`api`]
+//! the paths and bodies of both HTTP interfaces (agents and operators).
+
+pub mod api;
+pub mod certificate;
+pub mod event;
+pub mod id;
+pub mod inventory;
+pub mod machine;
+pub mod manifest;
+pub mod order;
+pub mod sign;
+pub mod ticket;

@@ -1,0 +1,104 @@
+//! A machine as operators see it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{BootId, Mac, MachineId};
+use crate::inventory::Inventory;
+
+/// Where a machine stands. `control` holds the rules of how it gets from one to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Seen on the network; its agent hasn't enrolled yet.
+    Discovered,
+    /// An agent with a valid ticket is talking to us; nothing is known about the drives.
+    Enrolled,
+    /// Under an erase order.
+    Erasing,
+    /// Every drive has a certificate from this boot; ready to be allocated.
+    Waiting,
+    /// Given to somebody; the install order is out.
+    Allocated,
+    Installing,
+    /// The installed system was started and hasn't called yet.
+    Booting,
+    /// The installed system said that it's up.
+    Running,
+    /// Taken back: it has to boot into the agent to be erased.
+    Releasing,
+    /// Not to be used. A person has to look at the reason and decide.
+    Quarantined,
+}
+
+impl State {
+    pub const ALL: [Self; 10] = [
+        Self::Discovered,
+        Self::Enrolled,
+        Self::Erasing,
+        Self::Waiting,
+        Self::Allocated,
+        Self::Installing,
+        Self::Booting,
+        Self::Running,
+        Self::Releasing,
+        Self::Quarantined,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Discovered => "discovered",
+            Self::Enrolled => "enrolled",
+            Self::Erasing => "erasing",
+            Self::Waiting => "waiting",
+            Self::Allocated => "allocated",
+            Self::Installing => "installing",
+            Self::Booting => "booting",
+            Self::Running => "running",
+            Self::Releasing => "releasing",
+            Self::Quarantined => "quarantined",
+        }
+    }
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What somebody wants on a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Allocation {
+    /// `name/version`, or `name` for the newest version.
+    pub image: String,
+    pub hostname: String,
+    #[serde(default)]
+    pub ssh_keys: Vec<String>,
+    /// Serial of the drive to install on; `None` takes the smallest that fits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    pub id: MachineId,
+    /// The system serial if there is one, else the MAC: what a label on the machine would say.
+    pub name: String,
+    pub state: State,
+    /// Why it's quarantined, or what it is waiting for.
+    pub reason: Option<String>,
+    pub mac: Option<Mac>,
+    pub address: Option<std::net::IpAddr>,
+    pub boot: Option<BootId>,
+    pub allocation: Option<Allocation>,
+    pub inventory: Option<Inventory>,
+    /// Boots in a row that didn't get past the phase they were in.
+    pub failures: u32,
+    /// Milliseconds since 1970.
+    pub created_ms: u64,
+    pub changed_ms: u64,
+    pub last_seen_ms: u64,
+    /// What the installed system said of itself when it phoned home.
+    pub ssh_host_keys: Vec<String>,
+}

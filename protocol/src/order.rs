@@ -1,0 +1,83 @@
+//! What a server tells a machine to do, and what the machine answers.
+//!
+//! An order names the machine, the boot and, where data is destroyed, the drives by serial and size. An agent carries
+//! out an order only if all of these are its own; everything else is a refusal, which is an answer like any other.
+
+use serde::{Deserialize, Serialize};
+
+use crate::certificate::ErasureCertificate;
+use crate::id::{BootId, MachineId, OrderId};
+use crate::inventory::DiskId;
+use crate::sign::Signed;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    pub id: OrderId,
+    pub machine: MachineId,
+    pub boot: BootId,
+    pub task: Task,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Task {
+    /// Make the data on exactly these drives unreadable, and prove it.
+    Erase { disks: Vec<DiskId> },
+    /// Put this image on this drive and start it.
+    Install(Box<Install>),
+    /// Leave in an orderly way; firmware and boot server decide what comes next.
+    Reboot { reason: String },
+}
+
+impl Task {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Erase { .. } => "erase",
+            Self::Install(_) => "install",
+            Self::Reboot { .. } => "reboot",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Install {
+    pub disk: DiskId,
+    /// `name/version`, for people.
+    pub image: String,
+    /// Where the signed manifest and the chunks are. Whoever serves them needn't be trusted.
+    pub image_url: String,
+    /// SHA-256 of the manifest's signed payload: the server says which version it means, so that an older, validly
+    /// signed one can't be put in its place.
+    pub manifest_sha256: String,
+    pub hostname: String,
+    pub ssh_keys: Vec<String>,
+    /// Extra kernel arguments, such as the console.
+    pub cmdline: String,
+    /// What the installed system needs to say that it's up.
+    pub phone_home: crate::ticket::PhoneHome,
+}
+
+/// How an order ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// Every drive of the order has a certificate here, whatever its verdict.
+    Erased { certificates: Vec<Signed<ErasureCertificate>> },
+    /// The disk is complete and bootable; the machine starts it when the server has stored this.
+    Installed(Box<Installed>),
+    /// Nothing was touched: the order doesn't fit this machine. A sentence.
+    Refused { reason: String },
+    /// Something was tried and didn't work. The whole chain of causes.
+    Failed { reason: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Installed {
+    pub root_uuid: String,
+    pub kernel: String,
+    pub cmdline: String,
+    pub bytes_fetched: u64,
+    pub bytes_written: u64,
+    /// The agent's own high-water mark (VmHWM).
+    pub peak_memory_bytes: u64,
+}

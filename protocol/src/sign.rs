@@ -1,0 +1,201 @@
+//! The one envelope for everything signed: manifests, certificates, the server's clock.
+//!
+//! The payload travels as the exact text that was signed, so nobody has to agree on a canonical JSON form. Each kind of
+//! payload has its own [`Signable::CONTEXT`], mixed into the signature: a signed time can't be passed off as a signed
+//! manifest.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::str::FromStr;
+
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Something that is only believed when signed.
+pub trait Signable: Serialize + DeserializeOwned {
+    /// What kind of statement this is, with its version. Never reuse one for another meaning.
+    const CONTEXT: &'static str;
+}
+
+/// An Ed25519 public key, written as 64 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PublicKey([u8; 32]);
+
+impl PublicKey {
+    pub fn of(key: &SigningKey) -> Self {
+        Self(key.verifying_key().to_bytes())
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = SignError;
+    fn from_str(s: &str) -> Result<Self, SignError> {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(s.trim(), &mut bytes).map_err(|_| SignError::NotAKey)?;
+        VerifyingKey::from_bytes(&bytes).map_err(|_| SignError::NotAKey)?;
+        Ok(Self(bytes))
+    }
+}
+
+impl TryFrom<String> for PublicKey {
+    type Error = SignError;
+    fn try_from(s: String) -> Result<Self, SignError> {
+        s.parse()
+    }
+}
+
+impl From<PublicKey> for String {
+    fn from(key: PublicKey) -> Self {
+        key.to_string()
+    }
+}
+
+/// Why a signed statement isn't believed.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SignError {
+    #[error("not an Ed25519 public key (64 hex digits)")]
+    NotAKey,
+    #[error("signed by {0}, which is none of the trusted keys")]
+    Untrusted(PublicKey),
+    #[error("the signature doesn't match: the content was altered or cut short")]
+    Forged,
+    #[error("the signature is right but the content isn't understood: {0}")]
+    Content(String),
+}
+
+/// A statement with its signature, not yet believed. [`Signed::open`] is the only way to what it says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Signed<T> {
+    pub payload: String,
+    pub key: PublicKey,
+    /// 128 hex digits.
+    pub signature: String,
+    #[serde(skip)]
+    kind: PhantomData<fn() -> T>,
+}
+
+impl<T: Signable> Signed<T> {
+    pub fn seal(statement: &T, key: &SigningKey) -> Self {
+        let payload =
+            serde_json::to_string(statement).expect("protocol types have string keys and no failing Serialize");
+        let signature = hex::encode(key.sign(&message::<T>(&payload)).to_bytes());
+        Self { payload, key: PublicKey::of(key), signature, kind: PhantomData }
+    }
+
+    /// What was signed, if one of `trusted` signed it.
+    pub fn open(&self, trusted: &[PublicKey]) -> Result<Verified<T>, SignError> {
+        if !trusted.contains(&self.key) {
+            return Err(SignError::Untrusted(self.key));
+        }
+        let key = VerifyingKey::from_bytes(&self.key.0).map_err(|_| SignError::NotAKey)?;
+        let mut signature = [0; 64];
+        hex::decode_to_slice(&self.signature, &mut signature).map_err(|_| SignError::Forged)?;
+        key.verify_strict(&message::<T>(&self.payload), &Signature::from_bytes(&signature))
+            .map_err(|_| SignError::Forged)?;
+        let statement = serde_json::from_str(&self.payload).map_err(|e| SignError::Content(e.to_string()))?;
+        Ok(Verified { statement, key: self.key })
+    }
+}
+
+fn message<T: Signable>(payload: &str) -> Vec<u8> {
+    [T::CONTEXT.as_bytes(), b"\0", payload.as_bytes()].concat()
+}
+
+/// A statement whose signature matched a trusted key. There is no other way to make one, so holding it is the proof.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified<T> {
+    statement: T,
+    key: PublicKey,
+}
+
+impl<T> Verified<T> {
+    pub fn get(&self) -> &T {
+        &self.statement
+    }
+
+    pub fn into_inner(self) -> T {
+        self.statement
+    }
+
+    pub fn signed_by(&self) -> PublicKey {
+        self.key
+    }
+}
+
+impl<T> std::ops::Deref for Verified<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.statement
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    struct Note(String);
+    impl Signable for Note {
+        const CONTEXT: &'static str = "test note 1";
+    }
+
+    #[derive(Debug, Serialize, Deserialize)]
+    struct Other(String);
+    impl Signable for Other {
+        const CONTEXT: &'static str = "test other 1";
+    }
+
+    fn key(seed: u8) -> SigningKey {
+        SigningKey::from_bytes(&[seed; 32])
+    }
+
+    #[test]
+    fn only_the_untouched_statement_of_a_trusted_key_opens() {
+        let ours = PublicKey::of(&key(1));
+        let good = Signed::seal(&Note("hello".into()), &key(1));
+        let with = |f: fn(&mut Signed<Note>)| {
+            let mut s = good.clone();
+            f(&mut s);
+            s
+        };
+        for (name, signed, trusted, want) in [
+            ("as sealed", good.clone(), vec![ours], Ok(Note("hello".into()))),
+            ("nobody trusted", good.clone(), vec![], Err(SignError::Untrusted(ours))),
+            ("another key trusted", good.clone(), vec![PublicKey::of(&key(2))], Err(SignError::Untrusted(ours))),
+            ("payload changed", with(|s| s.payload = "\"hellp\"".into()), vec![ours], Err(SignError::Forged)),
+            ("payload cut", with(|s| s.payload.truncate(3)), vec![ours], Err(SignError::Forged)),
+            ("signature cut", with(|s| s.signature.truncate(126)), vec![ours], Err(SignError::Forged)),
+            (
+                "signer swapped for a trusted one",
+                with(|s| s.key = PublicKey::of(&key(2))),
+                vec![PublicKey::of(&key(2))],
+                Err(SignError::Forged),
+            ),
+        ] {
+            assert_eq!(signed.open(&trusted).map(Verified::into_inner), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_statement_of_one_kind_is_not_one_of_another() {
+        let note = Signed::seal(&Note("hello".into()), &key(1));
+        let text = serde_json::to_string(&note).expect("serializes");
+        let other: Signed<Other> = serde_json::from_str(&text).expect("same shape");
+        assert_eq!(other.open(&[PublicKey::of(&key(1))]).expect_err("another context"), SignError::Forged);
+    }
+}
