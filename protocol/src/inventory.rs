@@ -191,8 +191,9 @@ impl Disk {
         Some(DiskId { serial: serial.to_owned(), size_bytes: self.size_bytes })
     }
 
-    /// Whether a tenant's data could be on this drive and has to be erased: fixed media that can be written.
+    /// Whether a tenant's data could be on this drive and has to be erased: fixed media. One that has turned read-only,
+    /// as worn-out or write-protected drives do, still shows the next tenant what the last one left.
     pub fn holds_data(&self) -> bool {
-        !self.removable && !self.read_only && self.bus != Bus::Usb && self.size_bytes > 0
+        !self.removable && self.bus != Bus::Usb && self.size_bytes > 0
     }
 }
