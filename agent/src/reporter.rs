@@ -1,5 +1,7 @@
 //! How every part of the agent says what it's doing: to the console and, once enrolled, to the server.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
 use drophammer_protocol::event::{Phase, Progress, Step};
@@ -18,11 +20,12 @@ pub(crate) struct Said {
 #[derive(Clone, Debug)]
 pub(crate) struct Reporter {
     sink: Sender<Said>,
+    said: Arc<AtomicU64>,
 }
 
 impl Reporter {
     pub(crate) fn new(sink: Sender<Said>) -> Self {
-        Self { sink }
+        Self { sink, said: Arc::default() }
     }
 
     pub(crate) fn started(&self, phase: Phase, message: impl Into<String>) {
@@ -45,7 +48,13 @@ impl Reporter {
         self.say(phase, Step::Progress, String::new(), Some(Progress { done_bytes, total_bytes }));
     }
 
+    /// How many things were said so far, through this reporter and its clones.
+    pub(crate) fn said(&self) -> u64 {
+        self.said.load(Ordering::SeqCst)
+    }
+
     fn say(&self, phase: Phase, step: Step, message: String, progress: Option<Progress>) {
+        self.said.fetch_add(1, Ordering::SeqCst);
         // The receiver is gone only while the process ends; there is nobody left to tell.
         let _ = self.sink.send(Said { phase, step, message, progress });
     }

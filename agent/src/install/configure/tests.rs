@@ -1,0 +1,168 @@
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use drophammer_protocol::id::MachineId;
+use drophammer_protocol::inventory::DiskId;
+use drophammer_protocol::sign::PublicKey;
+use drophammer_protocol::ticket::PhoneHome;
+use ed25519_dalek::SigningKey;
+
+use super::super::layout::{Geometry, Seed, plan};
+use super::*;
+
+fn order() -> Install {
+    Install {
+        disk: DiskId { serial: "S1".into(), size_bytes: 1 << 30 },
+        image: "debian/12".into(),
+        image_url: "http://192.0.2.1/images/debian/12".into(),
+        manifest_sha256: String::new(),
+        hostname: "web1".into(),
+        ssh_keys: vec!["ssh-ed25519 AAAA me@home".into()],
+        cmdline: String::new(),
+        phone_home: PhoneHome {
+            server: "https://127.0.0.1:1".into(),
+            boot_server: "http://127.0.0.1:1".into(),
+            ca: "PEM".into(),
+            time_key: PublicKey::of(&SigningKey::from_bytes(&[1; 32])),
+            machine: MachineId(uuid::Uuid::nil()),
+            token: "secret".into(),
+        },
+    }
+}
+
+fn layout() -> Layout {
+    plan(Geometry { bytes: 1 << 30, logical_block: 512 }, 0, &Seed::of(&["test"])).expect("fits")
+}
+
+#[test]
+fn orders_that_can_not_be_carried_out() {
+    let with = |change: &dyn Fn(&mut Install)| {
+        let mut order = order();
+        change(&mut order);
+        order
+    };
+    for (name, order, want) in [
+        ("as usual", order(), true),
+        ("with a domain", with(&|o| o.hostname = "web1.example.org".into()), true),
+        ("no keys", with(&|o| o.ssh_keys.clear()), true),
+        ("no name", with(&|o| o.hostname.clear()), false),
+        ("a name with a newline", with(&|o| o.hostname = "a\nb".into()), false),
+        ("a name with a slash", with(&|o| o.hostname = "a/b".into()), false),
+        ("a name that begins with a hyphen", with(&|o| o.hostname = "-a".into()), false),
+        ("an empty label", with(&|o| o.hostname = "a..b".into()), false),
+        ("a name that is too long", with(&|o| o.hostname = ["a".repeat(33), "b".repeat(33)].join(".")), false),
+        ("two keys in one", with(&|o| o.ssh_keys = vec!["ssh-rsa A\nssh-rsa B".into()]), false),
+        ("half a key", with(&|o| o.ssh_keys = vec!["AAAA".into()]), false),
+    ] {
+        assert_eq!(check(&order).is_ok(), want, "{name}");
+    }
+}
+
+#[test]
+fn hosts() {
+    for (name, existing, hostname, want) in [
+        ("nothing", "", "web1", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 web1\n"),
+        (
+            "the build host's",
+            "127.0.0.1\tlocalhost\n127.0.1.1 builder\n::1 localhost\n192.0.2.9 db\n",
+            "web1.example.org",
+            "127.0.0.1\tlocalhost\n::1 localhost\n192.0.2.9 db\n127.0.1.1 web1.example.org web1\n",
+        ),
+    ] {
+        assert_eq!(hosts_text(existing, hostname), want, "{name}");
+    }
+}
+
+#[test]
+fn mounts_of_other_machines_are_dropped() {
+    let layout = layout();
+    let existing = "# UNCONFIGURED FSTAB FOR BASE SYSTEM\n/dev/sda1 / ext4 defaults 0 1\nUUID=1-2 /srv ext4 defaults 0 2\n\
+                    tmpfs /tmp tmpfs mode=1777 0 0\nproc /proc proc defaults 0 0\nLABEL=x none swap sw 0 0\n\n";
+    let text = fstab_text(existing, &layout);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(
+        lines,
+        [
+            format!("UUID={} / ext4 errors=remount-ro 0 1", layout.root_uuid).as_str(),
+            format!("UUID={} /boot/efi vfat umask=0077,nofail 0 2", layout.esp_uuid()).as_str(),
+            "tmpfs /tmp tmpfs mode=1777 0 0",
+            "proc /proc proc defaults 0 0",
+        ]
+    );
+}
+
+#[test]
+fn an_image_becomes_a_machine() {
+    let base = tempfile::tempdir().expect("temporary directory");
+    let at = |path: &str| base.path().join(path.trim_start_matches('/'));
+    let write = |path: &str, text: &str| {
+        fs::create_dir_all(at(path).parent().expect("below")).expect("made");
+        fs::write(at(path), text).expect("written");
+    };
+    for (path, text) in [
+        ("/usr/lib/systemd/systemd", ""),
+        ("/usr/lib/systemd/system/systemd-networkd.service", "[Install]\nWantedBy=multi-user.target\n"),
+        ("/usr/lib/systemd/system/systemd-resolved.service", "[Install]\nWantedBy=sysinit.target\n"),
+        ("/usr/bin/ssh-keygen", ""),
+        ("/etc/ssh/ssh_host_ed25519_key", "everybody's"),
+        ("/etc/ssh/sshd_config", "kept"),
+        ("/etc/machine-id", "everybody's"),
+        ("/etc/resolv.conf", "nameserver 10.9.9.9"),
+        ("/var/lib/dbus/machine-id", "everybody's"),
+        ("/root/.ssh/authorized_keys", "the builder's"),
+    ] {
+        write(path, text);
+    }
+    // As an image could have it: a link out of the image in the place of a file that is written.
+    let outside = tempfile::NamedTempFile::new().expect("temporary file");
+    symlink(outside.path(), at("/etc/hostname")).expect("linked");
+    let mut agent = tempfile::tempfile().expect("temporary file");
+    agent.write_all(b"the agent").expect("written");
+    std::io::Seek::rewind(&mut agent).expect("rewound");
+    let uplink = Uplink { mac: "52:54:00:77:00:01".parse().ok(), nameservers: vec!["192.0.2.53".parse().expect("ip")] };
+    let root = Root::open(base.path()).expect("opened");
+    let notes = configure(&root, &order(), &layout(), &uplink, &mut agent).expect("configured");
+    assert_eq!(notes, Vec::<String>::new());
+
+    let read = |path: &str| fs::read_to_string(at(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let mode = |path: &str| fs::metadata(at(path)).expect("there").permissions().mode() & 0o7777;
+    let target = |path: &str| fs::read_link(at(path)).ok();
+    assert_eq!(read("/etc/hostname"), "web1\n");
+    assert_eq!(fs::read(outside.path()).expect("read"), b"", "the link wasn't followed");
+    assert_eq!(read("/etc/machine-id"), "");
+    assert_eq!(target("/var/lib/dbus/machine-id").as_deref(), Some(Path::new("/etc/machine-id")));
+    assert_eq!(read("/root/.ssh/authorized_keys"), "ssh-ed25519 AAAA me@home\n");
+    assert_eq!((mode("/root/.ssh"), mode("/root/.ssh/authorized_keys")), (0o700, 0o600));
+    assert!(!at("/etc/ssh/ssh_host_ed25519_key").exists() && at("/etc/ssh/sshd_config").exists());
+    assert!(read("/etc/systemd/system/drophammer-ssh-host-keys.service").contains("ssh-keygen -A"));
+    assert!(target("/etc/systemd/system/ssh.service.requires/drophammer-ssh-host-keys.service").is_some());
+    assert!(read("/etc/systemd/network/10-drophammer.network").contains("MACAddress=52:54:00:77:00:01\n"));
+    assert!(target("/etc/systemd/system/multi-user.target.wants/systemd-networkd.service").is_some());
+    assert!(target("/etc/systemd/system/sysinit.target.wants/systemd-resolved.service").is_some());
+    assert_eq!(target("/etc/resolv.conf").as_deref(), Some(Path::new("../run/systemd/resolve/stub-resolv.conf")));
+    assert_eq!((read(INSTALLED_AGENT_PATH).as_str(), mode(INSTALLED_AGENT_PATH)), ("the agent", 0o755));
+    assert_eq!(mode(PHONE_HOME_PATH), 0o600);
+    let ticket: drophammer_protocol::ticket::PhoneHome =
+        serde_json::from_str(&read(PHONE_HOME_PATH)).expect("the ticket");
+    assert_eq!(ticket, order().phone_home);
+    let unit = read("/etc/systemd/system/drophammer-phone-home.service");
+    assert!(unit.contains("ExecStart=/usr/lib/drophammer/drophammer-agent phone-home\n"), "{unit}");
+    assert!(target("/etc/systemd/system/multi-user.target.wants/drophammer-phone-home.service").is_some());
+}
+
+#[test]
+fn an_image_without_systemd_gets_what_applies() {
+    let base = tempfile::tempdir().expect("temporary directory");
+    let at = |path: &str| base.path().join(path.trim_start_matches('/'));
+    fs::create_dir_all(at("/etc/ssh")).expect("made");
+    fs::write(at("/etc/ssh/ssh_host_rsa_key"), "everybody's").expect("written");
+    let uplink = Uplink { mac: None, nameservers: vec!["192.0.2.53".parse().expect("ip")] };
+    let root = Root::open(base.path()).expect("opened");
+    let mut agent = tempfile::tempfile().expect("temporary file");
+    let notes = configure(&root, &order(), &layout(), &uplink, &mut agent).expect("configured");
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert_eq!(fs::read_to_string(at("/etc/resolv.conf")).expect("there"), "nameserver 192.0.2.53\n");
+    assert!(at(PHONE_HOME_PATH).exists() && !at("/etc/systemd").exists() && !at("/etc/machine-id").exists());
+}

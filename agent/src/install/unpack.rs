@@ -1,0 +1,223 @@
+//! The image's files, put in place as `tar -xp --numeric-owner --xattrs` run by root would: owners by number, all mode
+//! bits, extended attributes (with them file capabilities), times, hard links, devices.
+//!
+//! A member's directory is resolved inside the root by the kernel and its last name is never followed, so no member,
+//! whatever links earlier ones made, is written outside. `..` is refused rather than clamped: an honest image has none.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{Mode, SFlag, UtimensatFlags, makedev, mkdirat, mknodat, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid};
+use xattr::FileExt;
+
+use super::archive::{Archive, Kind, Member, Time};
+use super::root::{Root, inside, kind_at, remove_at, split};
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unpacked {
+    pub(crate) members: u64,
+    pub(crate) file_bytes: u64,
+}
+
+/// Unpacks the archive and reads `stream` to its very end.
+pub(crate) fn unpack(stream: impl Read, root: &Root) -> anyhow::Result<Unpacked> {
+    let mut archive = Archive::new(stream);
+    let mut tree = Tree { root, parent: None, directory_times: Vec::new(), buffer: vec![0; 256 << 10] };
+    let mut done = Unpacked::default();
+    while let Some(member) = archive.next_member()? {
+        tree.place(&member, &mut archive).with_context(|| format!("unpacking {}", member.path.display()))?;
+        done.members += 1;
+        if let Kind::File { bytes } = member.kind {
+            done.file_bytes += bytes;
+        }
+    }
+    tree.set_directory_times()?;
+    io::copy(&mut archive.into_rest(), &mut io::sink()).context("reading the rest of the tar stream")?;
+    Ok(done)
+}
+
+struct Tree<'a> {
+    root: &'a Root,
+    /// Where the last member went: neighbours in the archive are mostly neighbours in the tree.
+    parent: Option<(PathBuf, OwnedFd)>,
+    /// Set at the very end, because every file that is put into a directory changes its time.
+    directory_times: Vec<(PathBuf, Time)>,
+    buffer: Vec<u8>,
+}
+
+impl Tree<'_> {
+    fn place(&mut self, member: &Member, data: &mut impl Read) -> anyhow::Result<()> {
+        let path = inside(&member.path)?;
+        let Some((parent, name)) = split(&path) else {
+            anyhow::ensure!(member.kind == Kind::Directory, "the root of the image isn't a directory");
+            let root = self.root.directory(&path)?;
+            return self.finish_directory(path, &root, member);
+        };
+        let parent = self.parent(parent)?;
+        let (major, minor) = match &member.kind {
+            Kind::File { bytes } => {
+                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let mode = Mode::from_bits_truncate(0o600);
+                let fd = self.fresh(&parent, name, || nix::fcntl::openat(&parent, name, flags, mode))?;
+                return self.finish_file(File::from(fd), member, *bytes, data);
+            }
+            Kind::HardLink { target } => {
+                let target = inside(target)?;
+                let (from, old) = split(&target).context("it is a hard link to the root of the image")?;
+                // Not through the cache: the two ends are rarely in one directory.
+                let from = self.root.directory(from).context("opening the directory of its target")?;
+                self.fresh(&parent, name, || nix::unistd::linkat(&from, old, &parent, name, AtFlags::empty()))
+                    .with_context(|| format!("linking it to {}", target.display()))?;
+                return Ok(());
+            }
+            Kind::Directory => {
+                let dir = self.directory_at(&parent, name)?;
+                return self.finish_directory(path, &dir, member);
+            }
+            Kind::SymbolicLink { target } => {
+                self.fresh(&parent, name, || nix::unistd::symlinkat(target, &parent, name))?;
+                return finish_node(&parent, name, member);
+            }
+            Kind::Fifo => (0, 0),
+            Kind::CharacterDevice { major, minor } | Kind::BlockDevice { major, minor } => (*major, *minor),
+        };
+        let kind = match member.kind {
+            Kind::CharacterDevice { .. } => SFlag::S_IFCHR,
+            Kind::BlockDevice { .. } => SFlag::S_IFBLK,
+            _ => SFlag::S_IFIFO,
+        };
+        let device = makedev(major.into(), minor.into());
+        let mode = Mode::from_bits_truncate(0o600);
+        self.fresh(&parent, name, || mknodat(&parent, name, kind, mode, device))?;
+        finish_node(&parent, name, member)
+    }
+
+    /// Makes a name; what already has it goes first, as GNU tar does it.
+    fn fresh<T>(&mut self, parent: &OwnedFd, name: &OsStr, make: impl Fn() -> nix::Result<T>) -> io::Result<T> {
+        match make() {
+            Err(Errno::EEXIST) => {
+                remove_at(parent, name)?;
+                // What was removed may have been a link that the remembered directory was reached through.
+                self.parent = None;
+                Ok(make()?)
+            }
+            made => Ok(made?),
+        }
+    }
+
+    fn parent(&mut self, path: &Path) -> anyhow::Result<OwnedFd> {
+        if self.parent.as_ref().is_none_or(|(known, _)| known != path) {
+            let dir = self.root.directories(path).with_context(|| format!("opening directory {}", path.display()))?;
+            self.parent = Some((path.to_owned(), dir));
+        }
+        let (_, dir) = self.parent.as_ref().context("no directory")?;
+        Ok(dir.try_clone()?)
+    }
+
+    fn directory_at(&mut self, parent: &OwnedFd, name: &OsStr) -> anyhow::Result<OwnedFd> {
+        match mkdirat(parent, name, Mode::from_bits_truncate(0o700)) {
+            Err(Errno::EEXIST) if kind_at(parent, name)? == SFlag::S_IFDIR => {}
+            Err(Errno::EEXIST) => {
+                self.fresh(parent, name, || mkdirat(parent, name, Mode::from_bits_truncate(0o700)))?;
+            }
+            made => made?,
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        Ok(nix::fcntl::openat(parent, name, flags, Mode::empty())?)
+    }
+
+    fn finish_directory(&mut self, path: PathBuf, dir: &OwnedFd, member: &Member) -> anyhow::Result<()> {
+        let file = File::from(dir.try_clone()?);
+        set_owner_mode_xattrs(&file, member)?;
+        self.directory_times.push((path, member.mtime));
+        Ok(())
+    }
+
+    fn finish_file(&mut self, mut file: File, member: &Member, bytes: u64, data: &mut impl Read) -> anyhow::Result<()> {
+        copy_exactly(data, &mut file, bytes, &mut self.buffer)?;
+        // Writing to a file takes its capabilities away, so the attributes come after the data.
+        set_owner_mode_xattrs(&file, member)?;
+        nix::sys::stat::futimens(&file, &TimeSpec::UTIME_OMIT, &time_spec(member.mtime)).context("setting its time")
+    }
+
+    fn set_directory_times(&mut self) -> anyhow::Result<()> {
+        for (path, time) in self.directory_times.drain(..) {
+            let set = || -> anyhow::Result<()> {
+                let dir = match self.root.directory(&path) {
+                    // A later member replaced it.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound || e.kind() == io::ErrorKind::NotADirectory => {
+                        return Ok(());
+                    }
+                    dir => dir?,
+                };
+                Ok(nix::sys::stat::futimens(&dir, &TimeSpec::UTIME_OMIT, &time_spec(time))?)
+            };
+            set().with_context(|| format!("setting the time of directory {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// In this order: a change of owner clears set-id bits and capabilities.
+fn set_owner_mode_xattrs(file: &File, member: &Member) -> anyhow::Result<()> {
+    nix::unistd::fchown(file, Some(Uid::from_raw(member.uid)), Some(Gid::from_raw(member.gid)))
+        .context("setting its owner")?;
+    nix::sys::stat::fchmod(file, Mode::from_bits_truncate(member.mode)).context("setting its mode")?;
+    for (name, value) in &member.xattrs {
+        file.set_xattr(name, value).with_context(|| format!("setting its attribute {}", name.display()))?;
+    }
+    Ok(())
+}
+
+/// For what can't be opened without side effects: links, devices, FIFOs.
+fn finish_node(parent: &OwnedFd, name: &OsStr, member: &Member) -> anyhow::Result<()> {
+    let (uid, gid) = (Uid::from_raw(member.uid), Gid::from_raw(member.gid));
+    nix::unistd::fchownat(parent, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
+        .context("setting its owner")?;
+    if !matches!(member.kind, Kind::SymbolicLink { .. }) {
+        // Follows, but what has the name was made as a node a moment ago, and nobody else works in this tree.
+        let mode = Mode::from_bits_truncate(member.mode);
+        nix::sys::stat::fchmodat(parent, name, mode, nix::sys::stat::FchmodatFlags::FollowSymlink)
+            .context("setting its mode")?;
+    }
+    for (attribute, value) in &member.xattrs {
+        // There is no call for attributes relative to a directory; the last name isn't followed by this one.
+        let path = PathBuf::from(format!("/proc/self/fd/{}", parent.as_raw_fd())).join(name);
+        xattr::set(path, attribute, value).with_context(|| format!("setting its attribute {}", attribute.display()))?;
+    }
+    let time = time_spec(member.mtime);
+    utimensat(parent, name, &TimeSpec::UTIME_OMIT, &time, UtimensatFlags::NoFollowSymlink).context("setting its time")
+}
+
+fn time_spec(time: Time) -> TimeSpec {
+    TimeSpec::new(time.seconds, time.nanoseconds.into())
+}
+
+fn copy_exactly(from: &mut impl Read, to: &mut impl Write, bytes: u64, buffer: &mut [u8]) -> anyhow::Result<()> {
+    let mut left = bytes;
+    while left > 0 {
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        let room = buffer.get_mut(..most).context("no room to copy through")?;
+        match from.read(room) {
+            Ok(0) => anyhow::bail!("the tar stream ends in the middle of it"),
+            Ok(count) => {
+                to.write_all(room.get(..count).unwrap_or_default()).context("writing it")?;
+                left -= count as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e).context("reading the tar stream"),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,478 @@
+//! Loads the kernel modules that this machine's devices ask for, as udev and modprobe would.
+//!
+//! Every device in /sys has a `modalias`; `modules.alias` says by pattern which module drives it, `modules.dep` what that
+//! module needs. [`Coldplug`] looks again whenever the kernel has announced something new, for as long as the agent
+//! runs: a controller's disks, and whatever hangs behind them, turn up late and in no particular order.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use drophammer_protocol::event::Phase;
+use nix::errno::Errno;
+use nix::kmod::{ModuleInitFlags, finit_module};
+
+use crate::reporter::Reporter;
+
+/// Needed by what we do rather than by a device. The code pages are those that the kernel's vfat asks for when mounting.
+const ALWAYS: [&str; 8] =
+    ["af_packet", "efivarfs", "ext4", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8"];
+
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Finds and loads modules until the agent ends.
+#[derive(Clone, Debug)]
+pub(crate) struct Coldplug {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<Settling>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Settling {
+    last_change: Instant,
+    first_pass_done: bool,
+}
+
+impl Coldplug {
+    pub(crate) fn start(reporter: &Reporter) -> Self {
+        let state = Mutex::new(Settling { last_change: Instant::now(), first_pass_done: false });
+        let coldplug = Self { shared: Arc::new(Shared { state, changed: Condvar::new() }) };
+        let (ours, reporter) = (coldplug.clone(), reporter.clone());
+        thread::spawn(move || ours.run(&reporter));
+        coldplug
+    }
+
+    /// Waits until the devices that are there from the start have their drivers.
+    pub(crate) fn first_pass(&self) {
+        let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.shared.changed.wait_while(state, |s| !s.first_pass_done));
+    }
+
+    /// Waits until no device has appeared for `quiet`, for at most `limit`. Returns whether it did get quiet.
+    pub(crate) fn settled(&self, quiet: Duration, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        loop {
+            let now = Instant::now();
+            let state = *self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let quiet_at = state.last_change + quiet;
+            if state.first_pass_done && now >= quiet_at {
+                return true;
+            }
+            if now >= deadline {
+                return false;
+            }
+            thread::sleep(LOOK_EVERY.max(quiet_at.saturating_duration_since(now)).min(deadline - now));
+        }
+    }
+
+    fn run(&self, reporter: &Reporter) {
+        let mut loader = match Loader::open() {
+            Ok(loader) => Some(loader),
+            Err(error) => {
+                reporter.note(
+                    Phase::Agent,
+                    format!("no modules can be loaded, only built-in drivers will work: {error:#}"),
+                );
+                None
+            }
+        };
+        if let Some(loader) = &mut loader {
+            for module in ALWAYS {
+                loader.load(module, reporter);
+            }
+        }
+        let mut seen = None;
+        loop {
+            // Without the counter every look counts as the same: one pass, and settled.
+            let counter = fs::read_to_string("/sys/kernel/uevent_seqnum").unwrap_or_default();
+            if seen.as_ref() != Some(&counter) {
+                seen = Some(counter);
+                if let Some(loader) = &mut loader {
+                    loader.load_for_devices(Path::new("/sys/devices"), reporter);
+                }
+                self.update(|s| s.last_change = Instant::now());
+            } else {
+                self.update(|s| s.first_pass_done = true);
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Settling)) {
+        change(&mut self.shared.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.shared.changed.notify_all();
+    }
+}
+
+/// Loads one module that no device asks for.
+pub(crate) fn load(module: &str, reporter: &Reporter) -> anyhow::Result<()> {
+    Loader::open()?.load(module, reporter);
+    Ok(())
+}
+
+struct Loader {
+    folder: PathBuf,
+    catalogue: Catalogue,
+    answered: HashSet<String>,
+    tried: HashSet<String>,
+}
+
+impl Loader {
+    fn open() -> anyhow::Result<Self> {
+        let kernel = nix::sys::utsname::uname().context("asking for the kernel's version")?;
+        let folder = Path::new("/lib/modules").join(kernel.release());
+        let dep = folder.join("modules.dep");
+        let dep = fs::read_to_string(&dep).with_context(|| format!("reading {}", dep.display()))?;
+        // The others may be missing in an initramfs that has no use for them.
+        let [alias, softdep, builtin] = ["modules.alias", "modules.softdep", "modules.builtin"]
+            .map(|name| fs::read_to_string(folder.join(name)).unwrap_or_default());
+        let catalogue = Catalogue::parse(&alias, &dep, &softdep, &builtin);
+        Ok(Self { folder, catalogue, answered: HashSet::new(), tried: HashSet::new() })
+    }
+
+    fn load_for_devices(&mut self, devices: &Path, reporter: &Reporter) {
+        let mut modaliases = BTreeSet::new();
+        collect_modaliases(devices, 0, &mut modaliases);
+        for modalias in modaliases {
+            if self.answered.contains(&modalias) {
+                continue;
+            }
+            let wanted: Vec<String> = self.catalogue.modules_for(&modalias).map(str::to_owned).collect();
+            self.answered.insert(modalias);
+            for module in wanted {
+                self.load(&module, reporter);
+            }
+        }
+    }
+
+    /// Loads a module and what it needs. A driver that fails leaves its device without one, which the inventory shows;
+    /// the rest of the machine still works.
+    fn load(&mut self, module: &str, reporter: &Reporter) {
+        for step in self.catalogue.load_order(module) {
+            if !self.tried.insert(step.name.clone()) {
+                continue;
+            }
+            match insert(&self.folder.join(&step.path)) {
+                Ok(()) => {}
+                // The driver looked and found no hardware of its own.
+                Err(Errno::ENODEV) => {}
+                Err(error) => {
+                    reporter.note(Phase::Agent, format!("kernel module {} doesn't load: {}", step.name, error.desc()));
+                }
+            }
+        }
+    }
+}
+
+fn insert(path: &Path) -> Result<(), Errno> {
+    let file = File::open(path).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+    match finit_module(&file, c"", ModuleInitFlags::empty()) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Symbolic links aren't followed: /sys/devices is a tree, the links in it are not. Devices come and go while we look,
+/// so what can't be read isn't there.
+fn collect_modaliases(folder: &Path, depth: u32, into: &mut BTreeSet<String>) {
+    const DEEPEST: u32 = 32;
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if depth < DEEPEST {
+                collect_modaliases(&entry.path(), depth + 1, into);
+            }
+        } else if entry.file_name() == "modalias"
+            && let Ok(modalias) = fs::read_to_string(entry.path())
+            && !modalias.trim().is_empty()
+        {
+            into.insert(modalias.trim().to_owned());
+        }
+    }
+}
+
+/// What `depmod` wrote, in a form that answers questions.
+#[derive(Debug, Default)]
+struct Catalogue {
+    /// By what stands before the colon (`pci`, `virtio`, …): most patterns needn't be tried.
+    aliases: HashMap<String, Vec<(String, String)>>,
+    modules: HashMap<String, Module>,
+    softdeps: HashMap<String, Vec<String>>,
+    builtin: HashSet<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Module {
+    path: PathBuf,
+    /// In the order of modules.dep: the last one has to be loaded first.
+    needs: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct LoadStep {
+    name: String,
+    path: PathBuf,
+}
+
+impl Catalogue {
+    fn parse(alias: &str, dep: &str, softdep: &str, builtin: &str) -> Self {
+        let mut catalogue = Self::default();
+        for line in alias.lines() {
+            let mut words = line.split_whitespace();
+            if let (Some("alias"), Some(pattern), Some(module)) = (words.next(), words.next(), words.next()) {
+                let entry = (pattern.to_owned(), module_name(module));
+                catalogue.aliases.entry(bus(pattern).to_owned()).or_default().push(entry);
+            }
+        }
+        for line in dep.lines() {
+            if let Some((path, needs)) = line.split_once(':') {
+                let needs = needs.split_whitespace().map(module_name).collect();
+                catalogue.modules.insert(module_name(path), Module { path: path.trim().into(), needs });
+            }
+        }
+        for line in softdep.lines() {
+            let mut words = line.split_whitespace();
+            if let (Some("softdep"), Some(module)) = (words.next(), words.next()) {
+                let before = words.skip_while(|w| *w != "pre:").skip(1).take_while(|w| *w != "post:");
+                catalogue.softdeps.entry(module_name(module)).or_default().extend(before.map(module_name));
+            }
+        }
+        catalogue.builtin = builtin.lines().map(module_name).collect();
+        catalogue
+    }
+
+    fn modules_for(&self, modalias: &str) -> impl Iterator<Item = &str> {
+        // A pattern may begin with a wildcard, so that it has no bus to be filed under.
+        let anywhere = self.aliases.get(NO_BUS);
+        let filed = self.aliases.get(bus(modalias)).filter(|_| bus(modalias) != NO_BUS);
+        filed
+            .into_iter()
+            .chain(anywhere)
+            .flatten()
+            .filter(move |(pattern, _)| glob(pattern.as_bytes(), modalias.as_bytes()))
+            .map(|(_, module)| module.as_str())
+    }
+
+    /// What to load, first things first; nothing for a module that is built in or doesn't exist.
+    fn load_order(&self, module: &str) -> Vec<LoadStep> {
+        let mut order = Vec::new();
+        self.append(&module_name(module), &mut HashSet::new(), &mut order);
+        order
+    }
+
+    fn append(&self, name: &str, visited: &mut HashSet<String>, order: &mut Vec<LoadStep>) {
+        if self.builtin.contains(name) || !visited.insert(name.to_owned()) {
+            return;
+        }
+        for before in self.softdeps.get(name).into_iter().flatten() {
+            self.append(before, visited, order);
+        }
+        if let Some(module) = self.modules.get(name) {
+            for need in module.needs.iter().rev() {
+                self.append(need, visited, order);
+            }
+            order.push(LoadStep { name: name.to_owned(), path: module.path.clone() });
+        }
+    }
+}
+
+/// `kernel/net/packet/af-packet.ko` → `af_packet`, the name that the kernel uses.
+fn module_name(path: &str) -> String {
+    let file = path.trim().rsplit('/').next().unwrap_or_default();
+    file.split(".ko").next().unwrap_or_default().replace('-', "_")
+}
+
+const NO_BUS: &str = "*";
+
+fn bus(modalias: &str) -> &str {
+    let bus = modalias.split(':').next().unwrap_or_default();
+    if bus.contains(['*', '?', '[']) || !modalias.contains(':') { NO_BUS } else { bus }
+}
+
+/// `fnmatch(3)` without flags: `*`, `?`, `[…]`. Total, and never slower than pattern times text.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    // Where to go on if the rest doesn't match: after the last star, one character of the text later.
+    let mut retry: Option<(usize, usize)> = None;
+    loop {
+        let matched = match (pattern.get(p), text.get(t)) {
+            (None, None) => return true,
+            (Some(b'*'), _) => {
+                retry = Some((p + 1, t));
+                p += 1;
+                continue;
+            }
+            (Some(b'?'), Some(_)) => Some(1),
+            (Some(b'['), Some(c)) => match class(pattern.get(p..).unwrap_or_default(), *c) {
+                Some((length, true)) => Some(length),
+                Some((_, false)) => None,
+                // An unclosed bracket stands for itself.
+                None => (*c == b'[').then_some(1),
+            },
+            (Some(want), Some(got)) if want == got => Some(1),
+            _ => None,
+        };
+        match (matched, retry) {
+            (Some(length), _) => {
+                p += length;
+                t += 1;
+            }
+            (None, Some((after_star, from))) if from < text.len() => {
+                retry = Some((after_star, from + 1));
+                p = after_star;
+                t = from + 1;
+            }
+            (None, _) => return false,
+        }
+    }
+}
+
+/// Length of the bracket expression at the start of `pattern`, and whether `c` is in it.
+fn class(pattern: &[u8], c: u8) -> Option<(usize, bool)> {
+    let mut at = 1;
+    let negated = matches!(pattern.get(1), Some(b'!' | b'^'));
+    if negated {
+        at += 1;
+    }
+    let first = at;
+    let mut inside = false;
+    loop {
+        match *pattern.get(at)? {
+            b']' if at > first => return Some((at + 1, inside != negated)),
+            low => {
+                let high = match (pattern.get(at + 1), pattern.get(at + 2)) {
+                    (Some(b'-'), Some(high)) if *high != b']' => {
+                        at += 2;
+                        *high
+                    }
+                    _ => low,
+                };
+                inside |= (low..=high).contains(&c);
+                at += 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DEP: &str = "\
+kernel/drivers/net/virtio_net.ko: kernel/net/core/failover.ko kernel/drivers/net/net_failover.ko
+kernel/drivers/net/net_failover.ko: kernel/net/core/failover.ko
+kernel/net/core/failover.ko:
+kernel/drivers/virtio/virtio_pci.ko: kernel/drivers/virtio/virtio.ko
+kernel/drivers/virtio/virtio.ko:
+kernel/fs/ext4/ext4.ko: kernel/fs/jbd2/jbd2.ko
+kernel/fs/jbd2/jbd2.ko:
+kernel/lib/crc32c-intel.ko:
+kernel/a.ko: kernel/b.ko
+kernel/b.ko: kernel/a.ko
+";
+    const ALIAS: &str = "\
+# Aliases extracted from modules themselves.
+alias virtio:d00000001v* virtio_net
+alias pci:v00001AF4d*sv*sd*bc*sc*i* virtio_pci
+alias pci:v*d*sv*sd*bc01sc08i02* nvme
+alias fs-ext4 ext4
+alias *odd loop
+";
+
+    fn catalogue() -> Catalogue {
+        let softdep = "# comment\nsoftdep ext4 pre: crc32c-intel post: jbd2\n";
+        Catalogue::parse(ALIAS, DEP, softdep, "kernel/drivers/nvme/host/nvme.ko\n")
+    }
+
+    #[test]
+    fn devices_find_their_modules() {
+        for (name, modalias, want) in [
+            ("a virtio device", "virtio:d00000001v00001AF4", vec!["virtio_net"]),
+            ("another one", "virtio:d00000002v00001AF4", vec![]),
+            ("by vendor", "pci:v00001AF4d00001000sv0sd0bc02sc00i00", vec!["virtio_pci"]),
+            ("by class", "pci:v00008086d00000953sv0sd0bc01sc08i02", vec!["nvme"]),
+            ("by vendor and class", "pci:v00001AF4d00000953sv0sd0bc01sc08i02", vec!["virtio_pci", "nvme"]),
+            ("a pattern without a bus", "platform:odd", vec!["loop"]),
+            ("no bus", "fs-ext4", vec!["ext4"]),
+            ("nothing", "", vec![]),
+        ] {
+            assert_eq!(catalogue().modules_for(modalias).collect::<Vec<_>>(), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_needed_comes_first() {
+        for (name, module, want) in [
+            ("a chain", "virtio_net", vec!["failover", "net_failover", "virtio_net"]),
+            ("built in", "nvme", vec![]),
+            ("unknown", "no_such", vec![]),
+            ("softly needed", "ext4", vec!["crc32c_intel", "jbd2", "ext4"]),
+            ("by file name", "crc32c-intel", vec!["crc32c_intel"]),
+            ("a circle ends", "a", vec!["b", "a"]),
+        ] {
+            let order: Vec<_> = catalogue().load_order(module).into_iter().map(|s| s.name).collect();
+            assert_eq!(order, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn globs_match_as_fnmatch_does() {
+        for (pattern, text, want) in [
+            ("", "", true),
+            ("", "a", false),
+            ("*", "", true),
+            ("a*", "abc", true),
+            ("a*c", "abcbc", true),
+            ("a*c", "abcb", false),
+            ("*a*b*", "xxaxxbxx", true),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("[ab]c", "bc", true),
+            ("[ab]c", "cc", false),
+            ("[a-c]x", "bx", true),
+            ("[!a-c]x", "bx", false),
+            ("[!a-c]x", "dx", true),
+            ("[]]", "]", true),
+            ("[a-]", "-", true),
+            ("[a", "[a", true),
+            ("*[0-9]", "x12", true),
+            ("a**b", "ab", true),
+        ] {
+            assert_eq!(glob(pattern.as_bytes(), text.as_bytes()), want, "{pattern:?} on {text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_pattern_and_text_are_survived(pattern in "[a*?\\[\\]!^-]{0,24}", text in "[a\\[\\]!^-]{0,64}") {
+            let _ = glob(pattern.as_bytes(), text.as_bytes());
+        }
+
+        #[test]
+        fn any_tables_are_survived(alias: String, dep: String, softdep: String, name: String) {
+            let c = Catalogue::parse(&alias, &dep, &softdep, &alias);
+            let _ = c.modules_for(&name).count();
+            let _ = c.load_order(&name);
+        }
+
+        #[test]
+        fn a_text_matches_itself_and_every_text_matches_a_star(text in "[a-zA-Z0-9:_]{0,64}", cut in 0usize..64) {
+            prop_assert!(glob(text.as_bytes(), text.as_bytes()));
+            let (head, tail) = text.split_at(cut.min(text.len()));
+            let (starred, bare) = (format!("{head}*"), format!("*{tail}"));
+            prop_assert!(glob(starred.as_bytes(), text.as_bytes()));
+            prop_assert!(glob(bare.as_bytes(), text.as_bytes()));
+        }
+    }
+}

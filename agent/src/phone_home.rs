@@ -1,0 +1,164 @@
+//! The installed system's one call: "I'm up". Runs as an ordinary program of that system, which keeps its own clock.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use drophammer_protocol::api::{self, PhonedHome};
+use drophammer_protocol::ticket::{INSTALLED_AGENT_PATH, PhoneHome};
+
+use crate::events::uptime;
+use crate::server::{self, CallError};
+
+/// A system that is just starting may take this long to get its network up; after that a person should look.
+const GIVE_UP: Duration = Duration::from_secs(15 * 60);
+const BETWEEN_TRIES: Duration = Duration::from_secs(2);
+
+pub(crate) fn phone_home(ticket_path: &Path) -> anyhow::Result<()> {
+    let text = fs::read_to_string(ticket_path).with_context(|| {
+        format!(
+            "reading {}, which the installation left here (it's gone once the server has heard from this system)",
+            ticket_path.display()
+        )
+    })?;
+    let ticket: PhoneHome =
+        serde_json::from_str(&text).with_context(|| format!("understanding {}", ticket_path.display()))?;
+    let root = Path::new("/");
+    let began = Instant::now();
+    let mut said = String::new();
+    loop {
+        // Gathered at every try: host keys may still be in the making.
+        match call(&ticket, &about(root, &ticket)?) {
+            Ok(()) => break,
+            Err(error) if is_passing(&error) && began.elapsed() + BETWEEN_TRIES < GIVE_UP => {
+                let text = format!("{error:#}");
+                // The network takes a while to come up, and says so in several ways.
+                if text != said {
+                    eprintln!("drophammer-agent: {text}; trying again for up to {} min", GIVE_UP.as_secs() / 60);
+                    said = text;
+                }
+                thread::sleep(BETWEEN_TRIES);
+            }
+            Err(error) => return Err(error).with_context(|| format!("phoning home to {}", ticket.server)),
+        }
+    }
+    println!("the server knows that this system is up");
+    fs::remove_file(ticket_path).with_context(|| format!("removing the used ticket {}", ticket_path.display()))?;
+    remove_ourselves()
+}
+
+fn is_passing(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(CallError::Unanswered { .. }))
+}
+
+fn call(ticket: &PhoneHome, about: &PhonedHome) -> anyhow::Result<()> {
+    let url = format!("{}{}", ticket.server.trim_end_matches('/'), api::AGENT_PHONE_HOME);
+    let time = server::ask_time(&server::plain_http()?, &ticket.boot_server, ticket.time_key)?;
+    let https = server::https(&ticket.ca, Arc::new(time))?;
+    Ok(server::post_once(&https, &url, &ticket.token, about)?)
+}
+
+fn about(root: &Path, ticket: &PhoneHome) -> anyhow::Result<PhonedHome> {
+    let system = nix::sys::utsname::uname().context("asking for the kernel's version")?;
+    let os_release = ["etc/os-release", "usr/lib/os-release"]
+        .iter()
+        .find_map(|path| fs::read_to_string(root.join(path)).ok())
+        .unwrap_or_default();
+    Ok(PhonedHome {
+        machine: ticket.machine,
+        hostname: system.nodename().to_string_lossy().into_owned(),
+        os: pretty_name(&os_release).unwrap_or_else(|| system.sysname().to_string_lossy().into_owned()),
+        kernel: system.release().to_string_lossy().into_owned(),
+        ssh_host_keys: ssh_host_keys(&root.join("etc/ssh")),
+        uptime_ms: u64::try_from(uptime().as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+/// The public ones; a system without SSH has none.
+fn ssh_host_keys(folder: &Path) -> Vec<String> {
+    let mut keys: Vec<String> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with("ssh_host_") && name.ends_with("_key.pub")
+        })
+        .filter_map(|entry| fs::read_to_string(entry.path()).ok())
+        .map(|key| key.trim().to_owned())
+        .filter(|key| !key.is_empty())
+        .collect();
+    keys.sort();
+    keys
+}
+
+/// `PRETTY_NAME` of os-release(5), where values are quoted as for a shell.
+fn pretty_name(os_release: &str) -> Option<String> {
+    let value = os_release.lines().find_map(|line| line.trim().strip_prefix("PRETTY_NAME="))?.trim();
+    let quoted = |q: char| value.strip_prefix(q).and_then(|v| v.strip_suffix(q));
+    let value = quoted('"').or_else(|| quoted('\'')).unwrap_or(value);
+    let mut plain = String::new();
+    let mut chars = value.chars();
+    while let Some(c) = chars.next() {
+        plain.extend(if c == '\\' { chars.next() } else { Some(c) });
+    }
+    (!plain.is_empty()).then_some(plain)
+}
+
+/// The copy that the installation left has done its work. Another copy, built or installed by somebody, stays.
+fn remove_ourselves() -> anyhow::Result<()> {
+    let ours = std::env::current_exe().context("finding out where this program lies")?;
+    if ours != Path::new(INSTALLED_AGENT_PATH) {
+        return Ok(());
+    }
+    fs::remove_file(&ours).with_context(|| format!("removing {}", ours.display()))?;
+    match ours.parent().map(fs::remove_dir) {
+        // Somebody else's files are in there.
+        Some(Err(error)) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        Some(done) => done.with_context(|| format!("removing the folder of {}", ours.display())),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systems_say_their_names() {
+        for (name, text, want) in [
+            (
+                "debian",
+                "NAME=\"Debian\"\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n",
+                Some("Debian GNU/Linux 12 (bookworm)"),
+            ),
+            ("bare", "PRETTY_NAME=tiny\n", Some("tiny")),
+            ("single quotes", "PRETTY_NAME='a b'", Some("a b")),
+            ("escaped", r#"PRETTY_NAME="a \"b\" c""#, Some("a \"b\" c")),
+            ("empty", "PRETTY_NAME=\"\"\n", None),
+            ("none", "NAME=x\n", None),
+            ("half a quote", "PRETTY_NAME=\"a", Some("\"a")),
+        ] {
+            assert_eq!(pretty_name(text).as_deref(), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_public_host_keys_are_sent() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (file, text) in [
+            ("ssh_host_rsa_key.pub", "ssh-rsa AAAA root@x\n"),
+            ("ssh_host_ed25519_key.pub", "ssh-ed25519 AAAA root@x\n"),
+            ("ssh_host_ed25519_key", "PRIVATE"),
+            ("sshd_config", "Port 22"),
+            ("ssh_host_empty_key.pub", ""),
+        ] {
+            fs::write(folder.path().join(file), text).expect("written");
+        }
+        assert_eq!(ssh_host_keys(folder.path()), ["ssh-ed25519 AAAA root@x", "ssh-rsa AAAA root@x"]);
+    }
+}

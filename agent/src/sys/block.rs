@@ -1,0 +1,117 @@
+//! Block device ioctls: geometry, partitions that only the kernel knows of, and reads that really reach the drive.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{c_char, c_int, c_longlong, c_void};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+
+/// A run of bytes of a disk that the kernel shall know as a partition, whatever the disk itself says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KernelPartition {
+    pub(crate) number: u32,
+    pub(crate) start_bytes: u64,
+    pub(crate) length_bytes: u64,
+}
+
+/// `BLKGETSIZE64`
+pub(crate) fn size_bytes(disk: impl AsFd) -> io::Result<u64> {
+    let mut bytes = 0u64;
+    // SAFETY: the kernel writes one u64 to the pointer, which is valid for the call.
+    unsafe { ioctl::blkgetsize64(disk.as_fd().as_raw_fd(), &raw mut bytes) }?;
+    Ok(bytes)
+}
+
+/// `BLKSSZGET`: the unit of the drive's addresses, 512 or 4096.
+pub(crate) fn logical_block(disk: impl AsFd) -> io::Result<u32> {
+    let mut bytes: c_int = 0;
+    // SAFETY: the kernel writes one int to the pointer, which is valid for the call.
+    unsafe { ioctl::blksszget(disk.as_fd().as_raw_fd(), &raw mut bytes) }?;
+    u32::try_from(bytes).map_err(io::Error::other)
+}
+
+/// `BLKFLSBUF`: writes back and forgets what the kernel has cached of this device.
+pub(crate) fn drop_cache(device: impl AsFd) -> io::Result<()> {
+    // SAFETY: the ioctl takes no argument.
+    unsafe { ioctl::blkflsbuf(device.as_fd().as_raw_fd()) }?;
+    Ok(())
+}
+
+/// `BLKPG_ADD_PARTITION`: the device node exists when this returns (devtmpfs makes it within the call).
+pub(crate) fn add_partition(disk: impl AsFd, partition: KernelPartition) -> io::Result<()> {
+    blkpg(disk, BLKPG_ADD_PARTITION, partition)
+}
+
+/// `BLKPG_DEL_PARTITION`; `EBUSY` while somebody has it open.
+pub(crate) fn delete_partition(disk: impl AsFd, number: u32) -> io::Result<()> {
+    blkpg(disk, BLKPG_DEL_PARTITION, KernelPartition { number, start_bytes: 0, length_bytes: 0 })
+}
+
+/// Reads past every cache, from the medium itself. `offset` and `length` are multiples of the logical block.
+pub(crate) fn read_direct(device: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    /// Enough for every controller in the field; O_DIRECT asks for the logical block at least.
+    const ALIGNMENT: usize = 4096;
+    let path = format!("/proc/self/fd/{}", device.as_raw_fd());
+    let direct = File::options().read(true).custom_flags(libc::O_DIRECT).open(path)?;
+    let mut room = vec![0u8; length + ALIGNMENT];
+    let skip = room.as_ptr().align_offset(ALIGNMENT);
+    let aligned = room.get_mut(skip..skip + length).ok_or_else(|| io::Error::other("no aligned memory"))?;
+    direct.read_exact_at(aligned, offset)?;
+    Ok(aligned.to_vec())
+}
+
+fn blkpg(disk: impl AsFd, op: c_int, partition: KernelPartition) -> io::Result<()> {
+    let signed = |n: u64| c_longlong::try_from(n).map_err(io::Error::other);
+    let mut data = ioctl::BlkpgPartition {
+        start: signed(partition.start_bytes)?,
+        length: signed(partition.length_bytes)?,
+        pno: c_int::try_from(partition.number).map_err(io::Error::other)?,
+        devname: [0 as c_char; 64],
+        volname: [0 as c_char; 64],
+    };
+    let argument = ioctl::BlkpgArgument {
+        op,
+        flags: 0,
+        datalen: c_int::try_from(size_of_val(&data)).map_err(io::Error::other)?,
+        data: (&raw mut data).cast::<c_void>(),
+    };
+    // SAFETY: `argument` and the `data` it points to have the layout of linux/blkpg.h and outlive the call.
+    unsafe { ioctl::blkpg(disk.as_fd().as_raw_fd(), &raw const argument) }?;
+    Ok(())
+}
+
+const BLKPG_ADD_PARTITION: c_int = 1;
+const BLKPG_DEL_PARTITION: c_int = 2;
+
+/// linux/fs.h and linux/blkpg.h
+mod ioctl {
+    use std::ffi::{c_char, c_int, c_longlong, c_void};
+
+    #[repr(C)]
+    #[derive(Debug)]
+    pub(super) struct BlkpgPartition {
+        pub(super) start: c_longlong,
+        pub(super) length: c_longlong,
+        pub(super) pno: c_int,
+        pub(super) devname: [c_char; 64],
+        pub(super) volname: [c_char; 64],
+    }
+
+    #[repr(C)]
+    #[derive(Debug)]
+    pub(super) struct BlkpgArgument {
+        pub(super) op: c_int,
+        pub(super) flags: c_int,
+        pub(super) datalen: c_int,
+        pub(super) data: *mut c_void,
+    }
+
+    nix::ioctl_read!(
+        /// The header declares it with `size_t`; the kernel writes 64 bits.
+        blkgetsize64, 0x12, 114, u64);
+    nix::ioctl_read_bad!(blksszget, nix::request_code_none!(0x12, 104), c_int);
+    nix::ioctl_none!(blkflsbuf, 0x12, 97);
+    nix::ioctl_write_ptr_bad!(blkpg, nix::request_code_none!(0x12, 105), BlkpgArgument);
+}

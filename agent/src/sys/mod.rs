@@ -1,0 +1,8 @@
+//! Every system call that needs `unsafe`, one file per part of the kernel. Nothing here decides anything.
+
+pub(crate) mod block;
+pub(crate) mod ethtool;
+pub(crate) mod kexec;
+pub(crate) mod linux;
+pub(crate) mod nvme;
+pub(crate) mod nvme_id;

@@ -1,0 +1,403 @@
+//! What NVMe drives say of themselves: Identify pages, SMART log and status codes, from bytes to types.
+//!
+//! Total functions: whatever a drive sends, the answer is a value. Fields are where the NVM Express Base Specification
+//! 1.4 puts them (figures 247, 245 and 194); later revisions only added to them.
+
+use std::fmt;
+use std::time::Duration;
+
+use drophammer_protocol::certificate::Method;
+use drophammer_protocol::inventory::Health;
+
+/// Every page of Identify is this long.
+pub(crate) const IDENTIFY_BYTES: usize = 4096;
+pub(crate) const SMART_BYTES: usize = 512;
+/// The namespace id that means all of them.
+pub(crate) const ALL_NAMESPACES: u32 = 0xffff_ffff;
+
+/// One admin command, as far as we use them: all of ours read into a buffer or carry no data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AdminCommand {
+    pub(crate) opcode: u8,
+    pub(crate) nsid: u32,
+    pub(crate) cdw10: u32,
+    pub(crate) timeout: Duration,
+}
+
+/// Identify, Get Log Page and the like take a healthy drive milliseconds; one that's busy with its own start, seconds.
+const QUICK: Duration = Duration::from_secs(30);
+
+impl AdminCommand {
+    pub(crate) const GET_LOG_PAGE: u8 = 0x02;
+    pub(crate) const IDENTIFY: u8 = 0x06;
+    pub(crate) const FORMAT_NVM: u8 = 0x80;
+
+    pub(crate) fn identify(page: IdentifyPage) -> Self {
+        let (cns, nsid) = match page {
+            IdentifyPage::Namespace(nsid) => (0x00, nsid),
+            IdentifyPage::Controller => (0x01, 0),
+            IdentifyPage::ActiveNamespaces => (0x02, 0),
+            IdentifyPage::AllocatedNamespaces => (0x10, 0),
+        };
+        Self { opcode: Self::IDENTIFY, nsid, cdw10: cns, timeout: QUICK }
+    }
+
+    /// Get Log Page, SMART / Health Information, for the whole controller.
+    pub(crate) fn smart() -> Self {
+        // Bits 31:16 are the number of dwords, counted from 0.
+        Self { opcode: Self::GET_LOG_PAGE, nsid: ALL_NAMESPACES, cdw10: (127 << 16) | 0x02, timeout: QUICK }
+    }
+
+    /// Format NVM that keeps the namespace's LBA format, metadata and protection settings as they are.
+    pub(crate) fn format(nsid: u32, keep: LbaFormat, method: Method, timeout: Duration) -> Self {
+        let ses = match method {
+            Method::NvmeFormatUserData => 1,
+            Method::NvmeFormatCrypto => 2,
+        };
+        Self { opcode: Self::FORMAT_NVM, nsid, cdw10: keep.cdw10() | (ses << 9), timeout }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IdentifyPage {
+    Namespace(u32),
+    Controller,
+    /// Namespaces that are attached to the controller.
+    ActiveNamespaces,
+    /// Namespaces that exist, attached or not.
+    AllocatedNamespaces,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Controller {
+    pub(crate) serial: String,
+    pub(crate) model: String,
+    pub(crate) firmware: String,
+    oacs: u16,
+    fna: u8,
+    sanicap: u32,
+}
+
+impl Controller {
+    /// `None` if the page is short or carries no serial: then nobody knows what drive this is.
+    pub(crate) fn parse(page: &[u8]) -> Option<Self> {
+        let serial = text(page.get(4..24)?);
+        if serial.is_empty() {
+            return None;
+        }
+        Some(Self {
+            serial,
+            model: text(page.get(24..64)?),
+            firmware: text(page.get(64..72)?),
+            oacs: u16::from_le_bytes(array(page, 256)?),
+            sanicap: u32::from_le_bytes(array(page, 328)?),
+            fna: *page.get(524)?,
+        })
+    }
+
+    pub(crate) fn can_format(&self) -> bool {
+        self.oacs & 1 << 1 != 0
+    }
+
+    /// Whether namespaces can be created and attached, so that some may exist that nobody sees.
+    pub(crate) fn can_manage_namespaces(&self) -> bool {
+        self.oacs & 1 << 3 != 0
+    }
+
+    pub(crate) fn formats_all_namespaces(&self) -> bool {
+        self.fna & 1 << 0 != 0
+    }
+
+    pub(crate) fn erases_all_namespaces(&self) -> bool {
+        self.fna & 1 << 1 != 0
+    }
+
+    pub(crate) fn can_crypto_erase(&self) -> bool {
+        self.fna & 1 << 2 != 0
+    }
+
+    pub(crate) fn refuses_broadcast_format(&self) -> bool {
+        self.fna & 1 << 3 != 0
+    }
+
+    pub(crate) fn sanitize(&self) -> Sanitize {
+        let has = |bit: u32| self.sanicap & 1 << bit != 0;
+        Sanitize { crypto: has(0), block: has(1), overwrite: has(2) }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sanitize {
+    pub(crate) crypto: bool,
+    pub(crate) block: bool,
+    pub(crate) overwrite: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Namespace {
+    pub(crate) size_bytes: u64,
+    pub(crate) block_bytes: u32,
+    pub(crate) format: LbaFormat,
+}
+
+/// How a namespace is formatted now: FLBAS and DPS, as Identify Namespace has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LbaFormat {
+    flbas: u8,
+    dps: u8,
+}
+
+impl LbaFormat {
+    /// The fields of Format NVM's dword 10 that repeat this format: LBAFL, MSET, PI, PIL and LBAFU.
+    fn cdw10(self) -> u32 {
+        let (flbas, dps) = (u32::from(self.flbas), u32::from(self.dps));
+        (flbas & 0xf) | (flbas >> 4 & 1) << 4 | (dps & 0b111) << 5 | (dps >> 3 & 1) << 8 | (flbas >> 5 & 0b11) << 12
+    }
+
+    fn index(self) -> usize {
+        usize::from((self.flbas & 0xf) | (self.flbas >> 5 & 0b11) << 4)
+    }
+}
+
+impl Namespace {
+    /// `None` if the page is short, or describes no namespace (all zeros: inactive), or one with impossible blocks.
+    pub(crate) fn parse(page: &[u8]) -> Option<Self> {
+        let blocks = u64::from_le_bytes(array(page, 0)?);
+        let format = LbaFormat { flbas: *page.get(26)?, dps: *page.get(29)? };
+        let [_, _, lbads, _]: [u8; 4] = array(page, 128 + 4 * format.index())?;
+        // LBADS is a power of two of at least 512; 2^16 is the most that any kernel takes.
+        let block_bytes = (9..=16).contains(&lbads).then(|| 1u32 << lbads)?;
+        let size_bytes = blocks.checked_mul(u64::from(block_bytes)).filter(|&size| size > 0)?;
+        Some(Self { size_bytes, block_bytes, format })
+    }
+}
+
+/// Ids in a namespace list: ascending, ended by a zero or by the end of the page.
+pub(crate) fn namespace_list(page: &[u8]) -> Vec<u32> {
+    let (ids, _) = page.as_chunks::<4>();
+    ids.iter().map(|id| u32::from_le_bytes(*id)).take_while(|&id| id != 0).take(IDENTIFY_BYTES / 4).collect()
+}
+
+/// The SMART / Health Information log.
+pub(crate) fn health(page: &[u8]) -> Option<Health> {
+    // The counters have 128 bits; a drive whose upper half isn't zero has counted further than anything built.
+    let counter = |at: usize| array(page, at).map(u128::from_le_bytes).map(|n| u64::try_from(n).unwrap_or(u64::MAX));
+    let kelvin = i32::from(u16::from_le_bytes(array(page, 1)?));
+    Some(Health {
+        critical_warning: *page.first()?,
+        temperature_celsius: kelvin - 273,
+        available_spare: *page.get(3)?,
+        percentage_used: *page.get(5)?,
+        power_on_hours: counter(128)?,
+        media_errors: counter(160)?,
+    })
+}
+
+/// What a drive answered: the status field of a completion without its phase bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Status(pub(crate) u16);
+
+impl Status {
+    pub(crate) fn is_success(self) -> bool {
+        self.0 & 0x7ff == 0
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, code) = (self.0 >> 8 & 0b111, self.0 & 0xff);
+        let words = match (kind, code) {
+            (0, 0x00) => "success",
+            (0, 0x01) => "the drive doesn't know this command",
+            (0, 0x02) => "the drive doesn't accept a field of this command",
+            (0, 0x04) => "data transfer error",
+            (0, 0x05) => "aborted because power was lost",
+            (0, 0x06) => "internal error of the drive",
+            (0, 0x07) => "aborted on request",
+            (0, 0x0b) => "invalid namespace or format",
+            (0, 0x0c) => "command sequence error",
+            (0, 0x15) => "operation denied (the drive is locked by a password or TCG Opal)",
+            (0, 0x1c) => "the last sanitize failed, and the drive takes nothing else before one succeeds",
+            (0, 0x1d) => "the drive is busy sanitizing",
+            (0, 0x20) => "the namespace is write-protected",
+            (0, 0x21) => "interrupted; the drive asks to try again later",
+            (0, 0x22) => "transient transport error",
+            (0, 0x80) => "block address out of range",
+            (0, 0x81) => "capacity exceeded",
+            (0, 0x82) => "the namespace isn't ready",
+            (0, 0x83) => "another host holds a reservation",
+            (0, 0x84) => "the drive is busy formatting",
+            (1, 0x0a) => "the drive doesn't offer this format",
+            (1, 0x0f) => "a reset is needed first",
+            (1, 0x80) => "conflicting attributes",
+            (1, 0x82) => "the drive only reads",
+            (2, 0x80) => "write fault",
+            (2, 0x81) => "unrecovered read error",
+            (2, 0x86) => "access denied",
+            (3, _) => "path error",
+            (7, _) => "a status of the vendor's own",
+            _ => "a status that this agent has no words for",
+        };
+        write!(f, "{words} (NVMe status type {kind}h, code {code:02x}h)")
+    }
+}
+
+fn array<const N: usize>(page: &[u8], at: usize) -> Option<[u8; N]> {
+    page.get(at..)?.first_chunk().copied()
+}
+
+/// Text fields are ASCII, padded with blanks; some drives pad with zeros.
+fn text(field: &[u8]) -> String {
+    let printable: String = field.iter().map(|&b| if b.is_ascii_graphic() { char::from(b) } else { ' ' }).collect();
+    printable.trim().to_owned()
+}
+
+#[cfg(test)]
+pub(crate) mod fixtures {
+    //! Pages built by the specification's layout, for the tests of whoever talks to drives.
+
+    use super::IDENTIFY_BYTES;
+
+    pub(crate) fn controller(serial: &str, oacs: u16, fna: u8) -> Vec<u8> {
+        let mut page = vec![0; IDENTIFY_BYTES];
+        put(&mut page, 4, format!("{serial:<20}").as_bytes());
+        put(&mut page, 24, format!("{:<40}", "QEMU NVMe Ctrl").as_bytes());
+        put(&mut page, 64, b"7.2.22  ");
+        put(&mut page, 256, &oacs.to_le_bytes());
+        put(&mut page, 524, &[fna]);
+        page
+    }
+
+    /// A namespace with QEMU's two plain formats, 512 (index 0) and 4096 (index 4).
+    pub(crate) fn namespace(blocks: u64, flbas: u8, dps: u8) -> Vec<u8> {
+        let mut page = vec![0; IDENTIFY_BYTES];
+        put(&mut page, 0, &blocks.to_le_bytes());
+        put(&mut page, 25, &[7]);
+        put(&mut page, 26, &[flbas]);
+        put(&mut page, 29, &[dps]);
+        put(&mut page, 128, &[0, 0, 9, 0]);
+        put(&mut page, 128 + 16, &[0, 0, 12, 0]);
+        page
+    }
+
+    pub(crate) fn list(ids: &[u32]) -> Vec<u8> {
+        let mut page = vec![0; IDENTIFY_BYTES];
+        for (at, id) in ids.iter().enumerate() {
+            put(&mut page, at * 4, &id.to_le_bytes());
+        }
+        page
+    }
+
+    pub(crate) fn put(page: &mut [u8], at: usize, bytes: &[u8]) {
+        page[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn identify_controller_of_qemu_7_2() {
+        let qemu = Controller::parse(&fixtures::controller("SN-1", 0x010a, 0)).expect("a whole page");
+        assert_eq!((&*qemu.serial, &*qemu.model, &*qemu.firmware), ("SN-1", "QEMU NVMe Ctrl", "7.2.22"));
+        assert!(qemu.can_format() && qemu.can_manage_namespaces());
+        assert!(!qemu.can_crypto_erase() && !qemu.formats_all_namespaces() && !qemu.erases_all_namespaces());
+        assert_eq!(qemu.sanitize(), Sanitize::default());
+    }
+
+    #[test]
+    fn pages_that_name_no_drive() {
+        for (name, page) in [
+            ("empty", vec![]),
+            ("all zeros", vec![0; IDENTIFY_BYTES]),
+            ("blank serial", fixtures::controller("", 0x010a, 0)),
+            ("cut before FNA", fixtures::controller("SN-1", 0x010a, 0)[..524].to_vec()),
+        ] {
+            assert_eq!(Controller::parse(&page), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn namespaces() {
+        let found = |size_bytes, block_bytes, flbas, dps| {
+            Some(Namespace { size_bytes, block_bytes, format: LbaFormat { flbas, dps } })
+        };
+        for (name, page, want) in [
+            ("512-byte blocks", fixtures::namespace(0x1000, 0, 0), found(0x20_0000, 512, 0, 0)),
+            ("4096-byte blocks, protected", fixtures::namespace(0x1000, 4, 0b1001), found(0x100_0000, 4096, 4, 9)),
+            ("inactive", vec![0; IDENTIFY_BYTES], None),
+            ("a format that isn't there", fixtures::namespace(0x1000, 7, 0), None),
+            ("more bytes than there are numbers", fixtures::namespace(u64::MAX, 0, 0), None),
+            ("cut", fixtures::namespace(0x1000, 4, 0)[..140].to_vec(), None),
+        ] {
+            assert_eq!(Namespace::parse(&page), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn format_keeps_what_is_there() {
+        use Method::{NvmeFormatCrypto, NvmeFormatUserData};
+        for (name, flbas, dps, method, want) in [
+            ("plain, crypto", 0, 0, NvmeFormatCrypto, 0b010 << 9),
+            ("plain, user data", 0, 0, NvmeFormatUserData, 0b001 << 9),
+            ("format 4", 0x04, 0, NvmeFormatUserData, 0x204),
+            ("extended metadata, type 1 protection first", 0x11, 0x09, NvmeFormatUserData, 0x200 | 0x131),
+            ("format 17, by the upper bits", 0x21, 0, NvmeFormatCrypto, 0x400 | 0x1001),
+        ] {
+            let command = AdminCommand::format(1, LbaFormat { flbas, dps }, method, QUICK);
+            assert_eq!((command.opcode, command.nsid, command.cdw10), (0x80, 1, want), "{name}");
+        }
+    }
+
+    #[test]
+    fn smart_log() {
+        let mut page = vec![0; SMART_BYTES];
+        fixtures::put(&mut page, 0, &[0x04, 0x3f, 0x01, 97, 10, 3]);
+        fixtures::put(&mut page, 128, &1234u128.to_le_bytes());
+        fixtures::put(&mut page, 160, &[0xff; 16]);
+        let want = Health {
+            percentage_used: 3,
+            available_spare: 97,
+            critical_warning: 4,
+            media_errors: u64::MAX,
+            power_on_hours: 1234,
+            temperature_celsius: 46,
+        };
+        assert_eq!(health(&page), Some(want));
+        assert_eq!(health(&page[..170]), None);
+    }
+
+    #[test]
+    fn status_in_words() {
+        for (status, success, words) in [
+            (0x0000, true, "success (NVMe status type 0h, code 00h)"),
+            // DNR ("do not retry") and More say nothing about success.
+            (0x4001, false, "the drive doesn't know this command (NVMe status type 0h, code 01h)"),
+            (0x410a, false, "the drive doesn't offer this format (NVMe status type 1h, code 0ah)"),
+            (0x0286, false, "access denied (NVMe status type 2h, code 86h)"),
+            (0x07c0, false, "a status of the vendor's own (NVMe status type 7h, code c0h)"),
+        ] {
+            assert_eq!((Status(status).is_success(), Status(status).to_string().as_str()), (success, words));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes(page in proptest::collection::vec(any::<u8>(), 0..5000), status: u16) {
+            let _ = Controller::parse(&page);
+            let _ = health(&page);
+            let _ = Status(status).to_string();
+            prop_assert!(namespace_list(&page).len() <= IDENTIFY_BYTES / 4);
+            if let Some(namespace) = Namespace::parse(&page) {
+                prop_assert!(namespace.size_bytes > 0 && namespace.block_bytes.is_power_of_two());
+                // Nothing but the fields that are kept and SES: bits 31:14 are reserved.
+                let command = AdminCommand::format(1, namespace.format, Method::NvmeFormatCrypto, QUICK);
+                prop_assert_eq!(command.cdw10 >> 14, 0);
+                prop_assert_eq!(command.cdw10 >> 9 & 0b111, 2);
+            }
+        }
+    }
+}
