@@ -1,1 +1,189 @@
+//! The control API: which machines there are, where each stands, what it's told and what it proved.
+//!
+//! | file | what it is about |
+//! |---|---|
+//! | [`lifecycle`] | the rules: which state follows from what. Pure |
+//! | [`erasure`] | what has to be erased and what proves it. Pure |
+//! | `install`, `images` | what exactly is installed where |
+//! | `boot` | for the boot server: who boots what, tickets, what is seen from outside |
+//! | `agent` | what agents ask and tell |
+//! | `operator`, `operators` | what people ask and order, and who may |
+//! | `timeline`, `observed` | one history per machine |
+//! | `records`, `store`, `secret` | what is kept, how, and how secrets aren't |
+//! | `http` | paths and bodies, as [`drophammer_protocol::api`] has them |
+//! | [`client`] | the other end, for operators |
+//!
+//! Every answer is given after the change it speaks of is on disk, and nothing that matters is in memory alone: the
+//! server can be killed anywhere and goes on. Sockets and TLS are the boot server's; here are routers.
 
+mod agent;
+mod boot;
+pub mod client;
+mod denied;
+pub mod erasure;
+mod http;
+mod images;
+mod install;
+pub mod lifecycle;
+mod observed;
+mod operator;
+mod operators;
+mod power;
+mod records;
+mod secret;
+mod store;
+mod timeline;
+mod wake;
+
+use std::collections::HashMap;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use drophammer_protocol::id::{MachineId, OrderId};
+use drophammer_protocol::machine::State;
+use drophammer_protocol::sign::PublicKey;
+use uuid::Uuid;
+
+pub use crate::boot::BootDecision;
+use crate::denied::Denied;
+use crate::images::Images;
+use crate::lifecycle::Input;
+use crate::observed::Observed;
+pub use crate::operators::{Auth, Role};
+use crate::power::Power;
+use crate::records::Record;
+use crate::secret::ServerKey;
+use crate::store::{Store, Txn};
+use crate::wake::Wakes;
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Holds the state file, the server's key and the first operator tokens.
+    pub state_dir: PathBuf,
+    /// Published images, laid out as [`drophammer_protocol::manifest`] says.
+    pub images_dir: PathBuf,
+    /// Whose images may be installed.
+    pub image_keys: Vec<PublicKey>,
+    /// `https://address:port`, where agents find the control API.
+    pub server_url: String,
+    /// `http://address:port`, where they find the boot server.
+    pub boot_url: String,
+    /// The certificate authority that agents pin.
+    pub ca_pem: String,
+    pub time_key: PublicKey,
+    /// Extra kernel arguments of installed systems, such as the console.
+    pub install_cmdline: String,
+    /// Run as `HOOK cycle MACHINE_ID MACHINE_NAME`.
+    pub power_hook: Option<PathBuf>,
+    /// Boots in a row that may end without getting on before the machine is quarantined.
+    pub max_failures: u32,
+}
+
+/// The control API's state and rules. Cheap to clone; the state file is released with the last clone. Its functions
+/// wait for the disk, so async callers call them from a thread that may block.
+#[derive(Clone, Debug)]
+pub struct Control {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    store: Store,
+    key: ServerKey,
+    images: Images,
+    wakes: Arc<Wakes>,
+    observed: Observed,
+    power: Option<Power>,
+    /// When each machine was last heard of. Written down only when its record changes anyway.
+    seen: Mutex<HashMap<MachineId, u64>>,
+}
+
+impl Control {
+    pub fn open(config: Config) -> Result<Self> {
+        let dir = &config.state_dir;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(|| format!("creating the state directory {}", dir.display()))?;
+        let store = Store::open(&dir.join("control.redb"))?;
+        let key = ServerKey::open(&dir.join("server.key"))?;
+        operators::first_tokens(&store, dir)?;
+        let records = records::all(&store)?;
+        let wakes = Arc::new(Wakes::default());
+        let observed = Observed::start(store.clone(), Arc::clone(&wakes), &records)?;
+        let power = match &config.power_hook {
+            Some(hook) => Some(Power::start(hook.clone(), store.clone(), Arc::clone(&wakes))?),
+            None => None,
+        };
+        for record in records.iter().filter(|r| r.cycle_due && r.state == State::Releasing) {
+            power.iter().for_each(|p| p.cycle(record.id, record.name.clone()));
+        }
+        let images = Images::new(config.images_dir.clone(), config.image_keys.clone());
+        let seen = Mutex::default();
+        Ok(Self { inner: Arc::new(Inner { config, store, key, images, wakes, observed, power, seen }) })
+    }
+
+    fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// Runs one transaction on one machine: what `body` changes in the record is saved, and whoever waits for news of
+    /// the machine is woken if there is any. Nothing changed is no news: else those who wait would wake themselves.
+    fn change<R>(
+        &self,
+        machine: MachineId,
+        mut body: impl FnMut(&mut Txn<'_>, &mut Record) -> Result<R, Denied>,
+    ) -> Result<R, Denied> {
+        let (result, news) = self.store().transact(|txn| {
+            let Some(mut record) = Record::load(txn, machine)? else {
+                return Err(Denied::new(axum::http::StatusCode::NOT_FOUND, format!("there is no machine {machine}")));
+            };
+            let before = record.clone();
+            let result = body(txn, &mut record)?;
+            if record != before {
+                record.save(txn)?;
+            }
+            Ok((result, txn.has_changes()))
+        })?;
+        if news {
+            self.inner.wakes.wake(machine);
+        }
+        Ok(result)
+    }
+
+    /// Takes a machine one step further by the rules and tells its timeline.
+    fn advance(&self, txn: &mut Txn<'_>, record: &mut Record, input: Input, now: u64) -> Result<(), Denied> {
+        let before = record.state;
+        record.step(input, self.config().max_failures, OrderId(Uuid::new_v4()), now)?;
+        record.last_seen_ms = record.last_seen_ms.max(self.seen(record.id));
+        if record.state == State::Booting {
+            record.void_tickets(txn);
+        }
+        timeline::append(txn, record.id, timeline::told(before, record, now))?;
+        Ok(())
+    }
+
+    fn saw(&self, machine: MachineId, now: u64) {
+        self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(machine, now);
+    }
+
+    fn seen(&self, machine: MachineId) -> u64 {
+        self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner).get(&machine).copied().unwrap_or(0)
+    }
+}
+
+/// Milliseconds since 1970.
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,477 @@
+//! What agents ask and tell. Each call speaks for one boot of one machine, and only the machine's present boot counts.
+
+use anyhow::Context;
+use axum::http::StatusCode;
+use drophammer_protocol::api::{Enrol, Enrolled, Events, EventsStored, PhonedHome, StoredCertificate};
+use drophammer_protocol::event::{Phase, Step};
+use drophammer_protocol::id::{BootId, MachineId, OrderId};
+use drophammer_protocol::inventory::{DiskId, Inventory};
+use drophammer_protocol::machine::State;
+use drophammer_protocol::order::{self, Install, Order, Outcome, Task};
+use drophammer_protocol::ticket::PhoneHome;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::Control;
+use crate::denied::Denied;
+use crate::erasure::{self, Run};
+use crate::install;
+use crate::lifecycle::Input;
+use crate::records::{
+    Answered, BootInventory, Enrolment, Pending, PhoneHomeDue, Record, What, boot_key, certificate_key, inventory_key,
+    machine_key,
+};
+use crate::secret::{Purpose, Token};
+use crate::store::Txn;
+use crate::timeline::{self, Said};
+
+impl Control {
+    pub(crate) fn enrol(&self, bearer: &str, enrol: &Enrol, now: u64) -> Result<Enrolled, Denied> {
+        let unknown =
+            || Denied::stranger("this boot ticket isn't known: it's used, too old or not of this server; reboot");
+        let token = Token::parse(bearer).ok_or_else(unknown)?;
+        let boot = BootId(token.holder);
+        let machine: MachineId = self.store().get(&boot_key(boot))?.ok_or_else(unknown)?;
+        let enrolled = self.change(machine, |txn, record| {
+            let ticket = record.boot_of(boot).filter(|b| b.token.is_of(&token)).ok_or_else(unknown)?;
+            if ticket.enrolled.is_some() || ticket.expires_ms <= now {
+                return Err(unknown());
+            }
+            if enrol.machine != machine {
+                let detail = format!("the ticket is of machine {machine}, not of {}", enrol.machine);
+                return Err(Denied::new(StatusCode::FORBIDDEN, detail));
+            }
+            let credential = Token::random(boot.0)?;
+            let last_failure = timeline::last_failure(txn, machine, record.boot)?;
+            record.boot = Some(boot);
+            record.answered.clear();
+            let enrolment = Enrolment { at_ms: now, key: enrol.key, credential: credential.hash() };
+            record.boots.iter_mut().filter(|b| b.id == boot).for_each(|b| b.enrolled = Some(enrolment.clone()));
+            enrol.macs.iter().for_each(|mac| record.learn_mac(*mac));
+            self.advance(txn, record, Input::Enrol { last_failure }, now)?;
+            let message = format!("an agent enrolled, version {}", enrol.agent_version);
+            timeline::append(txn, machine, [Said::new(now, Some(boot), Phase::Enrol, Step::Note, message)])?;
+            Ok(Enrolled { credential: credential.to_string() })
+        })?;
+        self.inner.observed.learn(machine, &enrol.macs);
+        self.saw(machine, now);
+        Ok(enrolled)
+    }
+
+    /// Whose credential this is, if that boot still counts.
+    pub(crate) fn caller(&self, bearer: &str, now: u64) -> Result<MachineId, Denied> {
+        let (token, machine) = self.claimed(bearer)?;
+        let record: Record = self.store().get(&machine_key(machine))?.ok_or_else(unknown_credential)?;
+        authenticate(&record, &token)?;
+        self.saw(machine, now);
+        Ok(machine)
+    }
+
+    pub(crate) fn take_inventory(&self, bearer: &str, inventory: &Inventory, now: u64) -> Result<(), Denied> {
+        self.as_agent(bearer, now, |txn, record, boot| {
+            if inventory.id.is_some_and(|id| !same_uuid(id.0, record.id.0)) {
+                let theirs = inventory.id.map(|id| id.to_string()).unwrap_or_default();
+                let detail = format!("this inventory is of machine {theirs}, and the credential of {}", record.id);
+                return Err(Denied::new(StatusCode::FORBIDDEN, detail));
+            }
+            let disks = erasure::disks_to_erase(inventory);
+            let before = txn.get::<BootInventory>(&inventory_key(record.id))?;
+            agent_step(self, txn, record, Input::Inventory(disks), now)?;
+            let gone = before.map(|b| missing_disks(&b.inventory, inventory)).unwrap_or_default();
+            let notes = gone.into_iter().map(|disk| {
+                let message = format!("{disk} is no longer there; whatever it held leaves with it");
+                Said::new(now, Some(boot), Phase::Inventory, Step::Note, message)
+            });
+            timeline::append(txn, record.id, notes)?;
+            record.serial = serial(inventory.system.serial.as_deref());
+            record.name = record.serial.clone().or(record.mac.map(|m| m.to_string())).unwrap_or(record.id.to_string());
+            inventory.nics.iter().for_each(|nic| record.learn_mac(nic.mac));
+            self.inner.observed.learn(record.id, &record.macs);
+            txn.put(&inventory_key(record.id), &BootInventory { boot, inventory: inventory.clone() })?;
+            Ok(())
+        })
+    }
+
+    pub(crate) fn add_events(&self, bearer: &str, events: &Events, now: u64) -> Result<EventsStored, Denied> {
+        self.as_agent(bearer, now, |txn, record, boot| {
+            let began_ms = record.boot_of(boot).map_or(0, |b| b.minted_ms);
+            let seq = timeline::append_agent(txn, record.id, boot, began_ms, now, events.clone())?;
+            Ok(EventsStored { seq })
+        })
+    }
+
+    /// The order of the caller's boot. An allocated machine's install order is written when it's asked for: from the
+    /// allocation, the inventory and the images as they are then.
+    pub(crate) fn take_order(&self, bearer: &str, now: u64) -> Result<Option<Order>, Denied> {
+        // Outside of the transaction: looking at the images may take a while.
+        let machine = self.caller(bearer, now)?;
+        let record: Option<Record> = self.store().get(&machine_key(machine))?;
+        let Some(record) = record else { return Err(unknown_credential()) };
+        if matches!(record.state, State::Booting | State::Running) {
+            return Err(Denied::gone(format!("the machine is {}: its own system is to be started", record.state)));
+        }
+        let due = record.state == State::Allocated && record.order.is_none();
+        if record.order.is_none() && !due {
+            return match record.state {
+                State::Releasing => Err(Denied::gone("the machine was taken back; reboot into the network")),
+                _ => Ok(None),
+            };
+        }
+        let wanted = record.allocation.as_ref().filter(|_| due).map(|a| a.image.clone());
+        let image = match &wanted {
+            Some(reference) => self.inner.images.find(reference)?,
+            None => None,
+        };
+        self.as_agent(bearer, now, |txn, record, boot| {
+            if record.order.is_none() && record.state == State::Allocated {
+                let inventory = txn.get::<BootInventory>(&inventory_key(record.id))?.filter(|i| i.boot == boot);
+                let plan = match (&record.allocation, &image, inventory) {
+                    (Some(a), Some(image), Some(i)) if a.image == image.reference() => {
+                        install::plan(a, image, &i.inventory).map_err(|why| why.to_string())
+                    }
+                    (Some(a), _, Some(_)) => Err(self.no_such_image(&a.image)),
+                    _ => return Ok(None),
+                };
+                match plan {
+                    Ok(plan) => {
+                        let id = OrderId(Uuid::new_v4());
+                        record.order = Some(Pending { id, what: What::Install(plan) });
+                        let token = self.inner.key.derive(Purpose::PhoneHome, id.0).hash();
+                        agent_step(self, txn, record, Input::InstallOrdered, now)?;
+                        record.phone_home = Some(PhoneHomeDue { order: id, token });
+                    }
+                    Err(why) => {
+                        let why = format!("can't be installed yet: {why}");
+                        if record.reason.as_ref() != Some(&why) {
+                            let said = Said::new(now, Some(boot), Phase::Allocated, Step::Failed, why.clone());
+                            timeline::append(txn, record.id, [said])?;
+                            record.reason = Some(why);
+                        }
+                    }
+                }
+            }
+            Ok(record.order.as_ref().map(|pending| self.write_order(record.id, boot, pending)))
+        })
+    }
+
+    pub(crate) fn take_outcome(&self, bearer: &str, id: OrderId, outcome: &Outcome, now: u64) -> Result<(), Denied> {
+        let text = serde_json::to_vec(outcome).context("hashing an outcome")?;
+        let outcome_sha256 = hex::encode(Sha256::digest(text));
+        self.as_agent(bearer, now, |txn, record, _| {
+            if let Some(answered) = record.answered.iter().find(|a| a.order == id) {
+                return if answered.outcome_sha256 == outcome_sha256 {
+                    Ok(())
+                } else {
+                    Err(Denied::conflict(format!("order {id} has another outcome already")))
+                };
+            }
+            let Some(pending) = record.order.clone().filter(|o| o.id == id) else {
+                return Err(match record.state {
+                    State::Releasing => Denied::gone("the machine was taken back meanwhile; reboot into the network"),
+                    _ => Denied::new(StatusCode::NOT_FOUND, format!("this boot has no order {id}")),
+                });
+            };
+            record.answered.push(Answered { order: id, outcome_sha256: outcome_sha256.clone() });
+            match pending.what {
+                What::Erase { disks } => {
+                    let input = erase_result(txn, record, id, &disks, outcome, now)?;
+                    agent_step(self, txn, record, input, now)
+                }
+                What::Install(plan) => self.install_ended(txn, record, &plan, outcome, now),
+                What::Reboot { .. } => reboot_ended(txn, record, outcome, now),
+            }
+        })
+    }
+
+    pub(crate) fn phone_home(&self, bearer: &str, said: &PhonedHome, now: u64) -> Result<(), Denied> {
+        let unknown =
+            || Denied::stranger("this phone-home token isn't known: it's of an earlier install or not of this machine");
+        let token = Token::parse(bearer).ok_or_else(unknown)?;
+        if self.store().get::<Record>(&machine_key(said.machine))?.is_none() {
+            return Err(unknown());
+        }
+        self.change(said.machine, |txn, record| {
+            let due = record.phone_home.as_ref().filter(|p| p.order.0 == token.holder && p.token.is_of(&token));
+            if due.is_none() {
+                return Err(unknown());
+            }
+            // Once is enough. A system that got no answer calls again and hears that it was heard; nothing changes.
+            if record.state == State::Running {
+                return Ok(());
+            }
+            self.advance(txn, record, Input::PhonedHome, now)?;
+            record.ssh_host_keys.clone_from(&said.ssh_host_keys);
+            let boot = record.boot;
+            let up = format!("{} ({}) is up as {}", said.os, said.kernel, said.hostname);
+            let started_ms = now.saturating_sub(said.uptime_ms).max(record.boots.last().map_or(0, |b| b.minted_ms));
+            let told = [
+                Said::new(
+                    started_ms.min(now),
+                    boot,
+                    Phase::Os,
+                    Step::Started,
+                    format!("kernel {} started", said.kernel),
+                ),
+                Said::new(now, boot, Phase::Os, Step::Done, up),
+                Said::new(now, boot, Phase::PhonedHome, Step::Done, "the installed system phoned home"),
+            ];
+            timeline::append(txn, record.id, told)?;
+            Ok(())
+        })?;
+        self.saw(said.machine, now);
+        Ok(())
+    }
+
+    fn install_ended(
+        &self,
+        txn: &mut Txn<'_>,
+        record: &mut Record,
+        plan: &install::Plan,
+        outcome: &Outcome,
+        now: u64,
+    ) -> Result<(), Denied> {
+        match outcome {
+            Outcome::Installed(done) => {
+                agent_step(self, txn, record, Input::Installed, now)?;
+                let order::Installed { bytes_fetched, bytes_written, peak_memory_bytes, .. } = **done;
+                let message = format!(
+                    "{} is on {}: {bytes_fetched} bytes fetched, {bytes_written} written, the agent's memory peaked at \
+                     {peak_memory_bytes}",
+                    plan.image, plan.disk
+                );
+                let said = Said::new(now, record.boot, Phase::Lifecycle, Step::Note, message);
+                Ok(timeline::append(txn, record.id, [said])?)
+            }
+            Outcome::Refused { reason } => {
+                agent_step(self, txn, record, Input::InstallFailed(format!("the agent refused: {reason}")), now)
+            }
+            Outcome::Failed { reason } => agent_step(self, txn, record, Input::InstallFailed(reason.clone()), now),
+            Outcome::Erased { .. } => {
+                let why = "the agent says that it erased disks instead of installing".into();
+                agent_step(self, txn, record, Input::InstallFailed(why), now)
+            }
+        }
+    }
+
+    fn write_order(&self, machine: MachineId, boot: BootId, pending: &Pending) -> Order {
+        let config = self.config();
+        let task = match &pending.what {
+            What::Erase { disks } => Task::Erase { disks: disks.clone() },
+            What::Reboot { reason } => Task::Reboot { reason: reason.clone() },
+            What::Install(plan) => Task::Install(Box::new(Install {
+                disk: plan.disk.clone(),
+                image: plan.image.clone(),
+                image_url: format!("{}/images/{}", config.boot_url.trim_end_matches('/'), plan.image),
+                manifest_sha256: plan.manifest_sha256.clone(),
+                hostname: plan.hostname.clone(),
+                ssh_keys: plan.ssh_keys.clone(),
+                cmdline: config.install_cmdline.clone(),
+                phone_home: PhoneHome {
+                    server: config.server_url.clone(),
+                    boot_server: config.boot_url.clone(),
+                    ca: config.ca_pem.clone(),
+                    time_key: config.time_key,
+                    machine,
+                    token: self.inner.key.derive(Purpose::PhoneHome, pending.id.0).to_string(),
+                },
+            })),
+        };
+        Order { id: pending.id, machine, boot, task }
+    }
+
+    /// Runs `body` on the caller's machine if the caller is its present boot.
+    fn as_agent<R>(
+        &self,
+        bearer: &str,
+        now: u64,
+        mut body: impl FnMut(&mut Txn<'_>, &mut Record, BootId) -> Result<R, Denied>,
+    ) -> Result<R, Denied> {
+        let (token, machine) = self.claimed(bearer)?;
+        let result = self.change(machine, |txn, record| {
+            let boot = authenticate(record, &token)?;
+            body(txn, record, boot)
+        })?;
+        self.saw(machine, now);
+        Ok(result)
+    }
+
+    /// What a credential claims, before anything of it is believed.
+    fn claimed(&self, bearer: &str) -> Result<(Token, MachineId), Denied> {
+        let token = Token::parse(bearer).ok_or_else(unknown_credential)?;
+        let machine = self.store().get(&boot_key(BootId(token.holder)))?.ok_or_else(unknown_credential)?;
+        Ok((token, machine))
+    }
+}
+
+fn unknown_credential() -> Denied {
+    Denied::stranger("this credential isn't known: it's of a boot long gone or not of this server; reboot")
+}
+
+/// The boot that the token is the credential of, if that's the machine's present one.
+fn authenticate(record: &Record, token: &Token) -> Result<BootId, Denied> {
+    let boot = record.boot_of(BootId(token.holder)).ok_or_else(unknown_credential)?;
+    if !boot.enrolled.as_ref().is_some_and(|e| e.credential.is_of(token)) {
+        return Err(unknown_credential());
+    }
+    if record.boot != Some(boot.id) {
+        return Err(Denied::gone("a later boot of this machine has enrolled, so this one's time is over; reboot"));
+    }
+    Ok(boot.id)
+}
+
+/// What the outcome of an erase order is worth. Certificates that are really this run's are kept, whatever they say.
+fn erase_result(
+    txn: &mut Txn<'_>,
+    record: &Record,
+    order: OrderId,
+    disks: &[DiskId],
+    outcome: &Outcome,
+    now: u64,
+) -> Result<Input, Denied> {
+    let certificates = match outcome {
+        Outcome::Erased { certificates } => certificates,
+        Outcome::Refused { reason } => return Ok(Input::NotErased(format!("the agent refused: {reason}"))),
+        Outcome::Failed { reason } => return Ok(Input::NotErased(reason.clone())),
+        Outcome::Installed(_) => {
+            return Ok(Input::NotErased("the agent says that it installed something instead".into()));
+        }
+    };
+    let inventory = txn.get::<BootInventory>(&inventory_key(record.id))?.filter(|i| Some(i.boot) == record.boot);
+    let boot = record.boot.and_then(|boot| record.boot_of(boot));
+    let (Some(inventory), Some((boot, enrolment))) =
+        (inventory, boot.and_then(|b| b.enrolled.as_ref().map(|e| (b.id, e))))
+    else {
+        return Ok(Input::NotErased("this boot has no inventory to compare the certificates with".into()));
+    };
+    let run = Run { machine: record.id, boot, order, disks, inventory: &inventory.inventory, key: enrolment.key };
+    let judged = erasure::judge(&run, certificates);
+    for (number, certificate) in judged.authentic.into_iter().enumerate() {
+        let stored = StoredCertificate { stored_ms: now, certificate };
+        txn.put(&certificate_key(record.id, now, order, number), &stored)?;
+    }
+    Ok(match judged.proof {
+        Ok(proof) => Input::Erased(proof),
+        Err(doubts) => Input::NotErased(erasure::sentence(&doubts)),
+    })
+}
+
+/// What the rules refuse an agent because its machine has gone on without it ends that boot.
+fn agent_step(control: &Control, txn: &mut Txn<'_>, record: &mut Record, input: Input, now: u64) -> Result<(), Denied> {
+    let state = record.state;
+    control.advance(txn, record, input, now).map_err(|denied| match (denied, state) {
+        (Denied::Refused { detail, .. }, State::Booting | State::Running | State::Releasing) => Denied::gone(detail),
+        (denied, _) => denied,
+    })
+}
+
+/// A machine that reboots says so by its next boot; here is only heard that it can't.
+fn reboot_ended(txn: &mut Txn<'_>, record: &mut Record, outcome: &Outcome, now: u64) -> Result<(), Denied> {
+    let why = match outcome {
+        Outcome::Refused { reason } | Outcome::Failed { reason } => reason,
+        Outcome::Erased { .. } | Outcome::Installed(_) => "it did something else instead",
+    };
+    let message = format!("the agent can't reboot: {why}. Reboot the machine by hand into network boot");
+    record.order = None;
+    record.reason = Some(message.clone());
+    let said = Said::new(now, record.boot, Phase::Lifecycle, Step::Failed, message);
+    Ok(timeline::append(txn, record.id, [said])?)
+}
+
+/// SMBIOS before 2.6 and option 97 of some firmware have the first three fields in the other byte order.
+fn same_uuid(a: Uuid, b: Uuid) -> bool {
+    a == b || Uuid::from_bytes_le(*a.as_bytes()) == b
+}
+
+fn missing_disks(before: &Inventory, now: &Inventory) -> Vec<DiskId> {
+    let present: Vec<_> = now.disks.iter().filter_map(|d| d.id()).collect();
+    before.disks.iter().filter(|d| d.holds_data()).filter_map(|d| d.id()).filter(|d| !present.contains(d)).collect()
+}
+
+/// The system's serial, unless it's one of the things that vendors leave in that field.
+fn serial(text: Option<&str>) -> Option<String> {
+    const PLACEHOLDERS: [&str; 10] = [
+        "to be filled by o.e.m.",
+        "default string",
+        "system serial number",
+        "not specified",
+        "not applicable",
+        "not available",
+        "unknown",
+        "none",
+        "n/a",
+        "empty",
+    ];
+    let serial = text?.trim();
+    let real = serial.chars().any(|c| c.is_alphanumeric() && c != '0')
+        && serial != "0123456789"
+        && !PLACEHOLDERS.contains(&serial.to_ascii_lowercase().as_str());
+    real.then(|| serial.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use drophammer_protocol::id::Mac;
+    use drophammer_protocol::sign::PublicKey;
+    use ed25519_dalek::SigningKey;
+
+    use super::*;
+    use crate::{BootDecision, Config, unix_ms};
+
+    #[test]
+    fn a_ticket_is_good_for_ten_minutes() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let key = PublicKey::of(&SigningKey::from_bytes(&[1; 32]));
+        let control = Control::open(Config {
+            state_dir: dir.path().join("state"),
+            images_dir: dir.path().join("images"),
+            image_keys: vec![],
+            server_url: String::new(),
+            boot_url: String::new(),
+            ca_pem: String::new(),
+            time_key: key,
+            install_cmdline: String::new(),
+            power_hook: None,
+            max_failures: 3,
+        })
+        .expect("opens");
+        let machine = MachineId(Uuid::from_u128(1));
+        let asked = control.boot_script_asked(Mac([2, 0, 0, 0, 0, 1]), machine, [10, 0, 0, 1].into()).expect("decides");
+        let BootDecision::Agent(ticket) = asked else { panic!("the agent's boot") };
+        let enrol = Enrol { machine, key, macs: vec![], agent_version: String::new() };
+        let minute = 60_000;
+        for (name, after, good) in [("too late", 11 * minute, false), ("in time", 9 * minute, true)] {
+            let now = unix_ms() + after;
+            assert_eq!(control.ticket_at(ticket.boot, now).expect("reads").is_some(), good, "{name}");
+            assert_eq!(control.enrol(&ticket.token, &enrol, now).is_ok(), good, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_come_from_serials_that_are_serials() {
+        for (text, want) in [
+            (Some("CZ3451"), Some("CZ3451")),
+            (Some(" CZ3451 "), Some("CZ3451")),
+            (Some("To be filled by O.E.M."), None),
+            (Some("Not Specified"), None),
+            (Some("0000000"), None),
+            (Some(""), None),
+            (None, None),
+        ] {
+            assert_eq!(serial(text).as_deref(), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn uuids_are_the_same_in_either_byte_order() {
+        let of = |s: &str| Uuid::parse_str(s).expect("a uuid");
+        let a = of("00112233-4455-6677-8899-aabbccddeeff");
+        for (name, b, same) in [
+            ("itself", a, true),
+            ("swapped", of("33221100-5544-7766-8899-aabbccddeeff"), true),
+            ("half swapped", of("33221100-4455-6677-8899-aabbccddeeff"), false),
+            ("another", of("00112233-4455-6677-8899-aabbccddee00"), false),
+        ] {
+            assert_eq!((same_uuid(a, b), same_uuid(b, a)), (same, same), "{name}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! A blocking client of the operators' paths. Errors are the server's own sentences.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use drophammer_protocol::api::{IMAGE_LIST, ImageSummary, MACHINES, Problem, StoredCertificate};
+use drophammer_protocol::event::Recorded;
+use drophammer_protocol::machine::{Allocation, Machine};
+use reqwest::Url;
+use reqwest::blocking::{Client as Http, ClientBuilder, RequestBuilder};
+use rustls::RootCertStore;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use serde::de::DeserializeOwned;
+
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: Http,
+    base: Url,
+    /// As the user wrote it, for error messages.
+    server: String,
+    token: Option<String>,
+}
+
+const CONNECT: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(60);
+
+impl Client {
+    /// `server` is `unix:/path/to/api.sock`, or `https://host:port` with the operator's token and the server's CA.
+    pub fn connect(server: &str, token_file: Option<&Path>, ca_file: Option<&Path>) -> Result<Self> {
+        let builder = Http::builder().connect_timeout(CONNECT).timeout(ANSWER).no_proxy();
+        let (builder, base, token) = if let Some(path) = server.strip_prefix("unix:") {
+            // No TLS on a socket, but without a configuration of it the HTTP client wants a process-wide one.
+            let nobody = trusting(builder, RootCertStore::empty())?;
+            (nobody.unix_socket(Path::new(path)), "http://localhost/".to_owned(), None)
+        } else if server.starts_with("https://") {
+            let (Some(token_file), Some(ca_file)) = (token_file, ca_file) else {
+                bail!(
+                    "{server} needs an operator token (--token-file) and the server's certificate authority (--ca); both \
+                     are files in the server's state directory"
+                );
+            };
+            (trusting(builder, read_ca(ca_file)?)?, server.to_owned(), Some(read_token(token_file)?))
+        } else {
+            bail!("{server:?} is no server: give unix:/path/to/api.sock or https://host:port");
+        };
+        Ok(Self {
+            http: builder.build().context("setting up the HTTP client")?,
+            base: base.parse().with_context(|| format!("reading the server's address {server:?}"))?,
+            server: server.to_owned(),
+            token,
+        })
+    }
+
+    pub fn machines(&self) -> Result<Vec<Machine>> {
+        self.send(self.http.get(self.url(MACHINES, &[])?))
+    }
+
+    pub fn machine(&self, machine: &str) -> Result<Machine> {
+        self.send(self.http.get(self.url(MACHINES, &[machine])?))
+    }
+
+    /// Events after position `after`; waits up to `wait` seconds for the first one.
+    pub fn events(&self, machine: &str, after: u64, wait: u64) -> Result<Vec<Recorded>> {
+        let mut url = self.url(MACHINES, &[machine, "events"])?;
+        url.query_pairs_mut().append_pair("after", &after.to_string()).append_pair("wait", &wait.to_string());
+        self.send(self.http.get(url).timeout(ANSWER + Duration::from_secs(wait)))
+    }
+
+    pub fn certificates(&self, machine: &str) -> Result<Vec<StoredCertificate>> {
+        self.send(self.http.get(self.url(MACHINES, &[machine, "certificates"])?))
+    }
+
+    pub fn allocate(&self, machine: &str, allocation: &Allocation) -> Result<Machine> {
+        self.send(self.http.post(self.url(MACHINES, &[machine, "allocate"])?).json(allocation))
+    }
+
+    pub fn release(&self, machine: &str) -> Result<Machine> {
+        self.send(self.http.post(self.url(MACHINES, &[machine, "release"])?))
+    }
+
+    pub fn reprovision(&self, machine: &str) -> Result<Machine> {
+        self.send(self.http.post(self.url(MACHINES, &[machine, "reprovision"])?))
+    }
+
+    pub fn images(&self) -> Result<Vec<ImageSummary>> {
+        self.send(self.http.get(self.url(IMAGE_LIST, &[])?))
+    }
+
+    /// Names come from people, so they are quoted part by part.
+    fn url(&self, path: &str, parts: &[&str]) -> Result<Url> {
+        if parts.iter().any(|p| p.is_empty() || *p == "." || *p == "..") {
+            bail!("no machine can be called {:?}", parts.first().unwrap_or(&""));
+        }
+        let mut url = self.base.clone();
+        url.set_path(path);
+        url.path_segments_mut().map_err(|()| anyhow!("{} is no server address", self.server))?.extend(parts);
+        Ok(url)
+    }
+
+    fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
+        let request = match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        };
+        // The address is in our own sentence; reqwest's would have it a second time.
+        let asking = || format!("asking the server at {}", self.server);
+        let answer = request.send().map_err(reqwest::Error::without_url).with_context(asking)?;
+        let status = answer.status();
+        let body = answer.bytes().map_err(reqwest::Error::without_url).with_context(asking)?;
+        if status.is_success() {
+            return serde_json::from_slice(&body).with_context(|| format!("reading the answer of {}", self.server));
+        }
+        match serde_json::from_slice::<Problem>(&body) {
+            Ok(problem) => bail!("{}", problem.detail),
+            Err(_) => bail!("{} answered {status} without saying why; is it a drophammer server?", self.server),
+        }
+    }
+}
+
+fn read_ca(ca_file: &Path) -> Result<RootCertStore> {
+    let pem = fs::read(ca_file).with_context(|| format!("reading the certificate authority {}", ca_file.display()))?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.with_context(|| format!("reading {} as PEM", ca_file.display()))?;
+        roots.add(certificate).with_context(|| format!("trusting the certificate in {}", ca_file.display()))?;
+    }
+    if roots.is_empty() {
+        bail!("{} holds no certificate (PEM)", ca_file.display());
+    }
+    Ok(roots)
+}
+
+fn trusting(builder: ClientBuilder, roots: RootCertStore) -> Result<ClientBuilder> {
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .context("setting up TLS")?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(builder.tls_backend_preconfigured(tls))
+}
+
+fn read_token(file: &Path) -> Result<String> {
+    let text = fs::read_to_string(file).with_context(|| format!("reading the operator token {}", file.display()))?;
+    Ok(text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rustls_pki_types::PrivateKeyDer;
+
+    use super::*;
+
+    /// A CA and a server certificate for 127.0.0.1 of its.
+    fn authority() -> (String, rustls::ServerConfig) {
+        let ca_key = KeyPair::generate().expect("a key");
+        let mut ca = CertificateParams::new(Vec::new()).expect("parameters");
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_pem = ca.self_signed(&ca_key).expect("signs").pem();
+        let key = KeyPair::generate().expect("a key");
+        let issuer = Issuer::new(ca, ca_key);
+        let leaf = CertificateParams::new(vec!["127.0.0.1".into()]).expect("parameters");
+        let leaf = leaf.signed_by(&key, &issuer).expect("signs");
+        let private = PrivateKeyDer::try_from(key.serialize_der()).expect("a private key");
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.der().clone()], private)
+            .expect("a certificate");
+        (ca_pem, config)
+    }
+
+    #[test]
+    fn only_a_server_of_the_given_authority_sees_the_token() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = |name: &str| dir.path().join(name);
+        let (ca, config) = authority();
+        fs::write(path("ca"), ca).expect("writes");
+        fs::write(path("other"), authority().0).expect("writes");
+        fs::write(path("token"), "secret\n").expect("writes");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+        let server = format!("https://{}", listener.local_addr().expect("bound"));
+        let serving = std::thread::spawn(move || {
+            let mut heard = Vec::new();
+            for tcp in listener.incoming().take(2) {
+                let session = rustls::ServerConnection::new(Arc::new(config.clone())).expect("a session");
+                let mut stream = BufReader::new(rustls::StreamOwned::new(session, tcp.expect("connects")));
+                let mut lines = String::new();
+                // A client that doesn't trust us hangs up before it says anything.
+                while stream.read_line(&mut lines).is_ok_and(|n| n > 2) {}
+                let body = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n[]";
+                let _ = stream.get_mut().write_all(body.as_bytes());
+                heard.push(lines.to_ascii_lowercase());
+            }
+            heard
+        });
+        let ask =
+            |ca: &str| Client::connect(&server, Some(&path("token")), Some(&path(ca))).expect("is set up").machines();
+        let refused = format!("{:#}", ask("other").expect_err("another authority's server"));
+        assert!(refused.contains("certificate"), "{refused}");
+        assert_eq!(ask("ca").expect("answers"), []);
+        let heard = serving.join().expect("serves");
+        let told = heard.iter().map(|lines| lines.contains("authorization: bearer secret\r\n")).collect::<Vec<_>>();
+        assert_eq!(told, [false, true]);
+    }
+}

@@ -1,0 +1,41 @@
+//! Why a request isn't answered as asked.
+
+use axum::http::StatusCode;
+
+use crate::lifecycle;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Denied {
+    /// By the rules. A sentence for whoever asked; nothing was changed.
+    #[error("{detail}")]
+    Refused { status: StatusCode, detail: String },
+    /// Something of the server's own doesn't work.
+    #[error(transparent)]
+    Broken(#[from] anyhow::Error),
+}
+
+impl Denied {
+    pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self::Refused { status, detail: detail.into() }
+    }
+
+    /// Whoever this is, nothing says so.
+    pub(crate) fn stranger(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, detail)
+    }
+
+    pub(crate) fn conflict(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, detail)
+    }
+
+    /// For an agent whose boot's time is over.
+    pub(crate) fn gone(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::GONE, detail)
+    }
+}
+
+impl From<lifecycle::Refused> for Denied {
+    fn from(refused: lifecycle::Refused) -> Self {
+        Self::conflict(refused.to_string())
+    }
+}

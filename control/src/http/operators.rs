@@ -1,0 +1,111 @@
+//! The operators' paths.
+
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{Method, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use drophammer_protocol::api::{IMAGE_LIST, ImageSummary, MACHINES, StoredCertificate};
+use drophammer_protocol::event::Recorded;
+use drophammer_protocol::id::MachineId;
+use drophammer_protocol::machine::{Allocation, Machine};
+
+use super::{Bearer, Body, Waiting, Which, bearer, not_this_way, nothing_here, off_thread, wait_for};
+use crate::denied::Denied;
+use crate::operators::{Auth, Role, role};
+use crate::{Control, unix_ms};
+
+/// An allocation with its SSH keys.
+const BODY: usize = 256 << 10;
+
+impl Control {
+    /// What operators talk to. `auth` says how they are known: tokens over HTTPS, file permissions on a Unix socket.
+    pub fn operator_router(&self, auth: Auth) -> Router {
+        let of = |what: &str| format!("{MACHINES}/{{ref}}{what}");
+        let router = Router::new()
+            .route(MACHINES, get(machines))
+            .route(&of(""), get(machine))
+            .route(&of("/events"), get(events))
+            .route(&of("/certificates"), get(certificates))
+            .route(&of("/allocate"), post(allocate))
+            .route(&of("/release"), post(release))
+            .route(&of("/reprovision"), post(reprovision))
+            .route(IMAGE_LIST, get(images))
+            .layer(DefaultBodyLimit::max(BODY))
+            .fallback(nothing_here)
+            .method_not_allowed_fallback(not_this_way);
+        let router = match auth {
+            Auth::Socket => router,
+            Auth::Token => router.route_layer(middleware::from_fn_with_state(self.clone(), authorise)),
+        };
+        router.with_state(self.clone())
+    }
+}
+
+async fn authorise(State(control): State<Control>, request: Request, next: Next) -> Response {
+    match allowed(&control, request).await {
+        Ok(request) => next.run(request).await,
+        Err(denied) => denied.into_response(),
+    }
+}
+
+async fn allowed(control: &Control, request: Request) -> Result<Request, Denied> {
+    let (parts, body) = request.into_parts();
+    let Bearer(token) = bearer(&parts)?;
+    let role = off_thread(control, move |c| role(c.store(), &token)).await?;
+    match role {
+        Role::Admin => {}
+        Role::Viewer if matches!(parts.method, Method::GET | Method::HEAD) => {}
+        Role::Viewer => {
+            let detail = "this token may look at everything and change nothing; use an admin's";
+            return Err(Denied::new(StatusCode::FORBIDDEN, detail));
+        }
+    }
+    Ok(Request::from_parts(parts, body))
+}
+
+async fn machines(State(control): State<Control>) -> Result<Json<Vec<Machine>>, Denied> {
+    off_thread(&control, |c| c.machines()).await.map(Json)
+}
+
+async fn machine(State(control): State<Control>, Which(name): Which<String>) -> Result<Json<Machine>, Denied> {
+    off_thread(&control, move |c| c.machine(c.resolve(&name)?)).await.map(Json)
+}
+
+async fn events(
+    State(control): State<Control>,
+    Which(name): Which<String>,
+    waiting: Waiting,
+) -> Result<Json<Vec<Recorded>>, Denied> {
+    let machine: MachineId = off_thread(&control, move |c| c.resolve(&name)).await?;
+    let news = move |c: &Control| c.events(machine, waiting.after).map(|e| Some(e).filter(|e| !e.is_empty()));
+    Ok(Json(wait_for(&control, machine, waiting.wait, news).await?.unwrap_or_default()))
+}
+
+async fn certificates(
+    State(control): State<Control>,
+    Which(name): Which<String>,
+) -> Result<Json<Vec<StoredCertificate>>, Denied> {
+    off_thread(&control, move |c| c.certificates(c.resolve(&name)?)).await.map(Json)
+}
+
+async fn allocate(
+    State(control): State<Control>,
+    Which(name): Which<String>,
+    Body(wanted): Body<Allocation>,
+) -> Result<Json<Machine>, Denied> {
+    off_thread(&control, move |c| c.allocate(c.resolve(&name)?, &wanted, unix_ms())).await.map(Json)
+}
+
+async fn release(State(control): State<Control>, Which(name): Which<String>) -> Result<Json<Machine>, Denied> {
+    off_thread(&control, move |c| c.release(c.resolve(&name)?, unix_ms())).await.map(Json)
+}
+
+async fn reprovision(State(control): State<Control>, Which(name): Which<String>) -> Result<Json<Machine>, Denied> {
+    off_thread(&control, move |c| c.reprovision(c.resolve(&name)?, unix_ms())).await.map(Json)
+}
+
+async fn images(State(control): State<Control>) -> Result<Json<Vec<ImageSummary>>, Denied> {
+    off_thread(&control, |c| c.images()).await.map(Json)
+}

@@ -1,0 +1,250 @@
+//! The images that can be installed: a directory of published ones, each believed by its signature alone.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail, ensure};
+use drophammer_protocol::api::ImageSummary;
+use drophammer_protocol::manifest::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, is_plain_name};
+use drophammer_protocol::sign::{PublicKey, Signed};
+use sha2::{Digest, Sha256};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Image {
+    pub(crate) summary: ImageSummary,
+    /// Of the signed payload.
+    pub(crate) manifest_sha256: String,
+}
+
+impl Image {
+    pub(crate) fn reference(&self) -> String {
+        format!("{}/{}", self.summary.name, self.summary.version)
+    }
+}
+
+/// The directory, and what was found in it. A manifest is read again only when its file changed.
+#[derive(Debug)]
+pub(crate) struct Images {
+    dir: PathBuf,
+    keys: Vec<PublicKey>,
+    known: Mutex<HashMap<PathBuf, (Stamp, Option<Image>)>>,
+}
+
+/// What changes when one of the files of an image does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    bytes: u64,
+    changed: (i64, i64),
+    /// The directory's: its chunks come and go with it.
+    directory: (i64, i64),
+}
+
+impl Images {
+    pub(crate) fn new(dir: PathBuf, keys: Vec<PublicKey>) -> Self {
+        Self { dir, keys, known: Mutex::new(HashMap::new()) }
+    }
+
+    /// All images that can be installed, by name, newest first. What can't be is logged with the reason, once.
+    pub(crate) fn all(&self) -> Result<Vec<Image>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut present = HashMap::new();
+        for dir in versions(&self.dir)? {
+            let stamp = match stamp(&dir) {
+                Ok(stamp) => stamp,
+                // No manifest: being published, or being deleted.
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                Err(e) => return Err(e).with_context(|| format!("looking at the image in {}", dir.display())),
+            };
+            let image = match known.remove(&dir) {
+                Some((then, image)) if then == stamp => image,
+                _ => match read(&dir, &self.keys) {
+                    Ok(image) => Some(image),
+                    Err(why) => {
+                        tracing::error!(image = %dir.display(), "image can't be installed: {why:#}");
+                        None
+                    }
+                },
+            };
+            present.insert(dir, (stamp, image));
+        }
+        let mut images: Vec<Image> = present.values().filter_map(|(_, image)| image.clone()).collect();
+        *known = present;
+        images.sort_by(|a, b| {
+            (&a.summary.name, b.summary.created, &b.summary.version).cmp(&(
+                &b.summary.name,
+                a.summary.created,
+                &a.summary.version,
+            ))
+        });
+        Ok(images)
+    }
+
+    /// `name/version`, or `name` for its newest version.
+    pub(crate) fn find(&self, reference: &str) -> Result<Option<Image>> {
+        Ok(pick(&self.all()?, reference).cloned())
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+fn pick<'a>(newest_first: &'a [Image], reference: &str) -> Option<&'a Image> {
+    newest_first.iter().find(|i| i.summary.name == reference || i.reference() == reference)
+}
+
+/// The directories that may hold an image: `<name>/<version>`.
+fn versions(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for name in plain_directories(dir)? {
+        found.extend(plain_directories(&name)?);
+    }
+    Ok(found)
+}
+
+fn plain_directories(dir: &Path) -> Result<Vec<PathBuf>> {
+    let doing = || format!("listing {}", dir.display());
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(doing)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(doing)?.path();
+        let plain = path.file_name().and_then(|n| n.to_str()).is_some_and(is_plain_name);
+        if plain && path.is_dir() {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+fn stamp(dir: &Path) -> std::io::Result<Stamp> {
+    let (manifest, directory) = (fs::metadata(dir.join(MANIFEST_FILE))?, fs::metadata(dir)?);
+    Ok(Stamp {
+        inode: manifest.ino(),
+        bytes: manifest.len(),
+        changed: (manifest.mtime(), manifest.mtime_nsec()),
+        directory: (directory.mtime(), directory.mtime_nsec()),
+    })
+}
+
+/// Everything that a machine would check too, so that an operator hears of it before a machine does.
+fn read(dir: &Path, keys: &[PublicKey]) -> Result<Image> {
+    let path = dir.join(MANIFEST_FILE);
+    let mut text = String::new();
+    let file = fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+    let read = file.take(MAX_MANIFEST_BYTES + 1).read_to_string(&mut text);
+    read.with_context(|| format!("reading {}", path.display()))?;
+    ensure!(text.len() as u64 <= MAX_MANIFEST_BYTES, "its manifest is larger than {MAX_MANIFEST_BYTES} bytes");
+    let signed: Signed<Manifest> = serde_json::from_str(&text).context("reading its manifest")?;
+    let manifest = signed.open(keys).context("checking the signature of its manifest")?;
+    manifest.check().context("checking its manifest")?;
+    let place = dir.parent().map(|name| (name.file_name(), dir.file_name()));
+    if place != Some((Some(manifest.name.as_ref()), Some(manifest.version.as_ref()))) {
+        bail!("its manifest is of {}, which belongs in another directory", manifest.reference());
+    }
+    let download_bytes = manifest.chunks.frames.iter().map(|f| u64::from(f.length)).sum();
+    let chunks = dir.join(&manifest.chunks.file);
+    let there = fs::metadata(&chunks).with_context(|| format!("looking for {}", chunks.display()))?.len();
+    ensure!(
+        there == download_bytes,
+        "{} has {there} bytes and should have {download_bytes}: publish the image again",
+        chunks.display()
+    );
+    Ok(Image {
+        manifest_sha256: hex::encode(Sha256::digest(signed.payload.as_bytes())),
+        summary: ImageSummary {
+            name: manifest.name.clone(),
+            version: manifest.version.clone(),
+            description: manifest.description.clone(),
+            created: manifest.created,
+            download_bytes,
+            installed_bytes: manifest.installed_bytes,
+            signed_by: manifest.signed_by(),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use drophammer_protocol::manifest::{BootFiles, Chunk, Chunks, ImageFile};
+    use ed25519_dalek::SigningKey;
+
+    use super::*;
+
+    fn manifest(name: &str, version: &str, created: u64) -> Manifest {
+        Manifest {
+            name: name.into(),
+            version: version.into(),
+            description: format!("{name} {version}"),
+            arch: "x86_64".into(),
+            created,
+            installed_bytes: 1 << 20,
+            chunks: Chunks {
+                file: "rootfs.tar.zst".into(),
+                tar_bytes: 100,
+                tar_sha256: String::new(),
+                frames: vec![Chunk { offset: 0, length: 4, unpacked: 100, sha256: String::new() }],
+            },
+            boot: BootFiles {
+                kernel: ImageFile { path: "/boot/vmlinuz".into(), sha256: String::new() },
+                initrd: None,
+                cmdline: String::new(),
+                bios: None,
+                uefi: None,
+            },
+        }
+    }
+
+    fn publish(images: &Path, place: &str, manifest: &Manifest, key: &SigningKey) {
+        let dir = images.join(place);
+        fs::create_dir_all(&dir).expect("creates");
+        fs::write(dir.join("rootfs.tar.zst"), b"zstd").expect("writes");
+        let signed = serde_json::to_string(&Signed::seal(manifest, key)).expect("serializes");
+        fs::write(dir.join(MANIFEST_FILE), signed).expect("writes");
+    }
+
+    #[test]
+    fn only_whole_images_in_their_place_signed_by_a_known_key_are_listed() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (ours, theirs) = (SigningKey::from_bytes(&[1; 32]), SigningKey::from_bytes(&[2; 32]));
+        let path = dir.path();
+        publish(path, "debian/12.9", &manifest("debian", "12.9", 100), &ours);
+        publish(path, "debian/12.10", &manifest("debian", "12.10", 200), &ours);
+        publish(path, "alpine/3", &manifest("alpine", "3", 50), &ours);
+        publish(path, "evil/1", &manifest("evil", "1", 900), &theirs);
+        publish(path, "debian/99", &manifest("debian", "12.9", 100), &ours);
+        publish(path, "cut/1", &manifest("cut", "1", 100), &ours);
+        fs::write(path.join("cut/1/rootfs.tar.zst"), b"z").expect("writes");
+        fs::create_dir_all(path.join("empty/1")).expect("creates");
+        publish(path, ".staging/1", &manifest("staging", "1", 100), &ours);
+        let images = Images::new(path.to_owned(), vec![PublicKey::of(&ours)]);
+        let list = || images.all().expect("lists").iter().map(Image::reference).collect::<Vec<_>>();
+        assert_eq!(list(), ["alpine/3", "debian/12.10", "debian/12.9"]);
+        for (name, reference, want) in [
+            ("newest", "debian", Some("debian/12.10")),
+            ("a version", "debian/12.9", Some("debian/12.9")),
+            ("no such version", "debian/13", None),
+            ("of an unknown key", "evil/1", None),
+            ("no path tricks", "../images/debian", None),
+        ] {
+            let got = images.find(reference).expect("finds").map(|i| i.reference());
+            assert_eq!(got.as_deref(), want, "{name}");
+        }
+        publish(path, "debian/13", &manifest("debian", "13", 300), &ours);
+        fs::remove_dir_all(path.join("alpine")).expect("removes");
+        assert_eq!(list(), ["debian/13", "debian/12.10", "debian/12.9"], "what changed is seen");
+    }
+
+    #[test]
+    fn no_directory_is_no_images() {
+        let images = Images::new("/nonexistent/images".into(), vec![]);
+        assert_eq!(images.all().expect("lists"), []);
+    }
+}

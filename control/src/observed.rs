@@ -1,0 +1,251 @@
+//! What DHCP, TFTP and HTTP see of machines, on its way into their timelines.
+//!
+//! A machine is seen by its MAC before anybody knows which machine it is, so observations of strangers wait here, in
+//! bounded memory, until a boot script is asked for with a machine's id. Those who observe never wait for a disk: one
+//! thread writes, many observations in one commit.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use drophammer_protocol::id::{Mac, MachineId};
+
+use crate::records::Record;
+use crate::store::Store;
+use crate::timeline::{self, Said};
+use crate::wake::Wakes;
+
+const MAX_READY: usize = 8192;
+const MAX_STRANGERS: usize = 1024;
+const MAX_PER_STRANGER: usize = 64;
+/// Between attempts while the store can't be written.
+const PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(crate) struct Observed {
+    shared: Arc<Shared>,
+    writer: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    machines: HashSet<MachineId>,
+    owners: HashMap<Mac, MachineId>,
+    strangers: HashMap<Mac, VecDeque<Said>>,
+    /// Whose machine is known, in the order seen.
+    ready: VecDeque<(MachineId, Said)>,
+    closing: bool,
+}
+
+impl Observed {
+    pub(crate) fn start(store: Store, wakes: Arc<Wakes>, records: &[Record]) -> Result<Self> {
+        let shared = Arc::new(Shared::default());
+        for record in records {
+            shared.lock().learn(record.id, &record.macs);
+        }
+        let ours = Arc::clone(&shared);
+        let writer = thread::Builder::new()
+            .name("observations".into())
+            .spawn(move || write(&ours, &store, &wakes))
+            .context("starting the thread that writes observations")?;
+        Ok(Self { shared, writer: Some(writer) })
+    }
+
+    pub(crate) fn add(&self, mac: Mac, machine: Option<MachineId>, said: Said) -> Result<()> {
+        let mut state = self.shared.lock();
+        let owner = machine.filter(|m| state.machines.contains(m)).or_else(|| state.owners.get(&mac).copied());
+        match owner {
+            Some(machine) => {
+                ensure!(
+                    state.ready.len() < MAX_READY,
+                    "{MAX_READY} observations wait to be written already; what was seen of {mac} is left out of its timeline"
+                );
+                state.ready.push_back((machine, said));
+                self.shared.changed.notify_one();
+            }
+            None => state.remember_stranger(mac, said),
+        }
+        Ok(())
+    }
+
+    /// These are that machine's MACs from now on.
+    pub(crate) fn learn(&self, machine: MachineId, macs: &[Mac]) {
+        self.shared.lock().learn(machine, macs);
+    }
+
+    /// Everything that was seen of this machine and isn't written yet; the caller writes it.
+    pub(crate) fn claim(&self, mac: Mac, machine: MachineId) -> Vec<Said> {
+        let mut state = self.shared.lock();
+        let mut claimed: Vec<Said> = state.strangers.remove(&mac).unwrap_or_default().into();
+        let (ours, others): (VecDeque<_>, VecDeque<_>) = state.ready.drain(..).partition(|(m, _)| *m == machine);
+        state.ready = others;
+        claimed.extend(ours.into_iter().map(|(_, said)| said));
+        claimed
+    }
+
+    pub(crate) fn forget(&self, machine: MachineId) {
+        let mut state = self.shared.lock();
+        state.machines.remove(&machine);
+        state.owners.retain(|_, m| *m != machine);
+    }
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        self.shared.lock().closing = true;
+        self.shared.changed.notify_one();
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the thread that writes observations panicked; the last observations may be lost");
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn learn(&mut self, machine: MachineId, macs: &[Mac]) {
+        self.machines.insert(machine);
+        for mac in macs {
+            self.owners.insert(*mac, machine);
+        }
+    }
+
+    fn remember_stranger(&mut self, mac: Mac, said: Said) {
+        if !self.strangers.contains_key(&mac) && self.strangers.len() >= MAX_STRANGERS {
+            let oldest =
+                self.strangers.iter().min_by_key(|(_, said)| said.back().map(|s| s.at_ms)).map(|(mac, _)| *mac);
+            oldest.map(|mac| self.strangers.remove(&mac));
+        }
+        let heard = self.strangers.entry(mac).or_default();
+        if heard.len() >= MAX_PER_STRANGER {
+            heard.pop_front();
+        }
+        heard.push_back(said);
+    }
+}
+
+/// Until the server closes, and then what is left.
+fn write(shared: &Shared, store: &Store, wakes: &Wakes) {
+    let mut state = shared.lock();
+    loop {
+        if state.ready.is_empty() {
+            if state.closing {
+                return;
+            }
+            state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            continue;
+        }
+        let batch: Vec<_> = state.ready.drain(..).collect();
+        drop(state);
+        let written = commit(store, &batch);
+        if written.is_ok() {
+            for machine in batch.iter().map(|(machine, _)| *machine).collect::<HashSet<_>>() {
+                wakes.wake(machine);
+            }
+        }
+        state = shared.lock();
+        if let Err(error) = written {
+            tracing::error!(observations = batch.len(), "writing observations: {error:#}");
+            if state.closing {
+                return;
+            }
+            for item in batch.into_iter().rev() {
+                state.ready.push_front(item);
+            }
+            state = shared.changed.wait_timeout(state, PAUSE).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+fn commit(store: &Store, batch: &[(MachineId, Said)]) -> Result<()> {
+    let mut machines: HashMap<MachineId, Vec<&Said>> = HashMap::new();
+    for (machine, said) in batch {
+        machines.entry(*machine).or_default().push(said);
+    }
+    store.transact(|txn| {
+        for (machine, said) in &machines {
+            // It may have been forgotten meanwhile.
+            if Record::load(txn, *machine)?.is_some() {
+                timeline::append(txn, *machine, said.iter().map(|s| (*s).clone()))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use drophammer_protocol::event::{Phase, Step};
+    use uuid::Uuid;
+
+    use super::*;
+
+    const MACHINE: MachineId = MachineId(Uuid::from_u128(1));
+
+    fn mac(n: u64) -> Mac {
+        let [.., a, b, c, d, e, f] = n.to_be_bytes();
+        Mac([a, b, c, d, e, f])
+    }
+
+    fn said(at_ms: u64) -> Said {
+        Said::new(at_ms, None, Phase::Dhcp, Step::Note, at_ms.to_string())
+    }
+
+    fn times(said: &[Said]) -> Vec<u64> {
+        said.iter().map(|s| s.at_ms).collect()
+    }
+
+    #[test]
+    fn strangers_wait_in_bounded_memory() {
+        let mut state = State::default();
+        for n in 0..10_000 {
+            state.remember_stranger(mac(n), said(n));
+            state.remember_stranger(mac(n), said(n));
+        }
+        assert_eq!(state.strangers.len(), MAX_STRANGERS);
+        assert!(state.strangers.contains_key(&mac(9_999)) && !state.strangers.contains_key(&mac(0)));
+        for at in 20_000..20_100 {
+            state.remember_stranger(mac(9_999), said(at));
+        }
+        let kept: Vec<Said> = state.strangers.remove(&mac(9_999)).expect("there").into();
+        assert_eq!((kept.len(), times(&kept).first().copied()), (MAX_PER_STRANGER, Some(20_036)));
+    }
+
+    #[test]
+    fn what_was_seen_goes_to_its_machine_and_survives_the_end() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = Store::open(&dir.path().join("state")).expect("opens");
+        let record = Record::discovered(MACHINE, mac(1), 0);
+        let saved: Result<()> = store.transact(|t| record.save(t));
+        saved.expect("saves");
+        let observed = Observed::start(store.clone(), Arc::default(), &[record]).expect("starts");
+        let other = MachineId(Uuid::from_u128(2));
+        for (name, from, machine, at) in [
+            ("by its MAC", mac(1), None, 1),
+            ("by its id, from another MAC", mac(7), Some(MACHINE), 2),
+            ("a stranger", mac(2), None, 3),
+            ("a stranger with an id that isn't known yet", mac(2), Some(other), 4),
+        ] {
+            observed.add(from, machine, said(at)).expect(name);
+        }
+        assert_eq!(times(&observed.claim(mac(2), other)), [3, 4], "the stranger's, once somebody knows who it is");
+        assert_eq!(times(&observed.claim(mac(2), other)), [] as [u64; 0], "and only once");
+        drop(observed);
+        let written = timeline::read(&store, MACHINE, 0).expect("reads");
+        assert_eq!(written.iter().map(|e| e.at_ms).collect::<Vec<_>>(), [1, 2]);
+    }
+}

@@ -1,0 +1,194 @@
+//! What people ask and order.
+
+use axum::http::StatusCode;
+use drophammer_protocol::api::{ImageSummary, StoredCertificate};
+use drophammer_protocol::event::Recorded;
+use drophammer_protocol::id::{Mac, MachineId};
+use drophammer_protocol::machine::{Allocation, Machine};
+
+use crate::denied::Denied;
+use crate::install;
+use crate::lifecycle::Input;
+use crate::records::{self, BootInventory, Record, certificates_prefix, inventory_key, machine_key};
+use crate::{Control, timeline};
+
+impl Control {
+    pub(crate) fn machines(&self) -> Result<Vec<Machine>, Denied> {
+        let mut machines = Vec::new();
+        for record in records::all(self.store())? {
+            machines.push(self.view(record)?);
+        }
+        machines.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        Ok(machines)
+    }
+
+    pub(crate) fn machine(&self, machine: MachineId) -> Result<Machine, Denied> {
+        let gone = || Denied::new(StatusCode::NOT_FOUND, format!("there is no machine {machine}"));
+        let record: Record = self.store().get(&machine_key(machine))?.ok_or_else(gone)?;
+        self.view(record)
+    }
+
+    pub(crate) fn resolve(&self, reference: &str) -> Result<MachineId, Denied> {
+        pick(&records::all(self.store())?, reference)
+    }
+
+    pub(crate) fn events(&self, machine: MachineId, after: u64) -> Result<Vec<Recorded>, Denied> {
+        Ok(timeline::read(self.store(), machine, after)?)
+    }
+
+    pub(crate) fn certificates(&self, machine: MachineId) -> Result<Vec<StoredCertificate>, Denied> {
+        Ok(self.store().list(&certificates_prefix(machine), None)?)
+    }
+
+    pub(crate) fn images(&self) -> Result<Vec<ImageSummary>, Denied> {
+        Ok(self.inner.images.all()?.into_iter().map(|image| image.summary).collect())
+    }
+
+    pub(crate) fn allocate(&self, machine: MachineId, wanted: &Allocation, now: u64) -> Result<Machine, Denied> {
+        let unfit = |why: String| Denied::new(StatusCode::UNPROCESSABLE_ENTITY, why);
+        let image = self.inner.images.find(&wanted.image)?;
+        self.change(machine, |txn, record| {
+            // First what is wrong with the machine, then what is wrong with the wish.
+            let mut granted = record.clone();
+            granted.allocation = Some(wanted.clone());
+            let image = image.as_ref().ok_or_else(|| unfit(self.no_such_image(&wanted.image)));
+            granted.allocation = granted
+                .allocation
+                .map(|a| Allocation { image: image.as_ref().map_or(a.image, |i| i.reference()), ..a });
+            self.advance(txn, &mut granted, Input::Allocate, now)?;
+            let inventory = txn.get::<BootInventory>(&inventory_key(machine))?.filter(|i| Some(i.boot) == granted.boot);
+            let Some(inventory) = inventory else {
+                return Err(Denied::conflict("the machine has no inventory of its present boot; reboot it"));
+            };
+            install::plan(wanted, image?, &inventory.inventory).map_err(|why| unfit(why.to_string()))?;
+            *record = granted;
+            Ok(())
+        })?;
+        self.machine(machine)
+    }
+
+    pub(crate) fn release(&self, machine: MachineId, now: u64) -> Result<Machine, Denied> {
+        self.take_back(machine, &Input::Release, now)
+    }
+
+    pub(crate) fn reprovision(&self, machine: MachineId, now: u64) -> Result<Machine, Denied> {
+        self.take_back(machine, &Input::Reprovision, now)
+    }
+
+    fn take_back(&self, machine: MachineId, input: &Input, now: u64) -> Result<Machine, Denied> {
+        let power = self.inner.power.as_ref();
+        let name = self.change(machine, |txn, record| {
+            self.advance(txn, record, input.clone(), now)?;
+            record.cycle_due = power.is_some();
+            record.reason = Some(match power {
+                Some(_) => "the power hook is power-cycling it into its agent".into(),
+                None => "no power hook is configured: reboot it by hand into network boot, unless its agent runs and \
+                         does so itself"
+                    .into(),
+            });
+            Ok(record.name.clone())
+        })?;
+        power.iter().for_each(|p| p.cycle(machine, name.clone()));
+        self.machine(machine)
+    }
+
+    pub(crate) fn no_such_image(&self, reference: &str) -> String {
+        let dir = self.inner.images.dir().display();
+        format!(
+            "image {reference} isn't among those in {dir} that are whole and signed by a trusted key; \
+             `drophammer image list` shows which are"
+        )
+    }
+
+    fn view(&self, record: Record) -> Result<Machine, Denied> {
+        let inventory: Option<BootInventory> = self.store().get(&inventory_key(record.id))?;
+        let seen = self.seen(record.id);
+        Ok(record.view(inventory.map(|i| i.inventory), seen))
+    }
+}
+
+/// The beginning of an id counts from this many characters on.
+const MIN_ID_PREFIX: usize = 8;
+
+/// The one machine that `reference` can mean: an id or its beginning, a name, a serial, a MAC or a hostname.
+fn pick(records: &[Record], reference: &str) -> Result<MachineId, Denied> {
+    let reference = reference.trim();
+    let lower = reference.to_ascii_lowercase();
+    let mac: Option<Mac> = reference.parse().ok();
+    let is = |text: &str| text.eq_ignore_ascii_case(reference);
+    let meant: Vec<&Record> = records
+        .iter()
+        .filter(|r| {
+            let id = r.id.to_string();
+            (lower.len() >= MIN_ID_PREFIX && id.starts_with(&lower))
+                || is(&r.name)
+                || r.serial.as_deref().is_some_and(is)
+                || mac.is_some_and(|mac| r.macs.contains(&mac))
+                || r.allocation.as_ref().is_some_and(|a| is(&a.hostname))
+        })
+        .collect();
+    match meant.as_slice() {
+        [one] => Ok(one.id),
+        [] => Err(Denied::new(
+            StatusCode::NOT_FOUND,
+            format!("no machine is called {reference:?}; `drophammer machine list` shows what they are called"),
+        )),
+        // An id is never ambiguous, even if somebody called another machine by it.
+        several => match several.iter().find(|r| r.id.to_string() == lower) {
+            Some(exact) => Ok(exact.id),
+            None => {
+                let names: Vec<String> = several.iter().map(|r| format!("{} ({})", r.name, r.id)).collect();
+                Err(Denied::conflict(format!("{reference:?} can mean {}; use the id", names.join(", "))))
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn record(id: u128, mac: u8, serial: &str, hostname: Option<&str>) -> Record {
+        let mut record = Record::discovered(MachineId(Uuid::from_u128(id)), Mac([2, 0, 0, 0, 0, mac]), 0);
+        record.name = serial.into();
+        record.serial = Some(serial.into());
+        record.allocation =
+            hostname.map(|h| Allocation { image: "i".into(), hostname: h.into(), ssh_keys: vec![], disk: None });
+        record
+    }
+
+    #[test]
+    fn a_machine_answers_to_several_names_but_only_to_its_own() {
+        let one = 0x1111_1111_0000_0000_0000_0000_0000_0001;
+        let two = 0x1111_1111_0000_0000_0000_0000_0000_0002;
+        let three = 0x3333_3333_0000_0000_0000_0000_0000_0003;
+        let machines = [
+            record(one, 1, "SN1", Some("web")),
+            record(two, 2, "SN2", Some("db")),
+            record(three, 3, "SN3", Some("web")),
+        ];
+        for (name, reference, want) in [
+            ("an id", "11111111-0000-0000-0000-000000000001", Ok(one)),
+            ("its beginning", "33333333", Ok(three)),
+            ("in capitals", "11111111-0000-0000-0000-000000000002", Ok(two)),
+            ("too short a beginning", "3333333", Err("no machine is called")),
+            ("a beginning of two", "11111111-", Err("can mean SN1")),
+            ("a serial", "SN2", Ok(two)),
+            ("with spaces around it", " sn2 ", Ok(two)),
+            ("a MAC", "02:00:00:00:00:03", Ok(three)),
+            ("a MAC in another style", "02-00-00-00-00-03", Ok(three)),
+            ("a hostname", "db", Ok(two)),
+            ("a hostname of two", "web", Err("SN3")),
+            ("nothing", "", Err("no machine is called")),
+            ("something else", "other", Err("no machine is called")),
+        ] {
+            match (pick(&machines, reference), want) {
+                (Ok(got), Ok(want)) => assert_eq!(got.0.as_u128(), want, "{name}"),
+                (Err(got), Err(part)) => assert!(got.to_string().contains(part), "{name}: {got}"),
+                (got, want) => panic!("{name}: got {got:?}, want {want:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! What is kept of a machine, and under which keys.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use drophammer_protocol::id::{BootId, Mac, MachineId, OrderId};
+use drophammer_protocol::inventory::{DiskId, Inventory};
+use drophammer_protocol::machine::{Allocation, Machine, State};
+use drophammer_protocol::sign::PublicKey;
+use serde::{Deserialize, Serialize};
+
+use crate::install::Plan;
+use crate::lifecycle::{self, AllocationChange, Facts, Input, OrderChange, Reason, Refused};
+use crate::secret::Hash;
+use crate::store::{Store, Txn};
+
+pub(crate) const MACHINES: &str = "machine/";
+
+pub(crate) fn machine_key(machine: MachineId) -> String {
+    format!("{MACHINES}{machine}")
+}
+
+/// [`BootInventory`].
+pub(crate) fn inventory_key(machine: MachineId) -> String {
+    format!("inventory/{machine}")
+}
+
+/// The [`MachineId`] that a boot belongs to.
+pub(crate) fn boot_key(boot: BootId) -> String {
+    format!("boot/{boot}")
+}
+
+/// All certificates of a machine, in the order in which they were stored. They are never deleted.
+pub(crate) fn certificates_prefix(machine: MachineId) -> String {
+    format!("certificate/{machine}/")
+}
+
+pub(crate) fn certificate_key(machine: MachineId, stored_ms: u64, order: OrderId, number: usize) -> String {
+    format!("{}{stored_ms:020}-{order}-{number:04}", certificates_prefix(machine))
+}
+
+/// A machine without its inventory and its history, which are larger and change at other times.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) id: MachineId,
+    pub(crate) name: String,
+    pub(crate) serial: Option<String>,
+    pub(crate) state: State,
+    pub(crate) reason: Option<String>,
+    pub(crate) mac: Option<Mac>,
+    pub(crate) address: Option<IpAddr>,
+    /// Every MAC that was ever seen to be this machine's.
+    pub(crate) macs: Vec<Mac>,
+    /// The boot that is listened to.
+    pub(crate) boot: Option<BootId>,
+    /// Tickets that are out, and the last boots that enrolled, oldest first.
+    pub(crate) boots: Vec<Boot>,
+    pub(crate) allocation: Option<Allocation>,
+    /// What the present boot has to do.
+    pub(crate) order: Option<Pending>,
+    /// Orders of the present boot whose outcome is in.
+    pub(crate) answered: Vec<Answered>,
+    pub(crate) phone_home: Option<PhoneHomeDue>,
+    pub(crate) failures: u32,
+    pub(crate) counted: bool,
+    /// The power hook has to run, or to run again if the server died meanwhile.
+    pub(crate) cycle_due: bool,
+    pub(crate) ssh_host_keys: Vec<String>,
+    pub(crate) created_ms: u64,
+    pub(crate) changed_ms: u64,
+    pub(crate) last_seen_ms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Boot {
+    pub(crate) id: BootId,
+    pub(crate) minted_ms: u64,
+    pub(crate) expires_ms: u64,
+    pub(crate) token: Hash,
+    /// The token has been used.
+    pub(crate) enrolled: Option<Enrolment>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Enrolment {
+    pub(crate) at_ms: u64,
+    pub(crate) key: PublicKey,
+    pub(crate) credential: Hash,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Pending {
+    pub(crate) id: OrderId,
+    pub(crate) what: What,
+}
+
+/// An order as it is kept: decisions only. Addresses and secrets are added when it is handed out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub(crate) enum What {
+    Erase { disks: Vec<DiskId> },
+    Install(Plan),
+    Reboot { reason: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Answered {
+    pub(crate) order: OrderId,
+    pub(crate) outcome_sha256: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PhoneHomeDue {
+    pub(crate) order: OrderId,
+    pub(crate) token: Hash,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct BootInventory {
+    pub(crate) boot: BootId,
+    pub(crate) inventory: Inventory,
+}
+
+/// Tickets of one machine that may be out at once: firmware and iPXE repeat requests, but not without end.
+const MAX_TICKETS: usize = 4;
+/// Enrolled boots that are remembered, so that an agent of an old one hears that it's old.
+const MAX_ENROLLED: usize = 4;
+const MAX_MACS: usize = 32;
+
+impl Record {
+    pub(crate) fn discovered(id: MachineId, mac: Mac, now: u64) -> Self {
+        Self {
+            id,
+            name: mac.to_string(),
+            serial: None,
+            state: State::Discovered,
+            reason: None,
+            mac: Some(mac),
+            address: None,
+            macs: vec![mac],
+            boot: None,
+            boots: Vec::new(),
+            allocation: None,
+            order: None,
+            answered: Vec::new(),
+            phone_home: None,
+            failures: 0,
+            counted: false,
+            cycle_due: false,
+            ssh_host_keys: Vec::new(),
+            created_ms: now,
+            changed_ms: now,
+            last_seen_ms: now,
+        }
+    }
+
+    pub(crate) fn load(txn: &mut Txn<'_>, machine: MachineId) -> Result<Option<Self>> {
+        txn.get(&machine_key(machine))
+    }
+
+    pub(crate) fn save(&self, txn: &mut Txn<'_>) -> Result<()> {
+        txn.put(&machine_key(self.id), self)
+    }
+
+    /// Applies `input` by the rules of [`lifecycle`]. `order` is the id of the order that may come out of it.
+    pub(crate) fn step(&mut self, input: Input, max_failures: u32, order: OrderId, now: u64) -> Result<(), Refused> {
+        let facts = Facts {
+            allocated: self.allocation.is_some(),
+            failures: self.failures,
+            counted: self.counted,
+            max_failures,
+        };
+        let to = lifecycle::next(self.state, facts, input)?;
+        self.state = to.state;
+        self.failures = to.failures;
+        self.counted = to.counted;
+        self.changed_ms = now;
+        match to.reason {
+            Reason::Keep => {}
+            Reason::Clear => self.reason = None,
+            Reason::Say(why) => self.reason = Some(why),
+        }
+        match to.allocation {
+            AllocationChange::Keep => {}
+            AllocationChange::Drop => self.allocation = None,
+        }
+        match to.order {
+            OrderChange::Keep => {}
+            OrderChange::Drop => self.order = None,
+            OrderChange::Reboot(reason) => self.order = Some(Pending { id: order, what: What::Reboot { reason } }),
+            OrderChange::Erase(disks) => {
+                let what = What::Erase { disks };
+                if self.order.as_ref().is_none_or(|o| o.what != what) {
+                    self.order = Some(Pending { id: order, what });
+                }
+            }
+        }
+        if !matches!(self.state, State::Installing | State::Booting | State::Running) {
+            self.phone_home = None;
+            self.ssh_host_keys.clear();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn boot_of(&self, boot: BootId) -> Option<&Boot> {
+        self.boots.iter().find(|b| b.id == boot)
+    }
+
+    pub(crate) fn learn_mac(&mut self, mac: Mac) {
+        if !self.macs.contains(&mac) {
+            self.macs.push(mac);
+            let excess = self.macs.len().saturating_sub(MAX_MACS);
+            self.macs.drain(..excess);
+        }
+    }
+
+    /// Adds a ticket and forgets those that are of no use any more.
+    pub(crate) fn add_boot(&mut self, txn: &mut Txn<'_>, boot: Boot) -> Result<()> {
+        txn.put(&boot_key(boot.id), &self.id)?;
+        let now = boot.minted_ms;
+        self.boots.push(boot);
+        let (mut tickets, mut enrolled) = (0, 0);
+        let mut keep: Vec<Boot> = Vec::new();
+        for boot in self.boots.drain(..).rev() {
+            let useful = if boot.enrolled.is_some() {
+                enrolled += 1;
+                enrolled <= MAX_ENROLLED || self.boot == Some(boot.id)
+            } else {
+                tickets += 1;
+                tickets <= MAX_TICKETS && boot.expires_ms > now
+            };
+            if useful {
+                keep.push(boot);
+            } else {
+                txn.delete(&boot_key(boot.id));
+            }
+        }
+        keep.reverse();
+        self.boots = keep;
+        Ok(())
+    }
+
+    /// From here on no agent can enrol with a ticket that was given out before.
+    pub(crate) fn void_tickets(&mut self, txn: &mut Txn<'_>) {
+        self.boots.retain(|boot| {
+            if boot.enrolled.is_none() {
+                txn.delete(&boot_key(boot.id));
+            }
+            boot.enrolled.is_some()
+        });
+    }
+
+    /// As operators see it.
+    pub(crate) fn view(self, inventory: Option<Inventory>, seen_ms: u64) -> Machine {
+        Machine {
+            id: self.id,
+            name: self.name,
+            state: self.state,
+            reason: self.reason,
+            mac: self.mac,
+            address: self.address,
+            boot: self.boot,
+            allocation: self.allocation,
+            inventory,
+            failures: self.failures,
+            created_ms: self.created_ms,
+            changed_ms: self.changed_ms,
+            last_seen_ms: self.last_seen_ms.max(seen_ms),
+            ssh_host_keys: self.ssh_host_keys,
+        }
+    }
+}
+
+pub(crate) fn all(store: &Store) -> Result<Vec<Record>> {
+    store.list(MACHINES, None)
+}

@@ -1,0 +1,191 @@
+//! Tokens and credentials: who they are for, and a part that nobody can guess.
+//!
+//! The store keeps hashes only. What a machine must be handed again after a restart of the server (the ticket of a boot
+//! that is between its script and its initramfs, the phone-home token of an install order) is derived from the server's
+//! key, a file of its own: the store alone gives nothing away, and nothing has to be kept in memory.
+
+use std::fmt;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use ring::hmac;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use uuid::Uuid;
+
+/// A bearer secret, written `<whose>.<64 hex digits>`.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Token {
+    /// The boot, order or operator that it speaks for. No secret, and not believed without the rest.
+    pub(crate) holder: Uuid,
+    secret: [u8; 32],
+}
+
+impl Token {
+    pub(crate) fn random(holder: Uuid) -> Result<Self> {
+        Ok(Self { holder, secret: random()? })
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (holder, secret) = text.split_once('.')?;
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(secret, &mut bytes).ok()?;
+        Some(Self { holder: Uuid::try_parse(holder).ok()?, secret: bytes })
+    }
+
+    pub(crate) fn hash(&self) -> Hash {
+        Hash(hex::encode(Sha256::digest([self.holder.as_bytes().as_slice(), &self.secret].concat())))
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.holder.simple(), hex::encode(self.secret))
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token({}, …)", self.holder)
+    }
+}
+
+/// SHA-256 of a token: enough for 256 random bits, which no dictionary holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hash(String);
+
+impl Hash {
+    pub(crate) fn is_of(&self, token: &Token) -> bool {
+        self.0.as_bytes().ct_eq(token.hash().0.as_bytes()).into()
+    }
+}
+
+/// What a derived token is for. One key, several kinds of token, none of which can stand for another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Purpose {
+    Boot,
+    PhoneHome,
+}
+
+/// The server's own key.
+#[derive(Debug)]
+pub(crate) struct ServerKey(hmac::Key);
+
+impl ServerKey {
+    /// Reads the key, or makes one on the first start.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let text = match fs::read_to_string(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                let fresh = hex::encode(random()?);
+                write_private(path, &fresh)?;
+                fresh
+            }
+            read => read.with_context(|| format!("reading the server's key {}", path.display()))?,
+        };
+        let mut bytes = [0; 32];
+        if hex::decode_to_slice(text.trim(), &mut bytes).is_err() {
+            bail!(
+                "{} doesn't hold a key (64 hex digits). Restore it, or delete it: boots under way are then lost, and \
+                 installed systems that haven't phoned home yet can't",
+                path.display()
+            );
+        }
+        Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &bytes)))
+    }
+
+    pub(crate) fn derive(&self, purpose: Purpose, holder: Uuid) -> Token {
+        let purpose: &[u8] = match purpose {
+            Purpose::Boot => b"boot token\0",
+            Purpose::PhoneHome => b"phone-home token\0",
+        };
+        let tag = hmac::sign(&self.0, &[purpose, holder.as_bytes()].concat());
+        let mut secret = [0; 32];
+        secret.copy_from_slice(tag.as_ref());
+        Token { holder, secret }
+    }
+}
+
+pub(crate) fn random() -> Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|e| anyhow!("the kernel gives no random bytes: {e}"))?;
+    Ok(bytes)
+}
+
+/// A file that only its owner can read, complete or not there at all.
+pub(crate) fn write_private(path: &Path, content: &str) -> Result<()> {
+    let doing = || format!("writing {}", path.display());
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new = Path::new(&name);
+    // A leftover of a crash could have other permissions.
+    match fs::remove_file(new) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e).with_context(doing),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new).with_context(doing)?;
+    file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).with_context(doing)?;
+    fs::rename(new, path).with_context(doing)?;
+    sync_directory(path)
+}
+
+/// Makes the directory entry of `path` durable.
+pub(crate) fn sync_directory(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::File::open(parent).and_then(|d| d.sync_all()).with_context(|| format!("syncing {}", parent.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn only_whole_tokens_parse() {
+        let secret = "ab".repeat(32);
+        let holder = "00112233-4455-6677-8899-aabbccddeeff";
+        for (name, text, parses) in [
+            ("whole", format!("{holder}.{secret}"), true),
+            ("no dot", format!("{holder}{secret}"), false),
+            ("short secret", format!("{holder}.{}", &secret[2..]), false),
+            ("long secret", format!("{holder}.{secret}ab"), false),
+            ("no holder", format!(".{secret}"), false),
+            ("empty", String::new(), false),
+        ] {
+            assert_eq!(Token::parse(&text).is_some(), parses, "{name}");
+        }
+        let token = Token::parse(&format!("{holder}.{secret}")).expect("whole");
+        assert_eq!(Token::parse(&token.to_string()), Some(token.clone()));
+        assert!(!format!("{token:?}").contains(&secret), "secrets stay out of logs");
+    }
+
+    #[test]
+    fn a_derived_token_is_of_one_holder_and_purpose() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("key");
+        let key = ServerKey::open(&path).expect("first start");
+        let token = key.derive(Purpose::Boot, Uuid::from_u128(1));
+        let again = ServerKey::open(&path).expect("second start");
+        for (name, other, same) in [
+            ("after a restart", again.derive(Purpose::Boot, Uuid::from_u128(1)), true),
+            ("another holder", key.derive(Purpose::Boot, Uuid::from_u128(2)), false),
+            ("another purpose", key.derive(Purpose::PhoneHome, Uuid::from_u128(1)), false),
+        ] {
+            assert_eq!(token.hash().is_of(&other), same, "{name}");
+        }
+        assert_eq!(fs::metadata(&path).expect("key file").permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_damaged_key_is_said_so() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("key");
+        fs::write(&path, "abc").expect("writes");
+        let error = ServerKey::open(&path).expect_err("no key").to_string();
+        assert!(error.contains("64 hex digits"), "{error}");
+    }
+}

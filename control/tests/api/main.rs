@@ -1,0 +1,574 @@
+//! The control API as agents and operators meet it: real routers, real sockets, real signatures.
+
+mod rig;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use drophammer_control::BootDecision;
+use drophammer_control::client::Client;
+use drophammer_protocol::api::*;
+use drophammer_protocol::certificate::{ErasureCertificate, Verdict};
+use drophammer_protocol::event::{Event, Phase, Recorded, Step};
+use drophammer_protocol::id::{BootId, OrderId};
+use drophammer_protocol::inventory::{Disk, DiskId, Inventory};
+use drophammer_protocol::machine::{Allocation, State};
+use drophammer_protocol::order::{Order, Outcome, Task};
+use drophammer_protocol::sign::Signed;
+use reqwest::Method as Verb;
+use uuid::Uuid;
+
+use crate::rig::*;
+
+/// From the first packet to a tenant, back, and to the next install; with and without a server that dies in between.
+#[test]
+fn the_whole_road_with_a_server_that_restarts_between_all_steps() {
+    for restarts in [false, true] {
+        let mut rig = Rig::new();
+        let next = |rig: &mut Rig| {
+            if restarts {
+                rig.restart();
+            }
+        };
+        rig.control().observe(mac(1), None, Phase::Dhcp, Step::Note, "DISCOVER", None).expect("is noted");
+        let mut agent = rig.boot(1);
+        assert_eq!(rig.state(1), State::Discovered);
+        next(&mut rig);
+        assert_eq!(rig.control().ticket(agent.ticket.boot).expect("reads"), Some(agent.ticket.clone()));
+        agent.enrol(&rig).expect("enrols");
+        assert_eq!(rig.state(1), State::Enrolled);
+        assert_eq!(rig.control().ticket(agent.ticket.boot).expect("reads"), None, "a used ticket is given to nobody");
+        next(&mut rig);
+        assert_eq!(agent.order(&rig, 0).expect("answers"), None);
+        agent.inventory(&rig).expect("takes the inventory");
+        next(&mut rig);
+        let order = agent.order(&rig, 0).expect("answers").expect("an erase order");
+        let disks = vec![
+            DiskId { serial: "big-1".into(), size_bytes: 100 << 30 },
+            DiskId { serial: "small-1".into(), size_bytes: 10 << 30 },
+        ];
+        assert_eq!(order.task, Task::Erase { disks });
+        agent.inventory(&rig).expect("a repeated inventory is as good as one");
+        next(&mut rig);
+        assert_eq!(agent.order(&rig, 0).expect("answers"), Some(order.clone()), "the same until its outcome is in");
+        assert_eq!(rig.state(1), State::Erasing);
+        agent.outcome(&rig, order.id, &agent.erased(&order)).expect("takes the proof");
+        next(&mut rig);
+        agent.outcome(&rig, order.id, &agent.erased(&order)).expect("twice is as good as once");
+        let other = Outcome::Failed { reason: "changed my mind".into() };
+        assert_eq!(agent.outcome(&rig, order.id, &other).expect_err("contradicts itself").status, 409);
+        assert_eq!(rig.state(1), State::Waiting);
+        assert_eq!(rig.operator().certificates("SN-1").expect("lists").len(), 2);
+
+        let machine = rig.allocate(1).expect("allocates");
+        assert_eq!(
+            (machine.state, machine.allocation.map(|a| a.image)),
+            (State::Allocated, Some("debian/12.2".into()))
+        );
+        next(&mut rig);
+        let (id, install) = agent.install_order(&rig);
+        assert_eq!(rig.state(1), State::Installing);
+        next(&mut rig);
+        assert_eq!(agent.install_order(&rig), (id, install.clone()), "the same order with the same token");
+        assert_eq!(install.disk.serial, "small-1", "the smallest that fits");
+        assert_eq!(install.image_url, "http://10.77.0.1:8080/images/debian/12.2");
+        assert_eq!((install.hostname.as_str(), install.cmdline.as_str()), ("web-1", "console=ttyS0"));
+        agent.outcome(&rig, id, &installed()).expect("takes the outcome");
+        next(&mut rig);
+        agent.outcome(&rig, id, &installed()).expect("twice is as good as once");
+        assert_eq!(rig.state(1), State::Booting);
+        assert_eq!(rig.net_boot(1), BootDecision::LocalDisk);
+        phone_home(&rig, 1, &install.phone_home.token).expect("is heard");
+        next(&mut rig);
+        phone_home(&rig, 1, &install.phone_home.token).expect("a caller that got no answer hears that it was heard");
+        let machine = rig.machine(1);
+        assert_eq!((machine.state, machine.ssh_host_keys.len(), machine.name.as_str()), (State::Running, 1, "SN-1"));
+        assert_eq!(rig.net_boot(1), BootDecision::LocalDisk);
+
+        let machine = rig.operator().reprovision("web-1").expect("takes it back");
+        assert_eq!((machine.state, machine.allocation.is_some()), (State::Releasing, true));
+        assert!(machine.reason.expect("a reason").contains("by hand"), "there is no power hook");
+        assert_eq!(phone_home(&rig, 1, &install.phone_home.token).expect_err("its install is history").status, 401);
+        next(&mut rig);
+        let agent = rig.waiting(1);
+        assert_eq!(rig.state(1), State::Allocated, "it had an allocation");
+        next(&mut rig);
+        let (_, again) = agent.install_order(&rig);
+        assert_ne!(again.phone_home.token, install.phone_home.token);
+        assert_eq!((again.image, again.disk), (install.image, install.disk));
+        let machine = rig.operator().release("web-1").expect("takes it back");
+        assert_eq!((machine.state, machine.allocation), (State::Releasing, None));
+
+        next(&mut rig);
+        let events = rig.operator().events("SN-1", 0, 0).expect("lists");
+        assert_eq!(events.first().map(|e| e.message.as_str()), Some("DISCOVER"), "seen before it was known");
+        assert!(events.is_sorted_by(|a, b| a.position < b.position));
+        let after = events[3].position;
+        assert_eq!(rig.operator().events("SN-1", after, 0).expect("lists"), events[4..]);
+    }
+}
+
+#[test]
+fn lies_about_erasing_quarantine_the_machine() {
+    type Lie = fn(&Rig, &Agent, &Order) -> Outcome;
+    let lies: [(&str, Lie, &str, usize); 11] = [
+        ("no certificates", |_, _, _| Outcome::Erased { certificates: vec![] }, "has no certificate", 0),
+        (
+            "one disk left out",
+            |_, agent, order| sealed(agent, &agent.certificates(order)[..1]),
+            "disk small-1 (10737418240 bytes) has no certificate",
+            1,
+        ),
+        (
+            "signed by another key",
+            |_, agent, order| {
+                let other = ed25519_dalek::SigningKey::from_bytes(&[9; 32]);
+                let certificates = agent.certificates(order).iter().map(|c| Signed::seal(c, &other)).collect();
+                Outcome::Erased { certificates }
+            },
+            "none of the trusted keys",
+            0,
+        ),
+        (
+            "altered after signing",
+            |_, agent, order| {
+                let Outcome::Erased { mut certificates } = agent.erased(order) else { unreachable!() };
+                certificates[0].payload = certificates[0].payload.replace("\"finished\":2", "\"finished\":3");
+                Outcome::Erased { certificates }
+            },
+            "was altered",
+            1,
+        ),
+        (
+            "of another machine",
+            |_, agent, order| changed(agent, order, |c| c.machine = machine(9)),
+            "is of machine 09090909",
+            0,
+        ),
+        (
+            "of another boot",
+            |_, agent, order| changed(agent, order, |c| c.boot = BootId(Uuid::nil())),
+            "of another boot",
+            0,
+        ),
+        (
+            "of another order",
+            |_, agent, order| changed(agent, order, |c| c.order = OrderId(Uuid::nil())),
+            "of another order",
+            0,
+        ),
+        (
+            "a canary survived",
+            |_, agent, order| changed(agent, order, |c| c.verification.as_mut().expect("there").canaries_surviving = 1),
+            "doesn't prove it",
+            2,
+        ),
+        (
+            "honest about a failure",
+            |_, agent, order| {
+                changed(agent, order, |c| c.verdict = Verdict::NotErased { reason: "the drive is locked".into() })
+            },
+            "the drive is locked",
+            2,
+        ),
+        ("failed", |_, _, _| Outcome::Failed { reason: "nvme: timed out".into() }, "nvme: timed out", 0),
+        ("installed instead", |_, _, _| installed(), "installed something instead", 0),
+    ];
+    let rig = Rig::new();
+    for (n, (name, lie, want, stored)) in (1..).zip(lies) {
+        // The table's sentences are about machine 1.
+        let rig = if name == "one disk left out" { &Rig::new() } else { &rig };
+        let n = if name == "one disk left out" { 1 } else { n };
+        let (agent, order) = rig.erasing(n);
+        agent.outcome(rig, order.id, &lie(rig, &agent, &order)).expect("even a lie is stored");
+        let machine = rig.machine(n);
+        let reason = machine.reason.unwrap_or_default();
+        assert_eq!(machine.state, State::Quarantined, "{name}");
+        assert!(reason.contains(want), "{name}: {reason}");
+        let kept = rig.operator().certificates(&machine.id.to_string()).expect("lists");
+        assert_eq!(kept.len(), stored, "{name}: what is authentic is kept");
+        assert_eq!(agent.order(rig, 0).expect("answers"), None, "{name}: no orders");
+        assert_eq!(
+            agent.outcome(rig, order.id, &agent.erased(&order)).expect_err("too late").status,
+            409,
+            "{name}: no second thoughts"
+        );
+        let refused = rig.allocate(n).expect_err(name).to_string();
+        assert!(refused.contains("the machine is quarantined"), "{name}: {refused}");
+        let agent = rig.enrolled(n);
+        agent.inventory(rig).expect("is looked at");
+        assert_eq!(agent.order(rig, 0).expect("answers"), None, "{name}: another boot changes nothing");
+        assert_eq!(rig.state(n), State::Quarantined, "{name}");
+    }
+    let id = machine(1).to_string();
+    assert_eq!(rig.operator().release(&id).expect("an operator may").state, State::Releasing);
+    rig.waiting(1);
+    assert_eq!(rig.state(1), State::Waiting);
+}
+
+fn sealed(agent: &Agent, certificates: &[ErasureCertificate]) -> Outcome {
+    Outcome::Erased { certificates: certificates.iter().map(|c| Signed::seal(c, &agent.key)).collect() }
+}
+
+fn changed(agent: &Agent, order: &Order, change: fn(&mut ErasureCertificate)) -> Outcome {
+    let mut certificates = agent.certificates(order);
+    certificates.iter_mut().for_each(change);
+    sealed(agent, &certificates)
+}
+
+#[test]
+fn certificates_of_an_earlier_boot_prove_nothing() {
+    let rig = Rig::new();
+    let (first, order) = rig.erasing(1);
+    let replay = first.erased(&order);
+    first.outcome(&rig, order.id, &replay).expect("takes the proof");
+    let (second, order) = rig.erasing(1);
+    second.outcome(&rig, order.id, &replay).expect("is stored");
+    assert_eq!(rig.state(1), State::Quarantined);
+}
+
+#[test]
+fn machines_whose_disks_cannot_be_named_stay_out() {
+    let rig = Rig::new();
+    for (n, name, disks, want) in [
+        (1, "no disks", vec![], "no disk that could hold data"),
+        (2, "no serial", vec![Disk { serial: None, ..disk("x", 1) }], "tells no serial number"),
+        (3, "twins", vec![disk("x", 1), disk("x", 1)], "can't tell them apart"),
+    ] {
+        let agent = rig.enrolled(n);
+        let inventory = Inventory { disks, ..inventory(n) };
+        agent.inventory_of(&rig, &inventory).expect("is taken");
+        let machine = rig.machine(n);
+        assert_eq!(machine.state, State::Quarantined, "{name}");
+        assert!(machine.reason.expect("a reason").contains(want), "{name}");
+        assert_eq!(agent.order(&rig, 0).expect("answers"), None, "{name}");
+    }
+}
+
+/// Every agent call, with everything that isn't the credential of this machine's present boot.
+#[test]
+fn credentials_open_one_boot_of_one_machine() {
+    let rig = Rig::new();
+    let old = rig.enrolled(1);
+    let (present, order) = rig.erasing(1);
+    let (stranger, _) = rig.erasing(2);
+    let mut forged = present.credential.clone();
+    let last = if forged.pop() == Some('0') { '1' } else { '0' };
+    forged.push(last);
+    // The stranger's secret under the name of the present boot.
+    let (holder, secret) = (present.credential.split('.').next(), stranger.credential.split('.').nth(1));
+    let crossed = format!("{}.{}", holder.expect("a holder"), secret.expect("a secret"));
+    let outcome = serde_json::to_vec(&present.erased(&order)).expect("serializes");
+    let inventory = serde_json::to_vec(&inventory(1)).expect("serializes");
+    let events = serde_json::to_vec(&Events { uptime_ms: 1, events: vec![] }).expect("serializes");
+    let outcome_path = format!("{AGENT_ORDERS}/{}/outcome", order.id);
+    let calls = [
+        (Verb::PUT, AGENT_INVENTORY, &inventory),
+        (Verb::POST, AGENT_EVENTS, &events),
+        (Verb::GET, AGENT_ORDER, &Vec::new()),
+        (Verb::POST, outcome_path.as_str(), &outcome),
+    ];
+    for (verb, path, body) in calls {
+        for (name, credential, status) in [
+            ("nothing", "", 401),
+            ("nonsense", "nonsense", 401),
+            ("a changed one", &forged, 401),
+            ("another's secret", &crossed, 401),
+            ("a ticket's token", &present.ticket.token, 401),
+            ("an earlier boot's", &old.credential, 410),
+        ] {
+            let refused = rig.agent_raw(verb.clone(), path, credential, body.clone()).expect_err(name);
+            assert_eq!(refused.status, status, "{path} with {name}: {}", refused.detail);
+        }
+    }
+    // Another machine's credential is good, but only for that machine.
+    let of_another = rig.agent_raw(Verb::PUT, AGENT_INVENTORY, &stranger.credential, inventory.clone());
+    assert_eq!(of_another.expect_err("another's inventory").status, 403);
+    let of_another = rig.agent_raw(Verb::POST, &outcome_path, &stranger.credential, outcome.clone());
+    assert_eq!(of_another.expect_err("another's order").status, 404);
+    let theirs = stranger.order(&rig, 0).expect("answers").expect("its own order");
+    assert_eq!((theirs.machine, rig.state(1), rig.state(2)), (machine(2), State::Erasing, State::Erasing));
+    present.outcome(&rig, order.id, &present.erased(&order)).expect("the right one still works");
+}
+
+#[test]
+fn a_ticket_is_good_once_and_for_its_machine() {
+    let rig = Rig::new();
+    let mut agent = rig.boot(1);
+    let mut thief = Agent { ticket: agent.ticket.clone(), ..rig.boot(2) };
+    thief.ticket.machine = machine(2);
+    assert_eq!(thief.enrol(&rig).expect_err("of another machine").status, 403);
+    agent.enrol(&rig).expect("the refused call used nothing up");
+    assert_eq!(agent.enrol(&rig).expect_err("used").status, 401);
+    let mut forged = rig.boot(1);
+    forged.ticket.token = forged.ticket.token.replace(['0', '1', '2'], "3");
+    assert_eq!(forged.enrol(&rig).expect_err("forged").status, 401);
+    assert_eq!(rig.state(1), State::Enrolled);
+}
+
+#[test]
+fn a_machine_with_a_tenant_takes_no_agent() {
+    let rig = Rig::new();
+    let mut late = rig.boot(1);
+    let (agent, install) = rig.booting(1);
+    assert_eq!(late.enrol(&rig).expect_err("its ticket is void").status, 401);
+    assert_eq!(agent.order(&rig, 0).expect_err("its work is done").status, 410);
+    assert_eq!(agent.inventory(&rig).expect_err("its work is done").status, 410);
+    assert_eq!(agent.events(&rig, Events { uptime_ms: 1, events: vec![event(1, "kexec")] }), Ok(1), "last words");
+    phone_home(&rig, 1, &install.phone_home.token).expect("is heard");
+    assert_eq!((rig.state(1), rig.net_boot(1)), (State::Running, BootDecision::LocalDisk));
+    let refused = rig.allocate(1).expect_err("taken").to_string();
+    assert_eq!(refused, "the machine is running: it is taken already; release it first");
+    let other = format!("{}.{}", Uuid::nil().simple(), "0".repeat(64));
+    assert_eq!(phone_home(&rig, 1, &other).expect_err("not its token").status, 401);
+    assert_eq!(phone_home(&rig, 2, &install.phone_home.token).expect_err("not its machine").status, 401);
+}
+
+#[test]
+fn installs_that_fail_are_tried_again_but_not_forever() {
+    let rig = Rig::new();
+    let (mut agent, mut order, _) = rig.installing(1);
+    for boot in 1..=3 {
+        agent.outcome(&rig, order, &Outcome::Failed { reason: format!("chunk {boot} is corrupt") }).expect("is stored");
+        let machine = rig.machine(1);
+        let reason = machine.reason.unwrap_or_default();
+        assert_eq!(machine.failures, boot);
+        assert!(reason.contains(&format!("chunk {boot} is corrupt")), "{reason}");
+        if boot == 3 {
+            assert_eq!(machine.state, State::Quarantined);
+            break;
+        }
+        assert_eq!(machine.state, State::Allocated);
+        let reboot = agent.order(&rig, 0).expect("answers").expect("an order");
+        assert!(matches!(reboot.task, Task::Reboot { .. }), "{reboot:?}");
+        agent = rig.waiting(1);
+        (order, _) = agent.install_order(&rig);
+    }
+    let machine = rig.operator().release("SN-1").expect("releases");
+    assert_eq!((machine.state, machine.failures, machine.allocation), (State::Releasing, 0, None));
+}
+
+#[test]
+fn boots_that_die_quarantine_the_machine_with_their_last_words() {
+    let rig = Rig::new();
+    for boot in 1..=3 {
+        let (agent, _) = rig.erasing(1);
+        assert_eq!(rig.machine(1).failures, boot - 1);
+        let said = Event { step: Step::Failed, ..event(1, "the disk vanished") };
+        agent.events(&rig, Events { uptime_ms: 1, events: vec![said] }).expect("is stored");
+    }
+    rig.enrolled(1);
+    let machine = rig.machine(1);
+    assert_eq!(machine.state, State::Quarantined);
+    assert_eq!(
+        machine.reason.as_deref(),
+        Some("3 boots in a row got no further than erasing; the last one: the disk vanished")
+    );
+}
+
+#[test]
+fn of_two_who_want_a_machine_one_gets_it() {
+    let rig = Rig::new();
+    rig.waiting(1);
+    let wants: Vec<_> = std::thread::scope(|s| {
+        let asked: Vec<_> = (0..4)
+            .map(|i| {
+                let (rig, wanted) = (&rig, Allocation { hostname: format!("web-{i}"), ..allocation() });
+                s.spawn(move || rig.operator().allocate("SN-1", &wanted))
+            })
+            .collect();
+        asked.into_iter().map(|a| a.join().expect("ends")).collect()
+    });
+    let won: Vec<_> = wants.iter().flatten().filter_map(|m| m.allocation.clone()).collect();
+    assert_eq!((won.len(), rig.machine(1).allocation.as_ref()), (1, won.first()));
+    for lost in wants.iter().filter_map(|w| w.as_ref().err()) {
+        assert!(lost.to_string().contains("it is taken already"), "{lost}");
+    }
+}
+
+#[test]
+fn wishes_that_cannot_be_met_are_refused_with_a_sentence() {
+    let rig = Rig::new();
+    let refused = |wanted: &Allocation| rig.operator().allocate("SN-1", wanted).expect_err("refused").to_string();
+    rig.waiting(1);
+    for (name, wanted, want) in [
+        ("image", Allocation { image: "debian/13".into(), ..allocation() }, "image debian/13 isn't among"),
+        ("hostname", Allocation { hostname: "web_1".into(), ..allocation() }, "is not a hostname"),
+        ("key", Allocation { ssh_keys: vec!["hunter2".into()], ..allocation() }, "SSH key 1 is not"),
+        ("disk", Allocation { disk: Some("other".into()), ..allocation() }, "no disk with serial \"other\""),
+    ] {
+        let why = refused(&wanted);
+        assert!(why.contains(want), "{name}: {why}");
+        assert_eq!((rig.state(1), rig.machine(1).allocation), (State::Waiting, None), "{name}: nothing changed");
+    }
+    rig.erasing(1);
+    assert!(refused(&allocation()).contains("the machine is erasing: only a waiting machine"));
+    let unknown = rig.operator().machine("nobody/../x").expect_err("unknown").to_string();
+    assert!(unknown.contains("no machine is called \"nobody/../x\""), "{unknown}");
+}
+
+#[test]
+fn an_image_that_is_gone_is_waited_for() {
+    let rig = Rig::new();
+    let agent = rig.waiting(1);
+    rig.allocate(1).expect("allocates");
+    let (here, away) = (rig.path().join("images/debian/12.2"), rig.path().join("away"));
+    fs::rename(&here, &away).expect("moves");
+    assert_eq!(agent.order(&rig, 0).expect("answers"), None);
+    let reason = rig.machine(1).reason.unwrap_or_default();
+    assert!(reason.contains("image debian/12.2 isn't among"), "{reason}");
+    fs::rename(&away, &here).expect("moves back");
+    agent.install_order(&rig);
+    assert_eq!(rig.machine(1).reason, Some(reason), "kept until the install got past it");
+}
+
+#[test]
+fn taking_a_machine_back_ends_what_its_agent_does() {
+    let rig = Rig::new();
+    let (agent, order, _) = rig.installing(1);
+    rig.operator().release("SN-1").expect("releases");
+    assert_eq!(agent.outcome(&rig, order, &installed()).expect_err("must not be started").status, 410);
+    let reboot = agent.order(&rig, 0).expect("answers").expect("an order");
+    assert!(matches!(reboot.task, Task::Reboot { .. }), "{reboot:?}");
+    assert_eq!(agent.inventory(&rig).expect_err("over").status, 410);
+    assert_eq!(rig.state(1), State::Releasing);
+    let why = rig.operator().reprovision("SN-1").expect_err("nothing is allocated").to_string();
+    assert!(why.contains("no allocation"), "{why}");
+    let never = rig.boot(2);
+    assert_eq!(never.ticket.machine, machine(2));
+    let why = rig.operator().release(&machine(2).to_string()).expect_err("never enrolled").to_string();
+    assert!(why.contains("never enrolled"), "{why}");
+}
+
+#[test]
+fn long_polls_end_with_news() {
+    let rig = Rig::new();
+    let agent = rig.waiting(1);
+    std::thread::scope(|s| {
+        let order = s.spawn(|| agent.order(&rig, 60));
+        rig.allocate(1).expect("allocates");
+        let order = order.join().expect("ends").expect("answers").expect("an order before the time is up");
+        assert!(matches!(order.task, Task::Install(_)));
+    });
+    let last = rig.operator().events("SN-1", 0, 0).expect("lists").last().map_or(0, |e| e.position);
+    std::thread::scope(|s| {
+        let news = s.spawn(|| rig.operator().events("SN-1", last, 60));
+        rig.control().observe(mac(1), None, Phase::Dhcp, Step::Note, "REQUEST", None).expect("is noted");
+        let news = news.join().expect("ends").expect("answers");
+        assert_eq!(news.first().map(|e| (e.message.as_str(), e.boot)), Some(("REQUEST", None)));
+    });
+    assert_eq!(rig.operator().events("SN-1", u64::MAX, 0).expect("lists"), []);
+}
+
+#[test]
+fn the_power_hook_runs_until_it_has_ended() {
+    let hook = |dir: &Path, script: &str| {
+        let path = dir.join("hook");
+        fs::write(&path, format!("#!/bin/sh\ncd {}\n{script}\n", dir.display())).expect("writes");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("makes it a program");
+        path
+    };
+    // Hangs when it runs for the first time, so that the server is stopped in the middle.
+    let script = "if [ -e began ]; then echo \"$*\" > args; else : > began; exec sleep 600; fi";
+    let mut rig = Rig::with(|config, dir| config.power_hook = Some(hook(dir, script)));
+    rig.waiting(1);
+    let machine = rig.operator().release("SN-1").expect("releases");
+    assert!(machine.reason.unwrap_or_default().contains("power-cycling"));
+    await_that(|| rig.path().join("began").exists());
+    rig.restart();
+    let cycled = |rig: &Rig| rig.machine(1).reason.is_some_and(|r| r.starts_with("power-cycled"));
+    await_that(|| cycled(&rig));
+    let args = fs::read_to_string(rig.path().join("args")).expect("it ran again");
+    assert_eq!(args.trim(), format!("cycle {} SN-1", rig::machine(1)));
+
+    let rig = Rig::with(|config, dir| config.power_hook = Some(hook(dir, "echo BMC is away >&2; exit 7")));
+    rig.waiting(1);
+    rig.operator().release("SN-1").expect("releases all the same");
+    let failed = |e: &Recorded| e.step == Step::Failed && e.message.contains("BMC is away");
+    await_that(|| rig.operator().events("SN-1", 0, 0).expect("lists").iter().any(failed));
+    let reason = rig.machine(1).reason.unwrap_or_default();
+    assert!(reason.contains("exit status: 7") && reason.contains("by hand"), "{reason}");
+}
+
+#[test]
+fn tokens_have_roles_and_nothing_is_open() {
+    let mut rig = Rig::new();
+    rig.waiting(1);
+    let token = |name: &str| {
+        let path = rig.path().join("state").join(name);
+        assert_eq!(fs::metadata(&path).expect("is there").permissions().mode() & 0o777, 0o600);
+        fs::read_to_string(path).expect("reads").trim().to_owned()
+    };
+    let (admin, viewer) = (token("admin.token"), token("viewer.token"));
+    let credential = rig.enrolled(2).credential;
+    rig.restart();
+    let allocate = format!("{MACHINES}/SN-1/allocate");
+    for (name, token, read, write) in [
+        ("none", None, Some(401), Some(401)),
+        ("nonsense", Some("nonsense"), Some(401), Some(401)),
+        ("an agent's", Some(credential.as_str()), Some(401), Some(401)),
+        ("a viewer's", Some(viewer.as_str()), None, Some(403)),
+        ("an admin's", Some(admin.as_str()), None, None),
+    ] {
+        let status = |result: Result<(), Problem>| result.err().map(|p| p.status);
+        assert_eq!(status(rig.operator_raw(Verb::GET, MACHINES, token)), read, "{name}");
+        assert_eq!(status(rig.operator_raw(Verb::POST, &allocate, token)), write, "{name}");
+    }
+}
+
+#[test]
+fn every_error_is_a_problem_with_a_sentence() {
+    let rig = Rig::new();
+    let (agent, _) = rig.erasing(1);
+    for (name, verb, path, body, status) in [
+        ("no such path", Verb::GET, "/nowhere", vec![], 404),
+        ("no such path of agents", Verb::GET, "/agent/v2/enrol", vec![], 404),
+        ("no such path of operators", Verb::GET, "/v1/nowhere", vec![], 404),
+        ("operators need more than an agent's credential", Verb::GET, MACHINES, vec![], 401),
+        ("wrong method", Verb::GET, AGENT_ENROL, vec![], 405),
+        ("no JSON", Verb::POST, AGENT_EVENTS, b"{".to_vec(), 400),
+        ("too large", Verb::POST, AGENT_EVENTS, vec![b' '; 3 << 20], 413),
+        ("no order id", Verb::POST, "/agent/v1/orders/x/outcome", b"{}".to_vec(), 400),
+        ("no number", Verb::GET, "/agent/v1/order?wait=x", vec![], 400),
+    ] {
+        let problem = rig.agent_raw(verb, path, &agent.credential, body).expect_err(name);
+        assert_eq!(problem.status, status, "{name}: {}", problem.detail);
+    }
+}
+
+#[test]
+fn a_client_says_what_is_wrong_with_its_server() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (token, no_pem) = (dir.path().join("token"), dir.path().join("ca"));
+    fs::write(&token, "t").expect("writes");
+    fs::write(&no_pem, "no certificate").expect("writes");
+    let gone = format!("unix:{}", dir.path().join("gone.sock").display());
+    for (name, server, token, ca, want) in [
+        ("no scheme", "example", None, None, "is no server"),
+        ("no encryption", "http://example", None, None, "is no server"),
+        ("no token", "https://example", None, Some(no_pem.as_path()), "needs an operator token"),
+        ("no CA", "https://example", Some(token.as_path()), None, "needs an operator token"),
+        ("no PEM", "https://example", Some(token.as_path()), Some(no_pem.as_path()), "holds no certificate"),
+        ("nobody there", &gone, None, None, "asking the server at unix:"),
+    ] {
+        let tried = Client::connect(server, token, ca).and_then(|c| c.machines());
+        let error = format!("{:#}", tried.expect_err(name));
+        assert!(error.contains(want), "{name}: {error}");
+    }
+}
+
+fn event(seq: u64, message: &str) -> Event {
+    Event { seq, uptime_ms: 1, phase: Phase::Kexec, step: Step::Started, message: message.into(), progress: None }
+}
+
+/// For what happens in the background; gives up long after it should have happened.
+fn await_that(happened: impl Fn() -> bool) {
+    for _ in 0..1200 {
+        if happened() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("nothing happened for a minute");
+}

@@ -1,0 +1,422 @@
+//! A real control API behind real sockets, and an agent that plays by a script.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use drophammer_control::client::Client;
+use drophammer_control::{Auth, BootDecision, Config, Control};
+use drophammer_protocol::api::*;
+use drophammer_protocol::certificate::{Attempt, ErasureCertificate, Method, Verdict, Verification};
+use drophammer_protocol::id::{BootId, Mac, MachineId, OrderId};
+use drophammer_protocol::inventory::{Bus, Disk, DiskId, Firmware, FirmwareKind, Inventory, System};
+use drophammer_protocol::machine::{Allocation, Machine, State};
+use drophammer_protocol::manifest::{BootFiles, Chunk, Chunks, ImageFile, MANIFEST_FILE, Manifest};
+use drophammer_protocol::order::{Install, Installed, Order, Outcome, Task};
+use drophammer_protocol::sign::{PublicKey, Signed};
+use drophammer_protocol::ticket::BootTicket;
+use ed25519_dalek::SigningKey;
+use reqwest::Method as Verb;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+pub(crate) const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 9));
+
+pub(crate) struct Rig {
+    dir: tempfile::TempDir,
+    config: Config,
+    running: Option<Running>,
+}
+
+struct Running {
+    control: Control,
+    runtime: tokio::runtime::Runtime,
+    agents: SocketAddr,
+    operators: SocketAddr,
+}
+
+impl Rig {
+    pub(crate) fn new() -> Self {
+        Self::with(|_, _| {})
+    }
+
+    pub(crate) fn with(adjust: impl FnOnce(&mut Config, &Path)) -> Self {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let mut config = Config {
+            state_dir: dir.path().join("state"),
+            images_dir: dir.path().join("images"),
+            image_keys: vec![PublicKey::of(&key)],
+            server_url: "https://10.77.0.1:8443".into(),
+            boot_url: "http://10.77.0.1:8080".into(),
+            ca_pem: "the CA".into(),
+            time_key: PublicKey::of(&key),
+            install_cmdline: "console=ttyS0".into(),
+            power_hook: None,
+            max_failures: 3,
+        };
+        publish(&config.images_dir, "12.1", 100, &key);
+        publish(&config.images_dir, "12.2", 200, &key);
+        adjust(&mut config, dir.path());
+        let mut rig = Self { dir, config, running: None };
+        rig.start();
+        rig
+    }
+
+    fn start(&mut self) {
+        let control = Control::open(self.config.clone()).expect("opens");
+        let runtime = tokio::runtime::Runtime::new().expect("runtime");
+        let socket = self.socket();
+        let _ = fs::remove_file(&socket);
+        let (agents, operators) = runtime.block_on(async {
+            let agents = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+            let operators = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+            let local = tokio::net::UnixListener::bind(&socket).expect("binds");
+            let at = (agents.local_addr().expect("bound"), operators.local_addr().expect("bound"));
+            // One HTTPS port serves both.
+            let both = control.agent_router().merge(control.operator_router(Auth::Token));
+            tokio::spawn(axum::serve(agents, both).into_future());
+            tokio::spawn(axum::serve(operators, control.operator_router(Auth::Token)).into_future());
+            tokio::spawn(axum::serve(local, control.operator_router(Auth::Socket)).into_future());
+            at
+        });
+        self.running = Some(Running { control, runtime, agents, operators });
+    }
+
+    /// Everything in memory is lost.
+    pub(crate) fn restart(&mut self) {
+        self.running = None;
+        self.start();
+    }
+
+    fn running(&self) -> &Running {
+        self.running.as_ref().expect("runs")
+    }
+
+    pub(crate) fn control(&self) -> &Control {
+        &self.running().control
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("api.sock")
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn operator(&self) -> Client {
+        Client::connect(&format!("unix:{}", self.socket().display()), None, None).expect("connects")
+    }
+
+    pub(crate) fn machine(&self, n: u8) -> Machine {
+        self.operator().machine(&machine(n).to_string()).expect("is known")
+    }
+
+    pub(crate) fn state(&self, n: u8) -> State {
+        self.machine(n).state
+    }
+
+    pub(crate) fn allocate(&self, n: u8) -> anyhow::Result<Machine> {
+        self.operator().allocate(&machine(n).to_string(), &allocation())
+    }
+
+    /// The machine's firmware asks what to boot.
+    pub(crate) fn net_boot(&self, n: u8) -> BootDecision {
+        self.control().boot_script_asked(mac(n), machine(n), ADDRESS).expect("decides")
+    }
+
+    pub(crate) fn boot(&self, n: u8) -> Agent {
+        match self.net_boot(n) {
+            BootDecision::Agent(ticket) => {
+                let (boot, mut seed) = (ticket.boot.0.as_bytes(), [0; 32]);
+                seed[..16].copy_from_slice(boot);
+                Agent { n, key: SigningKey::from_bytes(&seed), credential: String::new(), ticket }
+            }
+            BootDecision::LocalDisk => panic!("machine {n} boots its own disk"),
+        }
+    }
+
+    pub(crate) fn enrolled(&self, n: u8) -> Agent {
+        let mut agent = self.boot(n);
+        agent.enrol(self).expect("enrols");
+        agent
+    }
+
+    pub(crate) fn erasing(&self, n: u8) -> (Agent, Order) {
+        let agent = self.enrolled(n);
+        agent.inventory(self).expect("takes the inventory");
+        let order = agent.order(self, 0).expect("answers").expect("an erase order");
+        (agent, order)
+    }
+
+    pub(crate) fn waiting(&self, n: u8) -> Agent {
+        let (agent, order) = self.erasing(n);
+        agent.outcome(self, order.id, &agent.erased(&order)).expect("takes the proof");
+        agent
+    }
+
+    pub(crate) fn installing(&self, n: u8) -> (Agent, OrderId, Install) {
+        let agent = self.waiting(n);
+        self.allocate(n).expect("allocates");
+        let (id, install) = agent.install_order(self);
+        (agent, id, install)
+    }
+
+    pub(crate) fn booting(&self, n: u8) -> (Agent, Install) {
+        let (agent, order, install) = self.installing(n);
+        agent.outcome(self, order, &installed()).expect("takes the outcome");
+        (agent, install)
+    }
+
+    /// Asks the agents' router.
+    pub(crate) fn agent<T: DeserializeOwned>(
+        &self,
+        verb: Verb,
+        path: &str,
+        token: &str,
+        body: &impl Serialize,
+    ) -> Result<Option<T>, Problem> {
+        ask(verb, self.running().agents, path, Some(token), serde_json::to_vec(body).expect("serializes"))
+    }
+
+    pub(crate) fn agent_raw(&self, verb: Verb, path: &str, token: &str, body: Vec<u8>) -> Result<(), Problem> {
+        ask::<serde_json::Value>(verb, self.running().agents, path, Some(token), body).map(|_| ())
+    }
+
+    /// Asks the operators' router that wants tokens.
+    pub(crate) fn operator_raw(&self, verb: Verb, path: &str, token: Option<&str>) -> Result<(), Problem> {
+        let body = serde_json::to_vec(&allocation()).expect("serializes");
+        ask::<serde_json::Value>(verb, self.running().operators, path, token, body).map(|_| ())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Connections and long polls end here, and with them their hold on the state file.
+        let runtime = std::mem::replace(
+            &mut self.runtime,
+            tokio::runtime::Builder::new_current_thread().build().expect("an empty runtime"),
+        );
+        runtime.shutdown_timeout(std::time::Duration::from_secs(10));
+    }
+}
+
+pub(crate) struct Agent {
+    pub(crate) n: u8,
+    pub(crate) ticket: BootTicket,
+    pub(crate) key: SigningKey,
+    pub(crate) credential: String,
+}
+
+impl Agent {
+    pub(crate) fn enrol(&mut self, rig: &Rig) -> Result<(), Problem> {
+        let body = Enrol {
+            machine: self.ticket.machine,
+            key: PublicKey::of(&self.key),
+            macs: vec![mac(self.n)],
+            agent_version: "test".into(),
+        };
+        let enrolled: Enrolled = rig.agent(Verb::POST, AGENT_ENROL, &self.ticket.token, &body)?.expect("a body");
+        self.credential = enrolled.credential;
+        Ok(())
+    }
+
+    pub(crate) fn inventory(&self, rig: &Rig) -> Result<(), Problem> {
+        self.inventory_of(rig, &inventory(self.n))
+    }
+
+    pub(crate) fn inventory_of(&self, rig: &Rig, inventory: &Inventory) -> Result<(), Problem> {
+        rig.agent::<()>(Verb::PUT, AGENT_INVENTORY, &self.credential, inventory).map(|_| ())
+    }
+
+    pub(crate) fn events(&self, rig: &Rig, events: Events) -> Result<u64, Problem> {
+        let stored: Option<EventsStored> = rig.agent(Verb::POST, AGENT_EVENTS, &self.credential, &events)?;
+        Ok(stored.expect("a body").seq)
+    }
+
+    pub(crate) fn order(&self, rig: &Rig, wait: u64) -> Result<Option<Order>, Problem> {
+        rig.agent(Verb::GET, &format!("{AGENT_ORDER}?wait={wait}"), &self.credential, &())
+    }
+
+    pub(crate) fn install_order(&self, rig: &Rig) -> (OrderId, Install) {
+        match self.order(rig, 0).expect("answers") {
+            Some(Order { id, task: Task::Install(install), .. }) => (id, *install),
+            other => panic!("an install order is due, not {other:?}"),
+        }
+    }
+
+    pub(crate) fn outcome(&self, rig: &Rig, order: OrderId, outcome: &Outcome) -> Result<(), Problem> {
+        let path = format!("{AGENT_ORDERS}/{order}/outcome");
+        rig.agent::<()>(Verb::POST, &path, &self.credential, outcome).map(|_| ())
+    }
+
+    pub(crate) fn certificates(&self, order: &Order) -> Vec<ErasureCertificate> {
+        let Task::Erase { disks } = &order.task else { panic!("an erase order is due, not {order:?}") };
+        disks.iter().map(|disk| certificate(order.machine, order.boot, order.id, disk)).collect()
+    }
+
+    pub(crate) fn erased(&self, order: &Order) -> Outcome {
+        let sealed = self.certificates(order).iter().map(|c| Signed::seal(c, &self.key)).collect();
+        Outcome::Erased { certificates: sealed }
+    }
+}
+
+pub(crate) fn phone_home(rig: &Rig, n: u8, token: &str) -> Result<(), Problem> {
+    let body = PhonedHome {
+        machine: machine(n),
+        hostname: "web-1".into(),
+        os: "Debian".into(),
+        kernel: "6.1".into(),
+        ssh_host_keys: vec!["ssh-ed25519 AAAA".into()],
+        uptime_ms: 1,
+    };
+    rig.agent::<()>(Verb::POST, AGENT_PHONE_HOME, token, &body).map(|_| ())
+}
+
+fn ask<T: DeserializeOwned>(
+    verb: Verb,
+    server: SocketAddr,
+    path: &str,
+    token: Option<&str>,
+    body: Vec<u8>,
+) -> Result<Option<T>, Problem> {
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let http = reqwest::blocking::Client::builder().no_proxy().tls_backend_preconfigured(tls).timeout(None);
+    let http = http.build().expect("a client");
+    let request = http.request(verb, format!("http://{server}{path}")).body(body);
+    let request = match token {
+        Some(token) => request.bearer_auth(token),
+        None => request,
+    };
+    let answer = request.send().expect("answers");
+    let (status, headers) = (answer.status(), answer.headers().clone());
+    let body = answer.bytes().expect("a body");
+    if !status.is_success() {
+        let problem: Problem = serde_json::from_slice(&body).expect("every error is a problem");
+        assert_eq!(headers.get("content-type").map(|v| v.as_bytes()), Some(b"application/problem+json".as_slice()));
+        assert_eq!(problem.status, status.as_u16());
+        assert!(!problem.detail.is_empty());
+        return Err(problem);
+    }
+    Ok((!body.is_empty()).then(|| serde_json::from_slice(&body).expect("the promised body")))
+}
+
+pub(crate) fn machine(n: u8) -> MachineId {
+    MachineId(Uuid::from_bytes([n; 16]))
+}
+
+pub(crate) fn mac(n: u8) -> Mac {
+    Mac([0x52, 0x54, 0, 0x77, 0, n])
+}
+
+pub(crate) fn allocation() -> Allocation {
+    Allocation { image: "debian".into(), hostname: "web-1".into(), ssh_keys: vec![], disk: None }
+}
+
+pub(crate) fn installed() -> Outcome {
+    Outcome::Installed(Box::new(Installed {
+        root_uuid: "u".into(),
+        kernel: "/boot/vmlinuz".into(),
+        cmdline: String::new(),
+        bytes_fetched: 1,
+        bytes_written: 2,
+        peak_memory_bytes: 3,
+    }))
+}
+
+pub(crate) fn certificate(machine: MachineId, boot: BootId, order: OrderId, disk: &DiskId) -> ErasureCertificate {
+    let method = Method::NvmeFormatUserData;
+    ErasureCertificate {
+        machine,
+        boot,
+        order,
+        disk: disk.clone(),
+        model: None,
+        firmware: None,
+        capabilities: vec![],
+        attempts: vec![Attempt { method, because: "the only one".into(), millis: 1, error: None }],
+        verification: Some(Verification {
+            canaries_planted: 2,
+            canaries_surviving: 0,
+            samples: 2,
+            samples_surviving: 0,
+            block_bytes: 4096,
+        }),
+        verdict: Verdict::Erased { method },
+        started: 1,
+        finished: 2,
+        agent_version: "test".into(),
+    }
+}
+
+pub(crate) fn disk(serial: &str, gib: u64) -> Disk {
+    Disk {
+        name: "nvme0n1".into(),
+        model: None,
+        serial: Some(serial.into()),
+        firmware: None,
+        wwn: None,
+        size_bytes: gib << 30,
+        logical_block: 512,
+        physical_block: 512,
+        bus: Bus::Nvme,
+        rotational: false,
+        removable: false,
+        read_only: false,
+        health: None,
+    }
+}
+
+pub(crate) fn inventory(n: u8) -> Inventory {
+    Inventory {
+        id: Some(machine(n)),
+        system: System { serial: Some(format!("SN-{n}")), ..System::default() },
+        firmware: Firmware { kind: FirmwareKind::Uefi, vendor: None, version: None, date: None, secure_boot: None },
+        memory_bytes: 1 << 30,
+        cpus: vec![],
+        dimms: vec![],
+        disks: vec![disk(&format!("big-{n}"), 100), disk(&format!("small-{n}"), 10)],
+        nics: vec![],
+        pci: vec![],
+        numa_nodes: vec![],
+        tpm: None,
+        bmc: None,
+        gaps: vec![],
+    }
+}
+
+fn publish(images: &Path, version: &str, created: u64, key: &SigningKey) {
+    let dir = images.join("debian").join(version);
+    fs::create_dir_all(&dir).expect("creates");
+    fs::write(dir.join("rootfs.tar.zst"), b"zstd").expect("writes");
+    let manifest = Manifest {
+        name: "debian".into(),
+        version: version.into(),
+        description: "Debian".into(),
+        arch: "x86_64".into(),
+        created,
+        installed_bytes: 1 << 30,
+        chunks: Chunks {
+            file: "rootfs.tar.zst".into(),
+            tar_bytes: 100,
+            tar_sha256: String::new(),
+            frames: vec![Chunk { offset: 0, length: 4, unpacked: 100, sha256: String::new() }],
+        },
+        boot: BootFiles {
+            kernel: ImageFile { path: "/boot/vmlinuz".into(), sha256: String::new() },
+            initrd: None,
+            cmdline: String::new(),
+            bios: None,
+            uefi: None,
+        },
+    };
+    let signed = serde_json::to_string(&Signed::seal(&manifest, key)).expect("serializes");
+    fs::write(dir.join(MANIFEST_FILE), signed).expect("writes");
+}
