@@ -1,1 +1,208 @@
+//! The boot server: everything between a machine's power-on and its agent.
+//!
+//! | | |
+//! |---|---|
+//! | [`dhcp`] | addresses, and where each boot loader goes next |
+//! | [`ra`] | an IPv6 "nobody here", without which some loaders wait |
+//! | [`tftp`] | iPXE, for firmware that can't do better |
+//! | [`http`](serve) | boot script, kernel, initramfs with the boot's ticket, signed time, images |
+//! | [`listen`](serve) | the control API for agents and operators, over TLS and a local socket |
+//! | [`observe`] | what all of these see of a boot, as one timeline |
+//!
+//! [`serve`] binds all of it before it serves any of it: a server that says "ready" is one.
 
+pub mod config;
+pub mod dhcp;
+mod http;
+pub mod identity;
+mod listen;
+pub mod observe;
+pub mod ra;
+pub mod script;
+pub mod tftp;
+pub mod tls;
+
+use std::fs::{self, DirBuilder};
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use drophammer_control::{Auth, Control};
+use drophammer_protocol::sign::PublicKey;
+use nix::sys::stat::{Mode, umask};
+use tokio::net::UnixListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use tracing::info;
+
+pub use crate::config::Config;
+use crate::config::Settings;
+use crate::dhcp::serve::Dhcp;
+use crate::listen::Door;
+use crate::observe::Observer;
+
+/// Serves until `shutdown` is ready or a part of the server dies, which ends all of it with that part's error.
+pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<()> {
+    let started = Instant::now();
+    let settings = config.check().context("checking the configuration")?;
+    let server = Server::bind(&settings).await?;
+    info!(
+        interface = settings.interface,
+        boot = settings.boot_url(),
+        api = settings.server_url(),
+        socket = %settings.socket.display(),
+        pool = format_args!("{}-{}", settings.pool.first, settings.pool.last),
+        took_ms = started.elapsed().as_millis(),
+        "ready"
+    );
+    server.run(shutdown).await
+}
+
+/// Everything bound, nothing served.
+struct Server {
+    dhcp: Dhcp,
+    ra: Option<ra::RouterAdvertisements>,
+    tftp: tftp::Tftp,
+    doors: Vec<(&'static str, Door, axum::Router)>,
+    observer: Observer,
+}
+
+impl Server {
+    async fn bind(settings: &Settings) -> Result<Self> {
+        for name in ["vmlinuz", "initramfs"] {
+            let path = settings.boot_dir.join(name);
+            fs::metadata(&path).with_context(|| {
+                format!("looking for {} (`drophammer initramfs` builds the kernel and initramfs)", path.display())
+            })?;
+        }
+        let files = tftp::load(&settings.boot_dir)?;
+        for (dir, mode) in [(&settings.state_dir, 0o700), (&settings.images_dir, 0o755)] {
+            let made = DirBuilder::new().recursive(true).mode(mode).create(dir);
+            made.with_context(|| format!("making {}", dir.display()))?;
+        }
+        let at = |port| SocketAddr::new(IpAddr::V4(settings.subnet.server), port);
+        let (interface, ports) = (settings.interface.as_str(), settings.ports);
+        let dhcp = Dhcp::bind(settings, files.uefi)?;
+        let ra = settings.router_advertisements.then(|| ra::RouterAdvertisements::bind(interface)).transpose()?;
+        let tftp = tftp::bind(at(ports.tftp), interface)?;
+        let http = listen::tcp(at(ports.http), "HTTP (ports.http)", interface).await?;
+        let https = listen::tcp(at(ports.https), "HTTPS (ports.https)", interface).await?;
+        let socket = socket(&settings.socket)?;
+
+        let authority = tls::Authority::open(&settings.state_dir)?;
+        let time_key = tls::time_key(&settings.state_dir)?;
+        let tls = authority.server(settings.subnet.server)?;
+        let control = Control::open(drophammer_control::Config {
+            state_dir: settings.state_dir.clone(),
+            images_dir: settings.images_dir.clone(),
+            image_keys: settings.image_keys.clone(),
+            server_url: settings.server_url(),
+            boot_url: settings.boot_url(),
+            ca_pem: authority.ca_pem,
+            time_key: PublicKey::of(&time_key),
+            install_cmdline: settings.install_cmdline.clone(),
+            power_hook: settings.power_hook.clone(),
+            max_failures: settings.max_failures,
+        })?;
+        let observer = Observer::new(control.clone());
+        let tftp = tftp::Tftp::new(tftp, files.clone(), observer.clone()).await?;
+        let boot = http::Boot {
+            control: control.clone(),
+            observer: observer.clone(),
+            time_key,
+            boot_url: settings.boot_url(),
+            agent_cmdline: settings.agent_cmdline.clone(),
+            boot_dir: settings.boot_dir.clone(),
+            images_dir: settings.images_dir.clone(),
+            files,
+        };
+        let doors = vec![
+            ("HTTP", Door::Http(http), http::router(Arc::new(boot))),
+            ("HTTPS", Door::Https(https, tls), control.agent_router().merge(control.operator_router(Auth::Token))),
+            ("the operators' socket", Door::Socket(socket), control.operator_router(Auth::Socket)),
+        ];
+        Ok(Self { dhcp, ra, tftp, doors, observer })
+    }
+
+    async fn run(self, shutdown: impl Future<Output = ()>) -> Result<()> {
+        let (stop, stopping) = watch::channel(false);
+        let quit = Arc::new(AtomicBool::new(false));
+        let mut parts: JoinSet<Result<()>> = JoinSet::new();
+        let mut background: JoinSet<Result<()>> = JoinSet::new();
+
+        let (dhcp, quit_dhcp, observer) = (self.dhcp, Arc::clone(&quit), self.observer);
+        let ended = spawn("dhcp", move || dhcp.run(&quit_dhcp, &observer))?;
+        parts.spawn(async move { ended.await.context("the DHCP server panicked")? });
+        background.spawn(self.tftp.run());
+        if let Some(ra) = self.ra {
+            background.spawn(ra.run());
+        }
+        for (name, door, app) in self.doors {
+            let stopping = stopping.clone();
+            parts.spawn(
+                async move { listen::serve(door, app, stopping).await.with_context(|| format!("serving {name}")) },
+            );
+        }
+
+        let early = tokio::select! {
+            () = shutdown => None,
+            Some(ended) = parts.join_next() => Some(ended),
+            Some(ended) = background.join_next() => Some(ended),
+        };
+        let failed = early.map(|ended| match ended.context("a part of the server panicked") {
+            Ok(Ok(())) => anyhow::anyhow!("a part of the server ended by itself"),
+            Ok(Err(error)) | Err(error) => error,
+        });
+        info!("stopping");
+        quit.store(true, Ordering::Relaxed);
+        stop.send_replace(true);
+        background.shutdown().await;
+        let mut first = failed;
+        while let Some(ended) = parts.join_next().await {
+            if let Err(error) = ended.context("a part of the server panicked").and_then(|done| done) {
+                first.get_or_insert(error);
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+}
+
+/// A thread of its own for work that blocks for as long as the server runs.
+fn spawn(name: &str, work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<oneshot::Receiver<Result<()>>> {
+    let (done, ended) = oneshot::channel();
+    thread::Builder::new()
+        .name(name.into())
+        // Nobody waits for the result any more if the server is gone.
+        .spawn(move || drop(done.send(work())))
+        .with_context(|| format!("starting the {name} thread"))?;
+    Ok(ended)
+}
+
+/// A socket that only this user can connect to.
+fn socket(path: &Path) -> Result<UnixListener> {
+    if UnixStream::connect(path).is_ok() {
+        bail!("{} is in use: another server is running with this configuration", path.display());
+    }
+    let bind = || {
+        // Left behind by a server that was killed.
+        if path.exists() {
+            fs::remove_file(path)?;
+        }
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        // A mode set after binding would leave the socket open to all for a moment.
+        let before = umask(Mode::from_bits_truncate(0o177));
+        let bound = UnixListener::bind(path);
+        umask(before);
+        bound
+    };
+    bind().with_context(|| format!("binding the operators' socket {}", path.display()))
+}

@@ -1,0 +1,234 @@
+//! Plain HTTP for firmware, iPXE and the agent's first step, and for images, which are signed and need no secrecy.
+//!
+//! Nothing here gives out a secret except one: the initramfs of a boot holds that boot's ticket, under an id that cannot
+//! be guessed and is told only to the machine that asked.
+
+mod content;
+
+use std::fmt::Display;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Json, Router};
+use drophammer_control::{BootDecision, Control};
+use drophammer_protocol::api::{BOOT_INITRAMFS, BOOT_KERNEL, BOOT_SCRIPT, BOOT_TIME, IMAGES, Problem, TimeAnswer};
+use drophammer_protocol::event::{Phase, Progress, Step};
+use drophammer_protocol::id::{BootId, Mac};
+use drophammer_protocol::manifest::is_plain_name;
+use drophammer_protocol::sign::Signed;
+use drophammer_protocol::ticket::{BootTicket, ServerTime, TICKET_PATH};
+use ed25519_dalek::SigningKey;
+use serde::Deserialize;
+use tracing::{debug, error};
+
+use self::content::{Content, Sent};
+use crate::observe::Observer;
+use crate::{identity, script, tftp};
+
+/// What the boot paths need to answer.
+#[derive(Debug)]
+pub(crate) struct Boot {
+    pub(crate) control: Control,
+    pub(crate) observer: Observer,
+    pub(crate) time_key: SigningKey,
+    pub(crate) boot_url: String,
+    pub(crate) agent_cmdline: String,
+    pub(crate) boot_dir: PathBuf,
+    pub(crate) images_dir: PathBuf,
+    pub(crate) files: tftp::Files,
+}
+
+/// Who is at the other end of a connection; the listener adds it to every request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
+impl Peer {
+    /// An IPv4 client is the same one on an IPv6 socket.
+    fn address(self) -> IpAddr {
+        self.0.ip().to_canonical()
+    }
+}
+
+pub(crate) fn router(boot: Arc<Boot>) -> Router {
+    Router::new()
+        .route(BOOT_SCRIPT, get(boot_script))
+        .route(BOOT_KERNEL, get(kernel))
+        .route(&format!("{BOOT_INITRAMFS}/{{boot}}"), get(initramfs))
+        .route(&format!("/boot/{}", boot.files.uefi), get(ipxe))
+        .route(BOOT_TIME, get(time))
+        .route(&format!("{IMAGES}/{{name}}/{{version}}/{{file}}"), get(image))
+        .fallback(async || refuse(StatusCode::NOT_FOUND, "there is nothing at this path on a boot server"))
+        .with_state(boot)
+}
+
+#[derive(Deserialize)]
+struct Asking {
+    mac: String,
+    #[serde(default)]
+    uuid: String,
+}
+
+async fn boot_script(
+    State(boot): State<Arc<Boot>>,
+    Extension(peer): Extension<Peer>,
+    Query(asking): Query<Asking>,
+) -> Response {
+    let Ok(mac) = asking.mac.parse::<Mac>() else {
+        return refuse(StatusCode::BAD_REQUEST, format_args!("mac={:?} is not an Ethernet address", asking.mac));
+    };
+    let machine = asking.uuid.parse().ok().and_then(identity::of_uuid).unwrap_or_else(|| identity::of_mac(mac));
+    let address = peer.address();
+    boot.observer.saw(address, mac, Some(machine));
+    let control = boot.control.clone();
+    let (text, step, said) = match off_thread(move || control.boot_script_asked(mac, machine, address)).await {
+        Ok(BootDecision::Agent(ticket)) => {
+            let said = "asked what to boot: the agent".to_owned();
+            (script::agent(&boot.boot_url, ticket.boot, &boot.agent_cmdline), Step::Note, said)
+        }
+        Ok(BootDecision::LocalDisk) => {
+            (script::local_disk(), Step::Note, "asked what to boot: its own disk".to_owned())
+        }
+        // The machine's screen is where somebody looks first.
+        Err(error) => {
+            error!(%mac, %machine, "deciding what a machine boots: {error:#}");
+            let said = format!("no decision on what to boot: {error:#}");
+            (script::trouble(&boot.boot_url, &said), Step::Failed, said)
+        }
+    };
+    boot.observer.observe(mac, Some(machine), Phase::Http, step, said);
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-store")], text).into_response()
+}
+
+async fn kernel(State(boot): State<Arc<Boot>>, Extension(peer): Extension<Peer>, headers: HeaderMap) -> Response {
+    match Content::open(&boot.boot_dir.join("vmlinuz")).await {
+        Ok(Some(content)) => send(content, &headers, &boot, peer, "the kernel"),
+        Ok(None) => broken(format_args!("{} has no vmlinuz", boot.boot_dir.display())),
+        Err(error) => broken(format_args!("{error:#}")),
+    }
+}
+
+async fn initramfs(
+    State(boot): State<Arc<Boot>>,
+    Extension(peer): Extension<Peer>,
+    Path(id): Path<BootId>,
+    headers: HeaderMap,
+) -> Response {
+    let control = boot.control.clone();
+    let ticket = match off_thread(move || control.ticket(id)).await {
+        Ok(Some(ticket)) => ticket,
+        Ok(None) => return refuse(StatusCode::NOT_FOUND, format_args!("there is no boot {id}, or its time is over")),
+        Err(error) => return broken(format_args!("looking for boot {id}: {error:#}")),
+    };
+    let base = match Content::open(&boot.boot_dir.join("initramfs")).await {
+        Ok(Some(base)) => base,
+        Ok(None) => return broken(format_args!("{} has no initramfs", boot.boot_dir.display())),
+        Err(error) => return broken(format_args!("{error:#}")),
+    };
+    match ticket_segment(&ticket, base.file_length()) {
+        Ok(tail) => send(base.with_tail(tail, &id.to_string()), &headers, &boot, peer, "the initramfs"),
+        Err(error) => broken(format_args!("{error:#}")),
+    }
+}
+
+/// iPXE for UEFI firmware that boots by HTTP.
+async fn ipxe(State(boot): State<Arc<Boot>>) -> Response {
+    match boot.files.get(boot.files.uefi) {
+        Some((_, bytes)) => ([(header::CONTENT_TYPE, "application/efi")], bytes).into_response(),
+        None => refuse(StatusCode::NOT_FOUND, "there is no boot file for UEFI"),
+    }
+}
+
+#[derive(Deserialize)]
+struct Nonce {
+    nonce: String,
+}
+
+async fn time(State(boot): State<Arc<Boot>>, Query(Nonce { nonce }): Query<Nonce>) -> Response {
+    // Enough for any nonce; the rest would be letting strangers have texts of theirs signed.
+    if nonce.is_empty() || nonce.len() > 128 || !nonce.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        return refuse(StatusCode::BAD_REQUEST, "nonce has to be 1 to 128 letters and digits");
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|t| u64::try_from(t.as_millis()).ok());
+    let Some(unix_ms) = now else {
+        return broken("this server's clock is before 1970");
+    };
+    let answer: TimeAnswer = Signed::seal(&ServerTime { nonce, unix_ms }, &boot.time_key);
+    ([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response()
+}
+
+async fn image(
+    State(boot): State<Arc<Boot>>,
+    Extension(peer): Extension<Peer>,
+    Path((name, version, file)): Path<(String, String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    // Plain names can't leave the directory: no separator, no `..`, nothing hidden.
+    if ![&name, &version, &file].into_iter().all(|part| is_plain_name(part)) {
+        return refuse(StatusCode::NOT_FOUND, "images are at /images/NAME/VERSION/FILE");
+    }
+    match Content::open(&boot.images_dir.join(&name).join(&version).join(&file)).await {
+        // Chunks come by the hundred, and the agent reports their progress itself: they stay out of the timeline.
+        Ok(Some(content)) => content
+            .respond(&headers, move |sent| debug!(peer = %peer.0, name, version, file, ?sent, "image"))
+            .unwrap_or_else(|error| broken(format_args!("{error:#}"))),
+        Ok(None) => refuse(StatusCode::NOT_FOUND, format_args!("image {name}/{version} has no {file} here")),
+        Err(error) => broken(format_args!("{error:#}")),
+    }
+}
+
+fn send(content: Content, headers: &HeaderMap, boot: &Boot, peer: Peer, what: &'static str) -> Response {
+    let (observer, address) = (boot.observer.clone(), peer.address());
+    let ended = move |sent: Sent| {
+        let Sent { bytes, wanted, total, took } = sent;
+        let (step, message) = if bytes == wanted {
+            let of = if bytes == total { String::new() } else { format!(" of {total}") };
+            (Step::Done, format!("fetched {what}: {bytes}{of} bytes in {} ms", took.as_millis()))
+        } else {
+            (Step::Failed, format!("stopped fetching {what} after {bytes} of {wanted} bytes"))
+        };
+        let progress = Progress { done_bytes: bytes, total_bytes: Some(total) };
+        observer.observe_at(address, Phase::Http, step, message, Some(progress));
+    };
+    content.respond(headers, ended).unwrap_or_else(|error| broken(format_args!("{error:#}")))
+}
+
+/// The ticket as a second archive behind the initramfs. The kernel unpacks one after the other, if each starts at a
+/// multiple of four bytes (Documentation/driver-api/early-userspace/buffer-format.rst).
+fn ticket_segment(ticket: &BootTicket, behind: u64) -> Result<Bytes> {
+    let text = serde_json::to_vec(ticket).context("writing a boot ticket")?;
+    let padding = usize::try_from(behind.next_multiple_of(4) - behind)?;
+    let mut bytes = vec![0; padding];
+    bytes.extend(archive(FilePath::new(TICKET_PATH), &text)?);
+    Ok(bytes.into())
+}
+
+fn archive(path: &FilePath, content: &[u8]) -> Result<Vec<u8>> {
+    let name = path.strip_prefix("/").unwrap_or(path).to_str().context("the ticket's path is not text")?;
+    Ok(drophammer_initramfs::cpio::segment(&[(name, content, 0o600)]))
+}
+
+/// The control API waits for its disk, which must not hold up other connections.
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.context("the control API stopped in the middle")?
+}
+
+/// Something is wrong here, and the operator has to know.
+fn broken(detail: impl Display) -> Response {
+    let detail = detail.to_string();
+    error!("answering a boot request: {detail}");
+    refuse(StatusCode::INTERNAL_SERVER_ERROR, detail)
+}
+
+fn refuse(status: StatusCode, detail: impl Display) -> Response {
+    let title = status.canonical_reason().unwrap_or("error").to_owned();
+    let problem = Problem { status: status.as_u16(), title, detail: detail.to_string() };
+    (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(problem)).into_response()
+}

@@ -1,0 +1,61 @@
+//! The flight recorder's eye: what DHCP, TFTP and HTTP see of each boot, told to the control API, which never makes them
+//! wait for it.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use drophammer_control::Control;
+use drophammer_protocol::event::{Phase, Progress, Step};
+use drophammer_protocol::id::{Mac, MachineId};
+use tracing::warn;
+
+/// As many hosts as the largest boot network has.
+const MOST_CLIENTS: usize = 1 << 16;
+
+#[derive(Clone, Debug)]
+pub struct Observer {
+    control: Control,
+    clients: Arc<Mutex<HashMap<IpAddr, Client>>>,
+}
+
+/// Who was last seen at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Client {
+    mac: Mac,
+    machine: Option<MachineId>,
+}
+
+impl Observer {
+    pub fn new(control: Control) -> Self {
+        Self { control, clients: Arc::default() }
+    }
+
+    /// Remembers who is at this address.
+    pub fn saw(&self, address: IpAddr, mac: Mac, machine: Option<MachineId>) {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if clients.len() < MOST_CLIENTS || clients.contains_key(&address) {
+            // A lease renewed by an operating system, which doesn't send its UUID, isn't news about the machine.
+            let known = clients.get(&address).filter(|c| c.mac == mac).and_then(|c| c.machine);
+            clients.insert(address, Client { mac, machine: machine.or(known) });
+        }
+    }
+
+    pub fn observe(&self, mac: Mac, machine: Option<MachineId>, phase: Phase, step: Step, message: String) {
+        self.tell(Client { mac, machine }, phase, step, message, None);
+    }
+
+    /// Like [`Observer::observe`], for whoever was last seen at `address`. A stranger has no timeline to write to.
+    pub fn observe_at(&self, address: IpAddr, phase: Phase, step: Step, message: String, bytes: Option<Progress>) {
+        let client = self.clients.lock().unwrap_or_else(PoisonError::into_inner).get(&address).copied();
+        if let Some(client) = client {
+            self.tell(client, phase, step, message, bytes);
+        }
+    }
+
+    fn tell(&self, client: Client, phase: Phase, step: Step, message: String, progress: Option<Progress>) {
+        if let Err(error) = self.control.observe(client.mac, client.machine, phase, step, message, progress) {
+            warn!(mac = %client.mac, "{error:#}");
+        }
+    }
+}

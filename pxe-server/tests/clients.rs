@@ -1,0 +1,203 @@
+//! The whole server against clients that other people wrote: BusyBox's DHCP client and curl, on a pair of virtual Ethernet
+//! cards in a network namespace of its own. Needs no root where user namespaces are allowed.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use drophammer_protocol::sign::Signed;
+use drophammer_protocol::ticket::{BootTicket, ServerTime, TICKET_PATH};
+use drophammer_pxe_server::{Config, serve};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+const INSIDE: &str = "DROPHAMMER_TEST_INSIDE";
+const TOOLS: [&str; 4] = ["unshare", "ip", "busybox", "curl"];
+
+#[test]
+fn real_clients_are_served_across_a_restart() {
+    if std::env::var_os(INSIDE).is_some() {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        return runtime.block_on(inside());
+    }
+    for tool in TOOLS {
+        if Command::new(tool).arg("--help").output().is_err() {
+            eprintln!("skipped: {tool} is not installed");
+            return;
+        }
+    }
+    let namespace = ["--user", "--map-root-user", "--net"];
+    if !Command::new("unshare").args(namespace).arg("true").status().is_ok_and(|s| s.success()) {
+        eprintln!("skipped: this host doesn't allow user namespaces");
+        return;
+    }
+    let done = Command::new("unshare")
+        .args(namespace)
+        .arg(std::env::current_exe().expect("this test"))
+        .args(["--exact", "real_clients_are_served_across_a_restart", "--nocapture"])
+        .env(INSIDE, "1")
+        .status();
+    assert!(done.expect("runs").success(), "see above");
+}
+
+async fn inside() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let dir = dir.path();
+    run("ip link set lo up");
+    run("ip link add server0 type veth peer name client0");
+    run("ip link set client0 address 52:54:00:77:01:01 up");
+    run("ip link set server0 up");
+    run("ip address add 10.77.0.1/24 dev server0");
+
+    let boot = dir.join("boot");
+    fs::create_dir(&boot).expect("made");
+    let loader: Vec<u8> = (0..100_000_u32).flat_map(u32::to_be_bytes).collect();
+    for (name, content) in [
+        ("vmlinuz", &b"a kernel"[..]),
+        // Of a length that needs padding before the ticket.
+        ("initramfs", b"an initramfs."),
+        ("undionly.kpxe", b"for BIOS"),
+        ("snponly.efi", &loader),
+    ] {
+        fs::write(boot.join(name), content).expect("written");
+    }
+    let state = dir.join("state");
+    let text = format!(
+        r#"
+        state_dir = {state:?}
+        boot_dir = {boot:?}
+        agent_cmdline = "console=ttyS0"
+        router_advertisements = false
+        [network]
+        interface = "server0"
+        address = "10.77.0.1"
+        prefix = 24
+        pool = {{ first = "10.77.0.100", last = "10.77.0.101" }}
+        dns = ["10.77.0.1"]
+        lease_seconds = 600
+        "#
+    );
+    let path = dir.join("config.toml");
+    fs::write(&path, text).expect("written");
+    let config = Config::load(&path).expect("is understood");
+
+    let (stop, server) = start(&config).await;
+    let first = dhcp(dir).await;
+    boot_paths(&state, &loader).await;
+    stop.send(()).expect("is running");
+    server.await.expect("no panic").expect("an orderly end");
+
+    let (stop, server) = start(&config).await;
+    assert_eq!(dhcp(dir).await, first, "the same client, after a restart");
+    run("ip link set client0 address 52:54:00:77:01:02");
+    let second = dhcp(dir).await;
+    assert_ne!(second, first, "another client");
+    run("ip link set client0 address 52:54:00:77:01:03");
+    assert_eq!(try_dhcp(dir).await, None, "a third client, with two addresses to give");
+    stop.send(()).expect("is running");
+    server.await.expect("no panic").expect("an orderly end");
+}
+
+async fn boot_paths(state: &Path, loader: &[u8]) {
+    assert_eq!(curl(&["--tftp-blksize", "1024", "tftp://10.77.0.1/snponly.efi"]).await, loader);
+    assert!(!try_curl(&["tftp://10.77.0.1/../state/ca.key"]).await.status.success(), "outside the list");
+
+    let script = "http://10.77.0.1/boot/script.ipxe?mac=52-54-00-77-01-01&uuid=12345678-9abc-4ef0-9234-56789abcdef0";
+    let script = String::from_utf8(curl(&[script]).await).expect("text");
+    let initrd = script.split_whitespace().find(|word| word.contains("/boot/initramfs/")).expect("an initramfs");
+    let initramfs = curl(&[initrd]).await;
+    assert_eq!(curl(&["--range", "10-40", initrd]).await, initramfs[10..41]);
+    let segment = initramfs.strip_prefix(b"an initramfs.\0\0\0").expect("padded to four bytes");
+    let (ticket, token) = ticket(segment);
+    assert_eq!(ticket.machine.to_string(), "12345678-9abc-4ef0-9234-56789abcdef0");
+    assert!(!script.contains(&token), "a secret in the script");
+    assert!(initrd.ends_with(&ticket.boot.to_string()));
+
+    let time = curl(&["http://10.77.0.1/boot/time?nonce=n0nce"]).await;
+    let time: Signed<ServerTime> = serde_json::from_slice(&time).expect("a signed time");
+    assert_eq!(time.open(&[ticket.time_key]).expect("by the key of the ticket").nonce, "n0nce");
+
+    let ca = state.join("ca.pem");
+    assert_eq!(fs::read_to_string(&ca).expect("is there"), ticket.ca);
+    let pinned = ["--cacert", ca.to_str().expect("text"), "--output", "/dev/null", "--write-out", "%{http_code}"];
+    let status = curl(&[&pinned[..], &["https://10.77.0.1/v1/machines"]].concat()).await;
+    assert_eq!(status, b"401", "operators need a token");
+    let socket = state.join("control.sock");
+    assert_eq!(fs::metadata(&socket).expect("is there").permissions().mode() & 0o777, 0o600);
+    let machines = curl(&["--unix-socket", socket.to_str().expect("text"), "http://localhost/v1/machines"]).await;
+    let machines: Vec<drophammer_protocol::machine::Machine> = serde_json::from_slice(&machines).expect("machines");
+    assert_eq!(machines.iter().map(|m| m.id).collect::<Vec<_>>(), [ticket.machine]);
+}
+
+/// The ticket in a cpio archive, found by the only `{` and the last `}` of it.
+fn ticket(segment: &[u8]) -> (BootTicket, String) {
+    let name = TICKET_PATH.trim_start_matches('/').as_bytes();
+    assert!(segment.windows(name.len()).any(|window| window == name), "the ticket's path");
+    let first = segment.iter().position(|b| *b == b'{').expect("JSON");
+    let last = segment.iter().rposition(|b| *b == b'}').expect("JSON");
+    let ticket: BootTicket = serde_json::from_slice(&segment[first..=last]).expect("a ticket");
+    let token = ticket.token.clone();
+    (ticket, token)
+}
+
+/// A server that is ready to be talked to.
+async fn start(config: &Config) -> (oneshot::Sender<()>, JoinHandle<anyhow::Result<()>>) {
+    let (stop, stopped) = oneshot::channel::<()>();
+    let config = config.clone();
+    let server = tokio::spawn(serve(config, async { drop(stopped.await) }));
+    // Ports are bound one after the other and the socket is served last.
+    for _ in 0..200 {
+        if server.is_finished() || try_curl(&["http://10.77.0.1/boot/vmlinuz"]).await.status.success() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(!server.is_finished(), "{:?}", server.await);
+    (stop, server)
+}
+
+async fn dhcp(dir: &Path) -> String {
+    try_dhcp(dir).await.expect("a lease")
+}
+
+/// Runs a DHCP client to its first lease.
+async fn try_dhcp(dir: &Path) -> Option<String> {
+    let script = dir.join("got");
+    if !script.exists() {
+        fs::write(&script, "#!/bin/sh\n[ \"$1\" != bound ] || echo \"lease $ip $mask $dns $lease\"\n")
+            .expect("written");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).expect("made executable");
+    }
+    let arguments = ["udhcpc", "-i", "client0", "-n", "-q", "-f", "-t", "3", "-T", "1", "-s"];
+    let output = output(Command::new("busybox").args(arguments).arg(script)).await;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let words: Vec<&str> = text.lines().find_map(|l| l.strip_prefix("lease "))?.split(' ').collect();
+    assert_eq!(words[1..], ["24", "10.77.0.1", "600"], "{text}");
+    Some(words[0].to_owned())
+}
+
+async fn curl(arguments: &[&str]) -> Vec<u8> {
+    let output = try_curl(arguments).await;
+    assert!(output.status.success(), "curl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+async fn try_curl(arguments: &[&str]) -> Output {
+    output(
+        Command::new("curl").args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "60"]).args(arguments),
+    )
+    .await
+}
+
+/// Off the runtime's threads: the server under test runs on them.
+async fn output(command: &mut Command) -> Output {
+    let mut taken = std::mem::replace(command, Command::new("true"));
+    tokio::task::spawn_blocking(move || taken.output()).await.expect("no panic").expect("runs")
+}
+
+fn run(command: &str) {
+    let mut words = command.split(' ');
+    let done = Command::new(words.next().expect("a program")).args(words).status();
+    assert!(done.expect("runs").success(), "{command}");
+}
