@@ -1,1 +1,33 @@
+//! Virtual servers with real firmware on a private network: for the demo, for the tests, and to play with.
+//!
+//! ```text
+//!            network namespace, ours alone (net)
+//!   ┌────────────────────────────────────────────────┐
+//!   │  drophammer serve ── br0 ── tap0 ── QEMU  m1   │   SeaBIOS or OVMF, NVMe drives, serial console (qemu, vm)
+//!   │     (server)          └──── tap1 ── QEMU  m2   │
+//!   └────────────────────────────────────────────────┘
+//!      ▲ api.sock: operators    ▲ lab.sock: power hook, `drophammer lab …` (socket)
+//! ```
+//!
+//! [`lab::Lab`] is all of it as one value, which tests hold and drop; [`up`] the same in the background. [`kit`] makes
+//! what it boots, [`setup`] gets what it needs from the host. Faults are methods: power cuts, a pulled cable, lost
+//! packets, bytes changed on a drive, a killed server; and drives that can't or won't erase ([`qemu::DiskKind`]).
 
+pub mod accel;
+pub mod console;
+pub mod demo;
+pub mod kit;
+pub mod lab;
+mod live;
+mod nbd;
+pub mod net;
+pub mod qemu;
+mod qmp;
+pub mod server;
+pub mod setup;
+pub mod slots;
+pub mod socket;
+pub mod timeline;
+pub mod up;
+pub mod verify;
+pub mod vm;

@@ -1,0 +1,242 @@
+//! What a virtual server is made of, and the QEMU command that is it.
+
+use std::path::{Path, PathBuf};
+
+use drophammer_protocol::id::{Mac, MachineId};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::accel::Accel;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineSpec {
+    /// Also its system serial number, so that this is what the server calls it.
+    pub name: String,
+    pub firmware: Firmware,
+    pub rom: Rom,
+    pub memory_mb: u32,
+    pub disks: Vec<DiskSpec>,
+    pub mac: Mac,
+    pub uuid: MachineId,
+    /// What its clock says at power-on, as `2001-02-03T04:05:06`; `None` is the right time.
+    pub clock: Option<String>,
+}
+
+impl MachineSpec {
+    /// The `n`th machine of a lab, from 1: `m1` with one 8 GiB drive.
+    pub fn numbered(n: u8, firmware: Firmware) -> Self {
+        let name = format!("m{n}");
+        Self {
+            firmware,
+            rom: Rom::Native,
+            memory_mb: 384,
+            disks: vec![DiskSpec { serial: format!("{name}-nvme0"), size: 8 << 30, kind: DiskKind::Plain }],
+            mac: Mac([0x52, 0x54, 0x00, 0x77, 0x00, n]),
+            uuid: MachineId(Uuid::from_u128(0x6472_6f70_6861_4d6d_a572_0000_0000_0000 + u128::from(n))),
+            clock: None,
+            name,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Firmware {
+    /// SeaBIOS; its PXE is iPXE in the network card's ROM.
+    Bios,
+    /// OVMF.
+    Uefi,
+}
+
+/// What network-boots a UEFI machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rom {
+    /// The firmware's own PXE, as in a real server: DHCP, then iPXE by TFTP, then HTTP.
+    Native,
+    /// iPXE in the card's ROM: half as long to the kernel.
+    Ipxe,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    pub serial: String,
+    pub size: u64,
+    pub kind: DiskKind,
+}
+
+/// NVMe drives, sound or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskKind {
+    Plain,
+    /// Format NVM ends with an error status; everything else works.
+    FailsErase,
+    /// Format NVM reports success, and every byte is still there.
+    KeepsData,
+    /// Reads work, all writes fail: a worn-out SSD.
+    ReadOnly,
+}
+
+/// What the next power-on starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootFrom {
+    /// The network, then the drives in order: how a server stands in its rack.
+    Network,
+    /// The drives only.
+    Disk,
+}
+
+/// OVMF's two halves: code, and the template of what a machine remembers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ovmf {
+    pub code: PathBuf,
+    pub vars: PathBuf,
+}
+
+pub const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+pub const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
+pub(crate) const MONITOR: &str = "monitor.sock";
+pub(crate) const CONSOLE: &str = "console.sock";
+pub(crate) const CONSOLE_LOG: &str = "console.log";
+pub(crate) const VARS: &str = "vars.fd";
+
+pub(crate) fn image(disk: usize) -> String {
+    format!("disk{disk}.raw")
+}
+
+pub(crate) fn nbd_socket(disk: usize) -> String {
+    format!("disk{disk}.nbd")
+}
+
+/// Arguments for `qemu-system-x86_64`, run in the machine's own directory: every path of the machine is relative to it.
+pub fn arguments(spec: &MachineSpec, tap: &str, accel: Accel, from: BootFrom, ovmf_code: &Path) -> Vec<String> {
+    let mut args: Vec<String> = Vec::new();
+    let mut arg = |name: &str, value: String| args.extend([name.to_owned(), value]);
+
+    arg("-name", spec.name.clone());
+    // graphics=off makes SeaBIOS, and with it iPXE and GRUB, speak on the serial port.
+    arg("-machine", "q35,graphics=off".into());
+    arg("-accel", accel.argument().into());
+    arg("-cpu", "max".into());
+    arg("-smp", "1".into());
+    arg("-m", spec.memory_mb.to_string());
+    arg("-display", "none".into());
+    arg("-rtc", format!("base={}", spec.clock.as_deref().unwrap_or("utc")));
+    arg("-smbios", format!("type=1,manufacturer=drophammer,product=lab,serial={},uuid={}", spec.name, spec.uuid));
+    // SeaBIOS would otherwise go through floppies and CDs that aren't there.
+    arg("-boot", "menu=off,strict=on".into());
+    if spec.firmware == Firmware::Uefi {
+        arg("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file={}", ovmf_code.display()));
+        arg("-drive", format!("if=pflash,format=raw,unit=1,file={VARS}"));
+        // Nobody answers PXE over IPv6 here, and waiting for that is most of a minute before the next boot entry's turn.
+        arg("-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n".into());
+    }
+
+    arg("-chardev", format!("socket,id=console,path={CONSOLE},server=on,wait=off,logfile={CONSOLE_LOG},logappend=on"));
+    arg("-serial", "chardev:console".into());
+    arg("-chardev", format!("socket,id=monitor,path={MONITOR},server=on,wait=off"));
+    arg("-mon", "chardev=monitor,mode=control".into());
+    arg("-object", "rng-random,id=rng0,filename=/dev/urandom".into());
+    arg("-device", "virtio-rng-pci,rng=rng0".into());
+
+    let mut next_boot_index = 1..;
+    let mut boot_index = || next_boot_index.next().map(|n| format!(",bootindex={n}")).unwrap_or_default();
+    let nic = match (from, spec.firmware, spec.rom) {
+        (BootFrom::Disk, ..) => ",romfile=".into(),
+        (BootFrom::Network, Firmware::Uefi, Rom::Native) => format!(",romfile={}", boot_index()),
+        (BootFrom::Network, Firmware::Bios, _) | (_, _, Rom::Ipxe) => boot_index(),
+    };
+    arg("-netdev", format!("tap,id={NIC},ifname={tap},script=no,downscript=no"));
+    arg("-device", format!("virtio-net-pci,id=nic0,netdev={NIC},mac={}{nic}", spec.mac));
+
+    for (n, disk) in spec.disks.iter().enumerate() {
+        arg("-blockdev", blockdev(n, disk.kind).to_string());
+        arg("-device", format!("nvme,id=nvme{n},serial={},drive=disk{n}{}", disk.serial, boot_index()));
+    }
+    args.insert(0, "-nodefaults".into());
+    args
+}
+
+/// The network card's name in the monitor.
+pub(crate) const NIC: &str = "net0";
+
+fn blockdev(n: usize, kind: DiskKind) -> Value {
+    // A power cut kills QEMU, not the host: what QEMU wrote is in the host's cache and stays. Syncing it would only
+    // make every test wait for the host's disk.
+    let cache = json!({ "no-flush": true });
+    let file = json!({ "driver": "file", "filename": image(n), "discard": "unmap" });
+    let name = format!("disk{n}");
+    let raw = json!({ "driver": "raw", "discard": "unmap", "file": file });
+    let broken = |kinds: &[&str]| {
+        // No `event` would mean one request in particular; `none` is any.
+        let rules: Vec<_> =
+            kinds.iter().map(|io| json!({ "event": "none", "iotype": io, "errno": 5, "once": false })).collect();
+        json!({ "driver": "blkdebug", "node-name": name, "discard": "unmap", "cache": cache, "inject-error": rules,
+                "image": raw })
+    };
+    match kind {
+        DiskKind::Plain => {
+            json!({ "driver": "raw", "node-name": name, "discard": "unmap", "cache": cache, "file": file })
+        }
+        // QEMU's nvme device carries out Format NVM with writes of zeroes.
+        DiskKind::FailsErase => broken(&["write-zeroes"]),
+        DiskKind::ReadOnly => broken(&["write", "write-zeroes", "discard"]),
+        DiskKind::KeepsData => json!({ "driver": "nbd", "node-name": name, "discard": "unmap",
+            "server": { "type": "unix", "path": nbd_socket(n) } }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_says_what_the_spec_says() {
+        use BootFrom::{Disk, Network};
+        use Firmware::{Bios, Uefi};
+        let nic = "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:77:00:01";
+        for (name, firmware, rom, from, want_nic, want_disk, pflash) in [
+            ("bios", Bios, Rom::Native, Network, format!("{nic},bootindex=1"), 2, 0),
+            ("uefi", Uefi, Rom::Native, Network, format!("{nic},romfile=,bootindex=1"), 2, 2),
+            ("uefi, fast", Uefi, Rom::Ipxe, Network, format!("{nic},bootindex=1"), 2, 2),
+            ("bios, disk", Bios, Rom::Native, Disk, format!("{nic},romfile="), 1, 0),
+            ("uefi, disk", Uefi, Rom::Ipxe, Disk, format!("{nic},romfile="), 1, 2),
+        ] {
+            let spec = MachineSpec { rom, ..MachineSpec::numbered(1, firmware) };
+            let args = arguments(&spec, "tap1", Accel::Tcg, from, Path::new(OVMF_CODE));
+            assert!(args.contains(&want_nic), "{name}: {args:?}");
+            let disk = format!("nvme,id=nvme0,serial=m1-nvme0,drive=disk0,bootindex={want_disk}");
+            assert!(args.contains(&disk), "{name}: {args:?}");
+            assert_eq!(args.iter().filter(|a| a.starts_with("if=pflash")).count(), pflash, "{name}");
+            let smbios =
+                "type=1,manufacturer=drophammer,product=lab,serial=m1,uuid=64726f70-6861-4d6d-a572-000000000001";
+            assert!(args.contains(&smbios.to_owned()), "{name}: {args:?}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_drive_fails_in_its_own_way() {
+        for (kind, driver, injected) in [
+            (DiskKind::Plain, "raw", vec![]),
+            (DiskKind::FailsErase, "blkdebug", vec!["write-zeroes"]),
+            (DiskKind::ReadOnly, "blkdebug", vec!["write", "write-zeroes", "discard"]),
+            (DiskKind::KeepsData, "nbd", vec![]),
+        ] {
+            let node = blockdev(3, kind);
+            assert_eq!(node["driver"], driver, "{kind:?}");
+            assert_eq!(node["node-name"], "disk3", "{kind:?}");
+            let rules = node["inject-error"].as_array().cloned().unwrap_or_default();
+            assert_eq!(rules.iter().map(|r| &r["iotype"]).collect::<Vec<_>>(), injected, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn machines_have_names_of_their_own() {
+        let (a, b) = (MachineSpec::numbered(1, Firmware::Bios), MachineSpec::numbered(2, Firmware::Bios));
+        assert!(a.name != b.name && a.mac != b.mac && a.uuid != b.uuid && a.disks != b.disks);
+        assert_eq!(a.uuid.0.get_version_num(), 4);
+    }
+}

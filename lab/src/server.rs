@@ -1,0 +1,216 @@
+//! The boot server of a lab: the real program, inside the lab's network.
+
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use drophammer_control::client::Client;
+use drophammer_protocol::sign::PublicKey;
+use drophammer_pxe_server::config::{Config, Network, Ports, Range};
+
+use crate::net::{self, Namespace, Process};
+use crate::{console, socket};
+
+/// Name of the operators' socket in a lab's directory.
+pub const API_SOCKET: &str = "api.sock";
+const CONFIG: &str = "server.toml";
+const LOG: &str = "server.log";
+const HOOK: &str = "power-hook";
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// `sun_path` of unix(7), with its terminating zero.
+const MAX_SOCKET_PATH: usize = 107;
+
+#[derive(Debug)]
+pub struct Server {
+    binary: PathBuf,
+    dir: PathBuf,
+    namespace: Namespace,
+    process: Mutex<Option<Process>>,
+}
+
+/// What a lab's server is told beyond what every lab has in common.
+#[derive(Clone, Debug)]
+pub struct ServerSpec {
+    /// The `drophammer` program.
+    pub binary: PathBuf,
+    pub boot_dir: PathBuf,
+    pub images_dir: PathBuf,
+    pub image_keys: Vec<PublicKey>,
+    /// Failed boots in a row after which a machine is quarantined.
+    pub max_failures: u32,
+}
+
+impl Server {
+    pub(crate) fn start(spec: &ServerSpec, dir: &Path, namespace: &Namespace) -> Result<Self> {
+        let api = dir.join(API_SOCKET);
+        ensure!(
+            api.as_os_str().len() <= MAX_SOCKET_PATH,
+            "{} is too long for a Unix socket ({MAX_SOCKET_PATH} bytes at most): put the lab somewhere shorter",
+            api.display()
+        );
+        write_hook(&spec.binary, dir)?;
+        let text = toml::to_string(&config(spec, dir)).context("writing the server's configuration")?;
+        let path = dir.join(CONFIG);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        let server = Self {
+            binary: spec.binary.clone(),
+            dir: dir.to_owned(),
+            namespace: namespace.clone(),
+            process: Mutex::default(),
+        };
+        server.restart()?;
+        Ok(server)
+    }
+
+    /// SIGKILL: it gets no chance to save anything.
+    pub fn kill(&self) {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Kills it if it runs, starts it, and waits until it answers.
+    pub fn restart(&self) -> Result<()> {
+        let mut slot = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.take();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .with_context(|| format!("opening {}", self.log_path().display()))?;
+        let stdout = log.try_clone().context("sharing the server's log")?;
+        let mut process = Process::start(
+            self.namespace
+                .command(&self.binary)
+                .args(["serve", "--config"])
+                .arg(self.dir.join(CONFIG))
+                .stdin(Stdio::null())
+                .stdout(stdout)
+                .stderr(log),
+        )
+        .with_context(|| format!("starting {}", self.binary.display()))?;
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            if let Some(status) = process.status() {
+                bail!("the boot server ended with {status}; its last words:\n  {}", self.last_words());
+            }
+            // The socket of a server that was killed is still there: what counts is an answer.
+            if net::connect(&self.dir, API_SOCKET).is_ok() && self.client().and_then(|c| c.machines()).is_ok() {
+                break;
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the boot server doesn't answer; its last words:\n  {}",
+                self.last_words()
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+        *slot = Some(process);
+        Ok(())
+    }
+
+    pub fn is_running(&self) -> bool {
+        let mut slot = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.as_mut().is_some_and(|process| process.status().is_none())
+    }
+
+    /// An operator at the server's own socket.
+    pub fn client(&self) -> Result<Client> {
+        client(&self.dir)
+    }
+
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.join(LOG)
+    }
+
+    fn last_words(&self) -> String {
+        let raw = fs::read(self.log_path()).unwrap_or_default();
+        console::last_lines(&console::plain(&raw), 15).join("\n  ")
+    }
+}
+
+/// An operator at the socket of the lab in `dir`.
+pub fn client(dir: &Path) -> Result<Client> {
+    Client::connect(&format!("unix:{}", dir.join(API_SOCKET).display()), None, None)
+}
+
+fn config(spec: &ServerSpec, dir: &Path) -> Config {
+    let [a, b, c, d] = net::SERVER_ADDRESS;
+    // The serial port is the only console that a lab's machine has.
+    let console = "console=ttyS0,115200".to_owned();
+    Config {
+        state_dir: dir.join("state"),
+        images_dir: Some(spec.images_dir.clone()),
+        image_keys: spec.image_keys.iter().map(PublicKey::to_string).collect(),
+        boot_dir: Some(spec.boot_dir.clone()),
+        network: Network {
+            interface: net::BRIDGE.into(),
+            address: Ipv4Addr::new(a, b, c, d),
+            prefix: net::PREFIX,
+            pool: Range { first: Ipv4Addr::new(a, b, c, 100), last: Ipv4Addr::new(a, b, c, 199) },
+            router: None,
+            dns: Vec::new(),
+            ntp: Vec::new(),
+            lease_seconds: 3600,
+        },
+        ports: Ports::default(),
+        socket: Some(dir.join(API_SOCKET)),
+        agent_cmdline: console.clone(),
+        install_cmdline: console,
+        power_hook: Some(dir.join(HOOK)),
+        max_failures: spec.max_failures,
+        router_advertisements: true,
+    }
+}
+
+/// The server calls `HOOK cycle MACHINE_ID MACHINE_NAME`; the lab's own program takes it from there.
+fn write_hook(binary: &Path, dir: &Path) -> Result<()> {
+    let path = dir.join(HOOK);
+    let text = format!(
+        "#!/bin/sh\nexec {} lab power-hook {} \"$1\" \"$2\"\n",
+        quoted(binary),
+        quoted(&dir.join(socket::SOCKET))
+    );
+    fs::write(&path, text)
+        .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)))
+        .with_context(|| format!("writing {}", path.display()))
+}
+
+/// For sh: nothing in single quotes means anything but the quote itself.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hook_is_safe_from_strange_paths() {
+        for (path, want) in [("/a/b", "'/a/b'"), ("/a b/$c", "'/a b/$c'"), ("/it's", r"'/it'\''s'")] {
+            assert_eq!(quoted(Path::new(path)), want);
+        }
+    }
+
+    #[test]
+    fn the_configuration_is_one_that_the_server_takes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let spec = ServerSpec {
+            binary: "/usr/bin/drophammer".into(),
+            boot_dir: "/boot-files".into(),
+            images_dir: "/images".into(),
+            image_keys: Vec::new(),
+            max_failures: 3,
+        };
+        write_hook(&spec.binary, dir.path()).expect("a hook");
+        let text = toml::to_string(&config(&spec, dir.path())).expect("TOML");
+        let read: Config = toml::from_str(&text).expect("reads back");
+        let settings = read.check().expect("makes sense");
+        assert_eq!(settings.boot_url(), "http://10.77.0.1");
+    }
+}

@@ -1,0 +1,147 @@
+//! `cargo verify`: everything that has to hold before a change goes in. Set-up first, then the quick checks, then tests.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::kit::{self, Image};
+use crate::setup;
+
+/// Runs every step, or for a filter the tests whose names contain it. Stops at the first that fails, with its name.
+pub fn verify(filter: Option<&str>) -> Result<()> {
+    let repository = kit::repository()?;
+    let begun = Instant::now();
+    for step in steps(filter) {
+        println!("── {}", step.name);
+        let started = Instant::now();
+        run(&step.work, &repository).with_context(|| format!("verify: {}", step.name))?;
+        println!("   {:.1} s", started.elapsed().as_secs_f64());
+    }
+    println!("everything holds, in {:.0} s", begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Step {
+    name: &'static str,
+    work: Work,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Work {
+    SetUp,
+    Cargo(Vec<String>),
+    Dependencies,
+    Kit,
+}
+
+fn steps(filter: Option<&str>) -> Vec<Step> {
+    let cargo = |name, line: &str| Step { name, work: Work::Cargo(line.split(' ').map(str::to_owned).collect()) };
+    let set_up = Step { name: "set-up", work: Work::SetUp };
+    let kit = Step { name: "boot files and images", work: Work::Kit };
+    match filter {
+        Some(filter) => {
+            let mut tests = cargo("tests", "test --workspace");
+            if let Work::Cargo(line) = &mut tests.work {
+                line.push(filter.to_owned());
+            }
+            vec![set_up, kit, tests]
+        }
+        None => vec![
+            set_up,
+            cargo("format", "fmt --all --check"),
+            cargo("lints", "clippy --workspace --all-targets --quiet -- -D warnings"),
+            Step { name: "dependencies", work: Work::Dependencies },
+            kit,
+            cargo("tests", "test --workspace"),
+        ],
+    }
+}
+
+fn run(work: &Work, repository: &Path) -> Result<()> {
+    let mut say = |line: &str| println!("   {line}");
+    match work {
+        Work::SetUp => setup::ensure_host(&mut say),
+        Work::Cargo(arguments) => cargo(repository, arguments),
+        Work::Dependencies => dependencies(repository, &mut say),
+        Work::Kit => kit::prepare(&Image::ALL, &mut say).map(drop),
+    }
+}
+
+fn cargo(repository: &Path, arguments: &[String]) -> Result<()> {
+    let line = format!("cargo {}", arguments.join(" "));
+    let status = Command::new("cargo")
+        .args(arguments)
+        .current_dir(repository)
+        .status()
+        .with_context(|| format!("starting {line}"))?;
+    ensure!(status.success(), "{line}: {status}");
+    Ok(())
+}
+
+const DENY_VERSION: &str = "^0.20";
+
+/// Licences, banned and unknown sources; known vulnerabilities when their database can be had.
+fn dependencies(repository: &Path, say: &mut dyn FnMut(&str)) -> Result<()> {
+    let deny = cargo_deny(say)?;
+    let deny = |arguments: &[&str]| {
+        let mut command = Command::new(&deny);
+        command.current_dir(repository).args(["--log-level", "error"]).args(arguments);
+        command
+    };
+    let check = |arguments: &[&str]| -> Result<()> {
+        let status = deny(arguments).status().context("starting cargo-deny")?;
+        ensure!(status.success(), "cargo deny {}: {status}", arguments.join(" "));
+        Ok(())
+    };
+    check(&["check", "bans", "licenses", "sources"])?;
+    if !deny(&["fetch", "db"]).output().context("starting cargo-deny")?.status.success() {
+        say("known vulnerabilities: not checked, because their database can't be fetched from here");
+        return Ok(());
+    }
+    check(&["check", "--disable-fetch", "advisories"])
+}
+
+/// cargo-deny of this host, or one that is built once and kept in the cache.
+fn cargo_deny(say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+    let answers =
+        |program: &Path| Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    let own = PathBuf::from("cargo-deny");
+    if answers(&own) {
+        return Ok(own);
+    }
+    let tools = drophammer_images::cache_dir()?.join("tools");
+    let kept = tools.join("bin/cargo-deny");
+    if !answers(&kept) {
+        say("building cargo-deny, once (some minutes)");
+        let output = Command::new("cargo")
+            .args(["install", "--quiet", "--locked", "--version", DENY_VERSION, "--root"])
+            .arg(&tools)
+            .arg("cargo-deny")
+            .output()
+            .context("starting cargo")?;
+        if !output.status.success() {
+            bail!(
+                "building cargo-deny: {}\ninstall it yourself (`cargo install --locked cargo-deny`) and try again",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+    }
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_or_the_tests_that_were_asked_for() {
+        let names = |filter| steps(filter).into_iter().map(|s| s.name).collect::<Vec<_>>();
+        assert_eq!(names(None), ["set-up", "format", "lints", "dependencies", "boot files and images", "tests"]);
+        assert_eq!(names(Some("erase")), ["set-up", "boot files and images", "tests"]);
+        let last = steps(Some("erase")).pop().expect("tests");
+        assert_eq!(last.work, Work::Cargo(["test", "--workspace", "erase"].map(str::to_owned).to_vec()));
+    }
+}
