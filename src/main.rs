@@ -1,1 +1,54 @@
-fn main() {}
+//! `drophammer`: netboot server, image tools and lab in one program. This file says which room does what.
+
+mod image;
+mod initramfs;
+mod lab;
+mod machine;
+mod output;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
+
+/// From power-on to a running OS: boot server, machines, images, lab.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the boot server: DHCP, TFTP, HTTP boot, images and the control API.
+    Serve(serve::Args),
+    /// See, allocate, release and reprovision machines.
+    Machine(machine::Args),
+    /// Build, sign, verify and list OS images.
+    Image(image::Args),
+    /// Build the kernel and initramfs that machines boot the agent from.
+    Initramfs(initramfs::Args),
+    /// Virtual servers with real firmware on a private network: the demo, the tests, and machines to play with.
+    Lab(lab::Args),
+}
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    output::log(if matches!(command, Command::Serve(_)) { LevelFilter::INFO } else { LevelFilter::WARN });
+    let done = match command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Machine(args) => machine::run(args),
+        Command::Image(args) => image::run(args),
+        Command::Initramfs(args) => initramfs::run(args),
+        Command::Lab(args) => lab::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("drophammer: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

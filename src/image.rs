@@ -1,0 +1,182 @@
+//! `drophammer image`: what image builders do.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail, ensure};
+use clap::Subcommand;
+use drophammer_images::{BuildOptions, PackOptions, Recipe, Stored};
+use drophammer_protocol::api::ImageSummary;
+use drophammer_protocol::manifest::Manifest;
+use drophammer_protocol::sign::{PublicKey, Verified};
+
+use crate::output;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Print JSON instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build a root file system from a recipe, as a tar.
+    ///
+    /// Recipes that come with drophammer are debian-12 and tiny; FILE.toml is your own. As an ordinary user this needs
+    /// user namespaces (package uidmap). What is neither changed nor out of date comes from the cache.
+    Build {
+        /// debian-12, tiny, or a recipe file.
+        recipe: String,
+        /// The tar to write; by default RECIPE.tar here.
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Debian mirror instead of the host's.
+        #[arg(long, value_name = "URL", env = "DROPHAMMER_MIRROR")]
+        mirror: Option<String>,
+        /// Ask the archive for newer packages now.
+        #[arg(long)]
+        refresh: bool,
+    },
+    /// Make a key pair that signs images: FILE and FILE.pub.
+    Keygen { file: PathBuf },
+    /// Pack a root file system into signed chunks and publish it in a store.
+    Pack {
+        /// A root file system as .tar or .tar.zst, with kernel and boot loader.
+        tar: PathBuf,
+        #[arg(long)]
+        name: String,
+        #[arg(long)]
+        version: String,
+        /// Directory that boot servers serve.
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        /// Private key from `image keygen`.
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+        /// Kernel arguments that the image needs, without root=.
+        #[arg(long, default_value = "")]
+        cmdline: String,
+        /// zstd level.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
+        level: i32,
+    },
+    /// Check a published image completely: signature, every chunk, the files that boot it.
+    Verify {
+        /// Directory of the image, STORE/NAME/VERSION.
+        dir: PathBuf,
+        #[command(flatten)]
+        trust: Trust,
+    },
+    /// List the images of a store whose signatures are trusted, and why others aren't.
+    List {
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        #[command(flatten)]
+        trust: Trust,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Trust {
+    /// Public key that may sign images (FILE.pub of `image keygen`). Can be given several times.
+    #[arg(long = "trust", value_name = "FILE", required = true)]
+    keys: Vec<PathBuf>,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    match args.command {
+        Command::Build { recipe, output, mirror, refresh } => {
+            let recipe = Recipe::load(&recipe)?;
+            let output = output.unwrap_or_else(|| format!("{}.tar", recipe.name).into());
+            let built = drophammer_images::build(&recipe, &output, &BuildOptions { mirror, refresh })?;
+            if args.json {
+                return output::json(&built);
+            }
+            let from = if built.cached { "from the cache" } else { "built" };
+            output::line(&format!("{}: {} packages, {from}", built.tar.display(), built.packages.len()))?;
+            output::line(&format!("pack it with: --cmdline '{}'", built.cmdline))
+        }
+        Command::Keygen { file } => {
+            let public = drophammer_images::keygen(&file)?;
+            if args.json {
+                return output::json(&public);
+            }
+            output::line(&format!("{} signs; servers are given {}.pub ({public})", file.display(), file.display()))
+        }
+        Command::Pack { tar, name, version, store, key, cmdline, level } => {
+            let key = drophammer_images::load_key(&key)?;
+            let options = PackOptions { level, ..PackOptions::new(&name, &version, &cmdline) };
+            let packed = drophammer_images::pack(&tar, &store, &options, &key)?;
+            if args.json {
+                return output::json(&summary(&packed.manifest));
+            }
+            let done = if packed.existed { "was there already, the same to the byte" } else { "published" };
+            output::line(&format!("{} {done}: {}", packed.manifest.reference(), packed.dir.display()))
+        }
+        Command::Verify { dir, trust } => {
+            let manifest = drophammer_images::verify(&dir, &trust.read()?)?;
+            if args.json {
+                return output::json(&summary(&manifest));
+            }
+            let frames = manifest.chunks.frames.len();
+            output::line(&format!(
+                "{}: {frames} chunks, all as {} signed them",
+                manifest.reference(),
+                manifest.signed_by()
+            ))
+        }
+        Command::List { store, trust } => list(&drophammer_images::list(&store, &trust.read()?)?, args.json),
+    }
+}
+
+impl Trust {
+    fn read(&self) -> Result<Vec<PublicKey>> {
+        self.keys.iter().map(|file| drophammer_images::load_public(file)).collect()
+    }
+}
+
+fn list(stored: &[Stored], json: bool) -> Result<()> {
+    let mut trusted = Vec::new();
+    let mut refused = Vec::new();
+    for image in stored {
+        match &image.manifest {
+            Ok(manifest) => trusted.push(summary(manifest)),
+            Err(problem) => refused.push(format!("{}: {problem}", image.reference)),
+        }
+    }
+    if json {
+        output::json(&trusted)?;
+    } else {
+        let rows: Vec<_> = trusted
+            .iter()
+            .map(|i| {
+                [
+                    format!("{}/{}", i.name, i.version),
+                    output::bytes(i.download_bytes),
+                    output::bytes(i.installed_bytes),
+                    i.description.clone(),
+                ]
+            })
+            .collect();
+        output::table(["IMAGE", "DOWNLOAD", "INSTALLED", "DESCRIPTION"], &rows)?;
+    }
+    ensure!(refused.is_empty(), "images that can't be trusted:\n  {}", refused.join("\n  "));
+    if stored.is_empty() {
+        bail!("the store has no images; `drophammer image pack` publishes one");
+    }
+    Ok(())
+}
+
+fn summary(manifest: &Verified<Manifest>) -> ImageSummary {
+    ImageSummary {
+        name: manifest.name.clone(),
+        version: manifest.version.clone(),
+        description: manifest.description.clone(),
+        created: manifest.created,
+        download_bytes: manifest.chunks.frames.iter().map(|f| u64::from(f.length)).sum(),
+        installed_bytes: manifest.installed_bytes,
+        signed_by: manifest.signed_by(),
+    }
+}

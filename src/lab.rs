@@ -1,0 +1,196 @@
+//! `drophammer lab`: virtual servers to see it all on.
+
+use std::path::PathBuf;
+use std::process::exit;
+
+use anyhow::{Context, Result, bail};
+use clap::{Subcommand, ValueEnum};
+use drophammer_lab::demo::{self, DemoOptions};
+use drophammer_lab::kit::Image;
+use drophammer_lab::qemu;
+use drophammer_lab::socket::{self, PowerAction};
+use drophammer_lab::up::{self, ConsoleView, UpOptions};
+use drophammer_lab::verify;
+
+use crate::output;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show a machine going from power-on to a running OS, live, with all set-up done (`cargo demo`).
+    Demo {
+        /// What the machines' firmware is.
+        #[arg(long, value_enum, default_value_t = Firmware::Uefi)]
+        firmware: Firmware,
+        /// How many machines, 1 to 3.
+        #[arg(long, default_value_t = 1)]
+        machines: u8,
+        /// What they get: debian-12, or tiny for a quick look.
+        #[arg(long, default_value = "debian-12")]
+        image: Image,
+        /// Leave everything running when it's over, for `lab status`, `lab ssh`, `machine …`.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Run every check and test, with all set-up done (`cargo verify`).
+    Verify {
+        /// Only the tests whose names contain this.
+        filter: Option<String>,
+    },
+    /// Start a lab in the background: a boot server and machines that are switched on.
+    Up {
+        /// What the machines' firmware is.
+        #[arg(long, value_enum, default_value_t = Firmware::Uefi)]
+        firmware: Firmware,
+        /// How many machines, 1 to 3.
+        #[arg(long, default_value_t = 1)]
+        machines: u8,
+        /// What can be installed. Can be given several times.
+        #[arg(long = "image", default_values = ["debian-12", "tiny"])]
+        images: Vec<Image>,
+        /// Boot UEFI machines by iPXE in the network card instead of the firmware's own PXE: half as long to the kernel.
+        #[arg(long)]
+        fast_rom: bool,
+    },
+    /// Switch everything off and forget it.
+    Down,
+    /// Show what runs.
+    Status {
+        /// Print JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Sit at the serial console of a machine; Ctrl-] leaves.
+    Console {
+        machine: String,
+        /// Print what it has said so far instead.
+        #[arg(long)]
+        log: bool,
+    },
+    /// Log in to an installed machine as root, or run a command there.
+    Ssh {
+        machine: String,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Press a machine's power switch.
+    Power {
+        machine: String,
+        #[arg(value_enum)]
+        action: Switch,
+    },
+    /// Print the public SSH key of the lab, for `machine allocate --ssh-key`.
+    SshKey,
+    /// The lab itself.
+    #[command(hide = true)]
+    RunDetached,
+    /// What the lab's boot server calls to switch machines.
+    #[command(hide = true)]
+    PowerHook { socket: PathBuf, action: Switch, machine: String, name: Option<String> },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Firmware {
+    /// SeaBIOS.
+    Bios,
+    /// OVMF.
+    Uefi,
+}
+
+impl From<Firmware> for qemu::Firmware {
+    fn from(firmware: Firmware) -> Self {
+        match firmware {
+            Firmware::Bios => Self::Bios,
+            Firmware::Uefi => Self::Uefi,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Switch {
+    /// Switch it on.
+    On,
+    /// Pull the plug.
+    Off,
+    /// Off and on; it boots from the network first.
+    Cycle,
+    /// The reset button.
+    Reset,
+}
+
+impl From<Switch> for PowerAction {
+    fn from(switch: Switch) -> Self {
+        match switch {
+            Switch::On => Self::On,
+            Switch::Off => Self::Off,
+            Switch::Cycle => Self::Cycle,
+            Switch::Reset => Self::Reset,
+        }
+    }
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    let mut say = |line: &str| eprintln!("{line}");
+    match args.command {
+        Command::Demo { firmware, machines, image, keep } => {
+            demo::demo(&DemoOptions { firmware: firmware.into(), machines, image, keep })
+        }
+        Command::Verify { filter } => verify::verify(filter.as_deref()),
+        Command::Up { firmware, machines, images, fast_rom } => {
+            let status = up::up(&UpOptions { firmware: firmware.into(), fast_rom, machines, images }, &mut say)?;
+            show(&status)?;
+            output::line("`drophammer machine list` shows how far they are; `drophammer lab down` ends it")
+        }
+        Command::Down => match up::down()? {
+            true => output::line("the lab is down"),
+            false => bail!("no lab runs"),
+        },
+        Command::Status { json } => match up::status()? {
+            Some(status) if json => output::json(&status),
+            Some(status) => show(&status),
+            None => bail!("no lab runs; `drophammer lab up` starts one"),
+        },
+        Command::Console { machine, log } => {
+            up::console(&machine, if log { ConsoleView::Log } else { ConsoleView::Attach })
+        }
+        Command::Ssh { machine, command } => {
+            let status = up::ssh(&machine, &command)?;
+            // ssh has said what there is to say; its status is that of the command.
+            exit(status.code().context("ssh was killed")?)
+        }
+        Command::Power { machine, action } => up::power(&machine, action.into()),
+        Command::SshKey => output::line(&up::public_ssh_key()?),
+        Command::RunDetached => up::run_detached(),
+        Command::PowerHook { socket, action, machine, name: _ } => socket::power_hook(&socket, action.into(), &machine),
+    }
+}
+
+fn show(status: &socket::Status) -> Result<()> {
+    let server = if status.server_running { "running" } else { "not running" };
+    output::line(&format!("boot server {server}; virtual machines under {:?}", status.accel))?;
+    let rows: Vec<_> = status
+        .machines
+        .iter()
+        .map(|m| {
+            [
+                m.spec.name.clone(),
+                if m.on { "on" } else { "off" }.to_owned(),
+                format!("{:?}", m.spec.firmware).to_lowercase(),
+                format!("{} MiB", m.spec.memory_mb),
+                m.spec
+                    .disks
+                    .iter()
+                    .map(|d| format!("{} {}", d.serial, output::bytes(d.size)))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                m.spec.mac.to_string(),
+            ]
+        })
+        .collect();
+    output::table(["NAME", "POWER", "FIRMWARE", "MEMORY", "DRIVES", "MAC"], &rows)
+}

@@ -1,0 +1,284 @@
+//! `drophammer machine`: what operators do with machines.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+use drophammer_control::client::Client;
+use drophammer_protocol::certificate::Verdict;
+use drophammer_protocol::event::{Phase, Recorded, Step};
+use drophammer_protocol::machine::{Allocation, Machine};
+
+use crate::output;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "MACHINE is an id, the unambiguous beginning of one, a name, a serial number, a MAC or a hostname."
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    server: Server,
+    /// Print JSON instead of a table.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Which server to talk to.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Server {
+    /// `unix:/path/to/api.sock` or `https://host:port`; by default the running lab's, else the local server's.
+    #[arg(long, global = true, env = "DROPHAMMER_SERVER", value_name = "URL")]
+    server: Option<String>,
+    /// File with the operator token, for https.
+    #[arg(long, global = true, env = "DROPHAMMER_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Certificate authority of the server (PEM), for https.
+    #[arg(long, global = true, env = "DROPHAMMER_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// All machines and where they stand.
+    List,
+    /// Everything known about one machine.
+    Show { machine: String },
+    /// What happened on a machine, oldest first.
+    Events {
+        machine: String,
+        /// Go on printing events as they come.
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// The erase certificates of a machine, newest last.
+    Certificates { machine: String },
+    /// Install an image on a waiting machine.
+    Allocate {
+        machine: String,
+        /// Image to install: `name` for the newest version, or `name/version`.
+        #[arg(long)]
+        image: String,
+        /// Hostname of the installed system; by default the machine's name.
+        #[arg(long)]
+        hostname: Option<String>,
+        /// File with public SSH keys that may log in as root. Can be given several times.
+        #[arg(long = "ssh-key", value_name = "FILE")]
+        ssh_keys: Vec<PathBuf>,
+        /// Serial number of the drive to install on; by default the smallest that fits.
+        #[arg(long, value_name = "SERIAL")]
+        disk: Option<String>,
+    },
+    /// Take a machine back: it boots into the agent, is erased, and waits. Also lets a quarantined machine try again.
+    Release { machine: String },
+    /// Take a machine back, erase it, and install what it was allocated to again.
+    Reprovision { machine: String },
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    let client = args.server.connect()?;
+    match args.command {
+        Command::List => list(&client, args.json),
+        Command::Show { machine } => show(&client.machine(&machine)?, args.json),
+        Command::Events { machine, follow } => events(&client, &machine, follow, args.json),
+        Command::Certificates { machine } => certificates(&client, &machine, args.json),
+        Command::Allocate { machine, image, hostname, ssh_keys, disk } => {
+            let hostname = match hostname {
+                Some(name) => name,
+                None => client.machine(&machine)?.name,
+            };
+            let wanted = Allocation { image, hostname, ssh_keys: read_keys(&ssh_keys)?, disk };
+            changed(&client.allocate(&machine, &wanted)?, args.json)
+        }
+        Command::Release { machine } => changed(&client.release(&machine)?, args.json),
+        Command::Reprovision { machine } => changed(&client.reprovision(&machine)?, args.json),
+    }
+}
+
+impl Server {
+    fn connect(&self) -> Result<Client> {
+        let url = match &self.server {
+            Some(url) => url.clone(),
+            None => default_server()?,
+        };
+        Client::connect(&url, self.token_file.as_deref(), self.ca.as_deref())
+    }
+}
+
+/// The lab if one runs here, else the server of this host.
+fn default_server() -> Result<String> {
+    let lab = drophammer_lab::up::socket()?;
+    let local = Path::new(drophammer_pxe_server::config::DEFAULT_SOCKET);
+    match [lab.as_path(), local].into_iter().find(|path| path.exists()) {
+        Some(path) => Ok(format!("unix:{}", path.display())),
+        None => bail!(
+            "no server found: neither a lab ({}) nor a boot server ({}) runs here. Start one with `drophammer lab up` \
+             or `drophammer serve`, or name one with --server",
+            lab.display(),
+            local.display()
+        ),
+    }
+}
+
+fn read_keys(files: &[PathBuf]) -> Result<Vec<String>> {
+    let mut keys = Vec::new();
+    for file in files {
+        let text =
+            std::fs::read_to_string(file).with_context(|| format!("reading the SSH keys in {}", file.display()))?;
+        keys.extend(text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned));
+    }
+    Ok(keys)
+}
+
+fn list(client: &Client, json: bool) -> Result<()> {
+    let machines = client.machines()?;
+    if json {
+        return output::json(&machines);
+    }
+    let rows: Vec<_> = machines
+        .iter()
+        .map(|m| {
+            let allocation = m.allocation.as_ref();
+            [
+                m.name.clone(),
+                m.state.to_string(),
+                allocation.map(|a| a.image.clone()).unwrap_or_default(),
+                allocation.map(|a| a.hostname.clone()).unwrap_or_default(),
+                m.address.map(|a| a.to_string()).unwrap_or_default(),
+                m.id.to_string(),
+                m.reason.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    output::table(["NAME", "STATE", "IMAGE", "HOSTNAME", "ADDRESS", "ID", "REASON"], &rows)
+}
+
+fn show(machine: &Machine, json: bool) -> Result<()> {
+    if json {
+        return output::json(machine);
+    }
+    let mut facts =
+        vec![("name", machine.name.clone()), ("id", machine.id.to_string()), ("state", machine.state.to_string())];
+    let mut fact = |name, value: Option<String>| facts.extend(value.map(|v| (name, v)));
+    fact("reason", machine.reason.clone());
+    fact("mac", machine.mac.map(|m| m.to_string()));
+    fact("address", machine.address.map(|a| a.to_string()));
+    if let Some(a) = &machine.allocation {
+        fact("image", Some(a.image.clone()));
+        fact("hostname", Some(a.hostname.clone()));
+    }
+    for key in &machine.ssh_host_keys {
+        fact("host key", Some(key.clone()));
+    }
+    if let Some(i) = &machine.inventory {
+        let system = [&i.system.manufacturer, &i.system.product].into_iter().flatten().cloned().collect::<Vec<_>>();
+        fact("system", Some(system.join(" ")));
+        fact("memory", Some(output::bytes(i.memory_bytes)));
+        for cpu in &i.cpus {
+            fact("cpu", Some(format!("{}, {} cores, {} threads", cpu.model, cpu.cores, cpu.threads)));
+        }
+        for disk in &i.disks {
+            let text = |v: &Option<String>| v.clone().unwrap_or_else(|| "?".into());
+            let size = output::bytes(disk.size_bytes);
+            fact("disk", Some(format!("{} {size} {} serial {}", disk.name, text(&disk.model), text(&disk.serial))));
+        }
+        for nic in &i.nics {
+            let driver = nic.driver.as_deref().unwrap_or("no driver");
+            let link = if nic.link { "link up" } else { "no link" };
+            fact("nic", Some(format!("{} {} {driver}, {link}", nic.name, nic.mac)));
+        }
+        for gap in &i.gaps {
+            fact("gap", Some(gap.clone()));
+        }
+    }
+    facts.iter().try_for_each(|(name, value)| output::line(&format!("{name:<9} {value}")))
+}
+
+fn events(client: &Client, machine: &str, follow: bool, json: bool) -> Result<()> {
+    const WAIT_SECONDS: u64 = 30;
+    let mut after = 0;
+    loop {
+        let events = client.events(machine, after, if follow { WAIT_SECONDS } else { 0 })?;
+        if json && !follow {
+            return output::json(&events);
+        }
+        for event in &events {
+            // One object per line, so that a stream can be read as it comes.
+            let text =
+                if json { serde_json::to_string(event).context("writing an event as JSON")? } else { sentence(event) };
+            output::line(&text)?;
+            after = event.position;
+        }
+        if !follow {
+            return Ok(());
+        }
+    }
+}
+
+fn sentence(event: &Recorded) -> String {
+    let mark = match event.step {
+        Step::Started => "…",
+        Step::Progress => "·",
+        Step::Done => "✓",
+        Step::Failed => "✗",
+        Step::Note => " ",
+    };
+    let progress = event.progress.map(|p| match p.total_bytes {
+        Some(total) => format!(" {} of {}", output::bytes(p.done_bytes), output::bytes(total)),
+        None => format!(" {}", output::bytes(p.done_bytes)),
+    });
+    let phase = if event.phase == Phase::Lifecycle { "-" } else { event.phase.name() };
+    format!("{} {mark} {phase:<11} {}{}", clock(event.at_ms), event.message, progress.unwrap_or_default())
+}
+
+/// `HH:MM:SS.mmm`, UTC.
+fn clock(unix_ms: u64) -> String {
+    let (seconds, ms) = (unix_ms / 1000, unix_ms % 1000);
+    format!("{:02}:{:02}:{:02}.{ms:03}", seconds / 3600 % 24, seconds / 60 % 60, seconds % 60)
+}
+
+fn certificates(client: &Client, machine: &str, json: bool) -> Result<()> {
+    let stored = client.certificates(machine)?;
+    if json {
+        return output::json(&stored);
+    }
+    let mut rows = Vec::new();
+    for s in &stored {
+        // The server checked the signature against the key that the agent enrolled with before it stored this.
+        let c: drophammer_protocol::certificate::ErasureCertificate =
+            serde_json::from_str(&s.certificate.payload).context("reading a certificate from the server")?;
+        let verdict = match &c.verdict {
+            Verdict::Erased { method } => format!("erased: {} (NIST 800-88 {})", method.name(), method.nist_800_88()),
+            Verdict::NotErased { reason } => format!("NOT erased: {reason}"),
+        };
+        let proof = c.verification.as_ref().map_or("nothing verified".into(), |v| {
+            format!(
+                "{} canaries and {} samples, {} survived",
+                v.canaries_planted,
+                v.samples,
+                v.canaries_surviving + v.samples_surviving
+            )
+        });
+        rows.push([clock(s.stored_ms), c.disk.serial, output::bytes(c.disk.size_bytes), proof, verdict]);
+    }
+    output::table(["STORED", "SERIAL", "SIZE", "PROOF", "VERDICT"], &rows)
+}
+
+fn changed(machine: &Machine, json: bool) -> Result<()> {
+    if json {
+        return output::json(machine);
+    }
+    let reason = machine.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
+    output::line(&format!("{} is {}{reason}", machine.name, machine.state))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn clock_is_the_time_of_day() {
+        for (ms, want) in [(0, "00:00:00.000"), (86_399_999, "23:59:59.999"), (1_700_000_000_123, "22:13:20.123")] {
+            assert_eq!(super::clock(ms), want);
+        }
+    }
+}

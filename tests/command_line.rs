@@ -1,0 +1,103 @@
+//! What a person at a shell meets: help, exit codes, sentences, JSON.
+
+use std::fs;
+use std::process::{Command, Output};
+
+fn drophammer(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_drophammer")).args(args).output().expect("started")
+}
+
+#[test]
+fn every_command_explains_itself() {
+    for command in [
+        vec![],
+        vec!["serve"],
+        vec!["machine"],
+        vec!["machine", "list"],
+        vec!["machine", "show"],
+        vec!["machine", "events"],
+        vec!["machine", "allocate"],
+        vec!["machine", "release"],
+        vec!["machine", "reprovision"],
+        vec!["machine", "certificates"],
+        vec!["image"],
+        vec!["image", "build"],
+        vec!["image", "keygen"],
+        vec!["image", "pack"],
+        vec!["image", "verify"],
+        vec!["image", "list"],
+        vec!["initramfs", "build"],
+        vec!["lab"],
+        vec!["lab", "up"],
+        vec!["lab", "down"],
+        vec!["lab", "status"],
+        vec!["lab", "console"],
+        vec!["lab", "ssh"],
+        vec!["lab", "demo"],
+        vec!["lab", "verify"],
+    ] {
+        let output = drophammer(&[command.as_slice(), &["--help"]].concat());
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{command:?}");
+        assert!(text.contains("Usage:"), "{command:?}: {text}");
+        // An option without a word of help, on its line or the next, is a blank to whoever reads it.
+        let lines: Vec<&str> = text.lines().chain([""]).collect();
+        for pair in lines.windows(2) {
+            let option = pair[0].trim_start().starts_with('-');
+            let explained = pair[0].trim_start().contains("  ") || !pair[1].trim().is_empty();
+            assert!(!option || explained, "{command:?}: {:?} says nothing", pair[0]);
+        }
+    }
+}
+
+#[test]
+fn exit_codes_and_sentences() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    fs::write(dir.path().join("bad.toml"), "state_dir = 1\n").expect("written");
+    fs::write(dir.path().join("typo.toml"), "statedir = \"/x\"\n").expect("written");
+    fs::write(dir.path().join("not.pub"), "hello").expect("written");
+    let nowhere = format!("unix:{}", path("nobody.sock"));
+    for (name, args, code, words) in [
+        ("no such command", vec!["fly"], 2, "fly"),
+        ("no server there", vec!["machine", "--server", &nowhere, "list"], 1, "nobody.sock"),
+        ("a server that is no URL", vec!["machine", "--server", "ftp://x", "list"], 1, "ftp://x"),
+        ("no configuration", vec!["serve", "--config", &path("none.toml")], 1, "none.toml"),
+        ("a wrong type", vec!["serve", "--check", "--config", &path("bad.toml")], 1, "state_dir"),
+        ("an unknown key", vec!["serve", "--check", "--config", &path("typo.toml")], 1, "statedir"),
+        ("no such recipe", vec!["image", "build", "windows"], 1, "windows"),
+        ("not a key", vec!["image", "verify", ".", "--trust", &path("not.pub")], 1, "not.pub"),
+        ("not an image", vec!["image", "list", "--store", &path("none"), "--trust", &path("none.pub")], 1, "none.pub"),
+    ] {
+        let output = drophammer(&args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{name}: {said}");
+        assert!(said.contains(words), "{name}: {said}");
+        assert!(!said.contains("panicked"), "{name}: {said}");
+        assert!(output.stdout.is_empty(), "{name}: an error isn't a result");
+    }
+}
+
+#[test]
+fn keys_are_made_once_and_kept_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().expect("a directory");
+    let key = dir.path().join("images");
+    let file = key.display().to_string();
+    assert!(drophammer(&["image", "keygen", &file]).status.success());
+    assert_eq!(fs::metadata(&key).expect("a key").permissions().mode() & 0o777, 0o600);
+    let before = fs::read(&key).expect("read");
+    let again = drophammer(&["image", "keygen", &file]);
+    assert_eq!(again.status.code(), Some(1));
+    assert_eq!(fs::read(&key).expect("read"), before, "never overwritten");
+    let json = drophammer(&[
+        "image",
+        "--json",
+        "list",
+        "--store",
+        &dir.path().display().to_string(),
+        "--trust",
+        &format!("{file}.pub"),
+    ]);
+    assert_eq!(String::from_utf8_lossy(&json.stdout).trim(), "[]");
+}

@@ -1,0 +1,141 @@
+//! Promise 3: no unverified byte is executed, and a half-written disk never boots.
+
+mod common;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use common::{Rig, allocation, is_bootable, kit};
+use drophammer_images::PackOptions;
+use drophammer_lab::qemu::Firmware;
+use drophammer_protocol::event::Phase;
+use drophammer_protocol::machine::State;
+use drophammer_protocol::manifest::Manifest;
+use drophammer_protocol::sign::Signed;
+
+/// A store of one's own with the kit's tiny image in it; returns the store and the image's directory.
+fn store(dir: &Path) -> (PathBuf, PathBuf) {
+    let store = dir.join("store");
+    let newest = newest(&kit().images_dir.join("tiny"));
+    let image = store.join("tiny").join(newest.file_name().expect("a version"));
+    fs::create_dir_all(&image).expect("made");
+    for entry in fs::read_dir(&newest).expect("the tiny image") {
+        let path = entry.expect("an entry").path();
+        fs::copy(&path, image.join(path.file_name().expect("a name"))).expect("copied");
+    }
+    (store, image)
+}
+
+fn newest(image: &Path) -> PathBuf {
+    let versions = fs::read_dir(image).expect("the tiny image").map(|e| e.expect("an entry").path());
+    versions.filter(|p| p.join("manifest.json").exists()).max().expect("a version")
+}
+
+fn manifest(image: &Path) -> Manifest {
+    let text = fs::read(image.join("manifest.json")).expect("read");
+    let signed: Signed<Manifest> = serde_json::from_slice(&text).expect("a manifest");
+    serde_json::from_str(&signed.payload).expect("a manifest")
+}
+
+#[test]
+fn a_damaged_image_ends_in_words_and_an_unbootable_disk() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, image) = store(dir.path());
+    let chunks = manifest(&image).chunks;
+    let path = image.join(&chunks.file);
+    let good = fs::read(&path).expect("read");
+    // One failure is enough, so that each kind of damage costs one install.
+    let rig = Rig::start(1, 1, &store);
+    let machine = rig.waiting(1, Firmware::Bios);
+
+    let middle = &chunks.frames[chunks.frames.len() / 2];
+    let last = chunks.frames.last().expect("frames");
+    let flipped = |at: u64| {
+        let mut bad = good.clone();
+        bad[usize::try_from(at).expect("small")] ^= 1;
+        bad
+    };
+    let cut = |to: u64| good[..usize::try_from(to).expect("small")].to_vec();
+    for (name, bad) in [
+        ("a bit in the middle", flipped(middle.offset + u64::from(middle.length) / 2)),
+        ("a bit in the last chunk", flipped(last.offset + 1)),
+        ("cut inside a chunk", cut(middle.offset + 100)),
+        ("cut at a chunk's edge", cut(last.offset)),
+    ] {
+        fs::write(&path, bad).expect("damaged");
+        rig.allocate(&machine, "tiny");
+        let quarantined = rig.wait_state(&machine, State::Quarantined);
+        let reason = quarantined.reason.expect("a reason");
+        assert!(reason.contains("chunk"), "{name}: {reason}");
+        assert!(!is_bootable(&machine), "{name}: the disk would boot");
+        assert!(rig.events(&machine).iter().all(|e| e.phase != Phase::Kexec), "{name}: nothing was started");
+
+        // Back to the start for the next one.
+        rig.client.release("m1").expect("released");
+        rig.wait_state(&machine, State::Waiting);
+    }
+
+    // And the good one still installs: the machine is none the worse.
+    fs::write(&path, &good).expect("mended");
+    rig.allocate(&machine, "tiny");
+    rig.wait_state(&machine, State::Running);
+    assert!(is_bootable(&machine));
+}
+
+#[test]
+fn an_image_that_nobody_trusted_signed_is_not_offered() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, image) = store(dir.path());
+    let manifest_path = image.join("manifest.json");
+    let stranger = dir.path().join("stranger");
+    drophammer_images::keygen(&stranger).expect("a key");
+    let stranger = drophammer_images::load_key(&stranger).expect("a key");
+    let forged = Signed::seal(&manifest(&image), &stranger);
+    fs::write(&manifest_path, serde_json::to_vec(&forged).expect("JSON")).expect("replaced");
+
+    let rig = Rig::start(1, 1, &store);
+    let machine = rig.waiting(1, Firmware::Bios);
+    assert_eq!(rig.client.images().expect("a list"), []);
+    let error = rig.client.allocate("m1", &allocation("tiny", "x")).expect_err("not trusted");
+    assert!(error.to_string().contains("tiny"), "{error:#}");
+    assert_eq!(rig.show(&machine).expect("known").state, State::Waiting);
+    assert!(!is_bootable(&machine));
+}
+
+#[test]
+fn a_cut_in_the_middle_leaves_nothing_to_boot() {
+    let rig = common::rig(1);
+    let machine = rig.waiting(1, Firmware::Bios);
+    let before = rig.position(&machine);
+    rig.allocate(&machine, "tiny");
+    rig.wait_event(&machine, before, Phase::Image, drophammer_protocol::event::Step::Started);
+    machine.power_cut();
+    assert!(!is_bootable(&machine), "cut while it was written");
+    // The old table of a tenant before can't come back either.
+    let disk = File::open(machine.disk_path("m1-nvme0").expect("its image")).expect("open");
+    let mut head = vec![0; 1 << 20];
+    disk.read_exact_at(&mut head, 0).expect("read");
+    assert!(head.iter().all(|b| *b == 0), "the first MiB comes last");
+
+    machine.power_on().expect("on again");
+    rig.wait_state(&machine, State::Running);
+    assert!(is_bootable(&machine));
+}
+
+#[test]
+fn packing_and_checking_agree_on_what_is_whole() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (_, image) = store(dir.path());
+    let kit = kit();
+    drophammer_images::verify(&image, &[kit.image_key]).expect("the kit's own image");
+    // A name that isn't one doesn't get into a store.
+    let key = dir.path().join("key");
+    drophammer_images::keygen(&key).expect("a key");
+    let key = drophammer_images::load_key(&key).expect("a key");
+    let tar = dir.path().join("empty.tar");
+    fs::write(&tar, []).expect("written");
+    let options = PackOptions::new("../escape", "1", "");
+    let error = drophammer_images::pack(&tar, dir.path(), &options, &key).expect_err("not a name");
+    assert!(error.to_string().contains("../escape"), "{error:#}");
+}
