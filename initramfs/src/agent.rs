@@ -84,13 +84,25 @@ fn plain(path: &Path) -> Result<&str> {
     text.with_context(|| format!("{} cannot be told to compilers: use a path without blanks or '='", path.display()))
 }
 
-/// Whether a variable of the environment would change the binary.
+/// Whether a variable of the environment would change the binary, or have it built again: an outer cargo describes the
+/// package that it runs, and ring's build script starts over whenever that description is another.
 fn disturbs(name: &std::ffi::OsStr) -> bool {
     let name = name.to_string_lossy();
     let whole =
         ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS", "CARGO_BUILD_TARGET", "SOURCE_DATE_EPOCH"];
-    let starts =
-        ["CARGO_PROFILE_", "CARGO_TARGET_", "CFLAGS", "HOST_CFLAGS", "TARGET_CFLAGS", "ZSTD_SYS_", "CRATE_CC_"];
+    let starts = [
+        "CARGO_PROFILE_",
+        "CARGO_TARGET_",
+        "CARGO_MANIFEST_",
+        "CARGO_PKG_",
+        "CARGO_BIN_",
+        "CARGO_CRATE_",
+        "CFLAGS",
+        "HOST_CFLAGS",
+        "TARGET_CFLAGS",
+        "ZSTD_SYS_",
+        "CRATE_CC_",
+    ];
     whole.contains(&&*name) || starts.iter().any(|start| name.starts_with(start))
 }
 

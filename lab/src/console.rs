@@ -8,29 +8,40 @@ use anyhow::{Context, Result, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::{self, SetArg, Termios};
 
-/// What a person reads in a serial log: firmware paints its menus with escape sequences and carriage returns.
+/// What a person reads in a serial log, line by line. Firmware paints its menus with escape sequences and overwrites its
+/// progress: whatever moves the cursor to another place begins a new line here.
 pub fn plain(raw: &[u8]) -> String {
     let text = String::from_utf8_lossy(raw);
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
-        match c {
-            '\x1b' => skip_escape(&mut chars),
-            '\n' | '\t' => out.push(c),
-            c if c.is_control() => {}
-            c => out.push(c),
+        let moved = match c {
+            '\x1b' => escape_moves(&mut chars),
+            '\r' => chars.peek() != Some(&'\n'),
+            c => {
+                if matches!(c, '\n' | '\t') || !c.is_control() {
+                    out.push(c);
+                }
+                false
+            }
+        };
+        if moved && !out.is_empty() && !out.ends_with('\n') {
+            out.push('\n');
         }
     }
     out
 }
 
-/// ECMA-48: a control sequence ends with a byte of `@` to `~`; every other escape is one character long, or two when the
-/// first is an intermediate one.
-fn skip_escape(chars: &mut std::iter::Peekable<impl Iterator<Item = char>>) {
+/// Skips an escape and says whether it puts the cursor elsewhere. ECMA-48: a control sequence ends with a byte of `@` to
+/// `~`, `H` and `f` being positions; every other escape is one character long, or two when the first is an intermediate.
+fn escape_moves(chars: &mut std::iter::Peekable<impl Iterator<Item = char>>) -> bool {
     match chars.next() {
-        Some('[') => drop(chars.find(|c| ('@'..='~').contains(c))),
-        Some(' '..='/') => drop(chars.next()),
-        _ => {}
+        Some('[') => matches!(chars.find(|c| ('@'..='~').contains(c)), Some('H' | 'f')),
+        Some(' '..='/') => {
+            chars.next();
+            false
+        }
+        _ => false,
     }
 }
 
@@ -109,6 +120,8 @@ mod tests {
             ("lines", b"a\r\nb\r\n", "a\nb\n"),
             ("colours", b"\x1b[0;37;40mhi\x1b[0m", "hi"),
             ("clear and home", b"\x1b[2J\x1b[01;01Hmenu", "menu"),
+            ("painted", b"a\x1b[02;01Hb\x1b[03;01H\x1b[04;01Hc", "a\nb\nc"),
+            ("overwritten", b"1%\r2%\r\n", "1%\n2%\n"),
             ("reset", b"\x1bcSeaBIOS", "SeaBIOS"),
             ("character set", b"\x1b(Btext", "text"),
             ("cut short", b"end\x1b[", "end"),
