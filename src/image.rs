@@ -40,13 +40,18 @@ enum Command {
         refresh: bool,
     },
     /// Make a key pair that signs images: FILE and FILE.pub.
-    Keygen { file: PathBuf },
+    Keygen {
+        /// Where the private key goes.
+        file: PathBuf,
+    },
     /// Pack a root file system into signed chunks and publish it in a store.
     Pack {
         /// A root file system as .tar or .tar.zst, with kernel and boot loader.
         tar: PathBuf,
+        /// What it's called, such as debian-12.
         #[arg(long)]
         name: String,
+        /// Which build of it; a version that was published never changes.
         #[arg(long)]
         version: String,
         /// Directory that boot servers serve.
@@ -71,6 +76,7 @@ enum Command {
     },
     /// List the images of a store whose signatures are trusted, and why others aren't.
     List {
+        /// Directory of images, as `image pack` fills it.
         #[arg(long, value_name = "DIR")]
         store: PathBuf,
         #[command(flatten)]

@@ -67,6 +67,7 @@ enum Command {
     },
     /// Sit at the serial console of a machine; Ctrl-] leaves.
     Console {
+        /// Its name, such as m1.
         machine: String,
         /// Print what it has said so far instead.
         #[arg(long)]
@@ -74,13 +75,17 @@ enum Command {
     },
     /// Log in to an installed machine as root, or run a command there.
     Ssh {
+        /// Its name, such as m1.
         machine: String,
+        /// What to run there; without it, a login.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
     /// Press a machine's power switch.
     Power {
+        /// Its name, such as m1.
         machine: String,
+        /// What to do with it.
         #[arg(value_enum)]
         action: Switch,
     },

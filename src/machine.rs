@@ -12,9 +12,6 @@ use drophammer_protocol::machine::{Allocation, Machine};
 use crate::output;
 
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "MACHINE is an id, the unambiguous beginning of one, a name, a serial number, a MAC or a hostname."
-)]
 pub(crate) struct Args {
     #[command(flatten)]
     server: Server,
@@ -44,18 +41,26 @@ enum Command {
     /// All machines and where they stand.
     List,
     /// Everything known about one machine.
-    Show { machine: String },
+    Show {
+        /// Its id, the beginning of one, its name, serial number, MAC or hostname.
+        machine: String,
+    },
     /// What happened on a machine, oldest first.
     Events {
+        /// Its id, the beginning of one, its name, serial number, MAC or hostname.
         machine: String,
         /// Go on printing events as they come.
         #[arg(short, long)]
         follow: bool,
     },
     /// The erase certificates of a machine, newest last.
-    Certificates { machine: String },
+    Certificates {
+        /// Its id, the beginning of one, its name, serial number, MAC or hostname.
+        machine: String,
+    },
     /// Install an image on a waiting machine.
     Allocate {
+        /// Its id, the beginning of one, its name, serial number, MAC or hostname.
         machine: String,
         /// Image to install: `name` for the newest version, or `name/version`.
         #[arg(long)]
@@ -71,9 +76,15 @@ enum Command {
         disk: Option<String>,
     },
     /// Take a machine back: it boots into the agent, is erased, and waits. Also lets a quarantined machine try again.
-    Release { machine: String },
+    Release {
+        /// Its id, the beginning of one, its name, serial number, MAC or hostname.
+        machine: String,
+    },
     /// Take a machine back, erase it, and install what it was allocated to again.
-    Reprovision { machine: String },
+    Reprovision {
+        /// Its id, the beginning of one, its name, serial number, MAC or hostname.
+        machine: String,
+    },
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {

@@ -14,7 +14,7 @@ use tracing::level_filters::LevelFilter;
 
 /// From power-on to a running OS: boot server, machines, images, lab.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
