@@ -61,9 +61,9 @@ fn the_road(firmware: Firmware, firmware_phases: &[Phase]) {
     assert_eq!(rig.fetch(&machine, "boots").lines().count(), 1, "the first boot of this system");
 
     // Switched off in an orderly way, so that the judges find what the installer left and not a journal in mid-flight.
-    machine.type_in("\n").expect("typed");
+    machine.type_in("\r").expect("typed");
     machine.wait_console("/ # ", rig.limit(20)).expect("a shell");
-    machine.type_in("poweroff\n").expect("typed");
+    machine.type_in("poweroff\r").expect("typed");
     machine.wait_off(rig.limit(60)).expect("off");
     judge(&machine);
 

@@ -345,6 +345,16 @@ pub(crate) fn connect(dir: &Path, name: &str) -> io::Result<std::os::unix::net::
     std::os::unix::net::UnixStream::connect(format!("/proc/self/fd/{}/{name}", dir.as_fd().as_raw_fd()))
 }
 
+nix::ioctl_read_bad!(output_queue, libc::TIOCOUTQ, libc::c_int);
+
+/// Whether the other side has read all that was written to `stream`.
+pub(crate) fn is_taken(stream: &std::os::unix::net::UnixStream) -> io::Result<bool> {
+    let mut waiting = 0;
+    // SAFETY: the descriptor stays open as long as `stream` is borrowed, and the kernel writes one int to `waiting`.
+    unsafe { output_queue(stream.as_raw_fd(), &raw mut waiting) }?;
+    Ok(waiting == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

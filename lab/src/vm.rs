@@ -216,11 +216,20 @@ impl Machine {
         }
     }
 
-    /// Types at the console.
+    /// Types at the console, and waits until the guest's serial port has taken it: QEMU forgets what it hasn't read yet
+    /// when a line is hung up.
     pub fn type_in(&self, text: &str) -> Result<()> {
-        net::connect(&self.dir, qemu::CONSOLE)
-            .and_then(|mut console| console.write_all(text.as_bytes()))
-            .with_context(|| format!("typing at the console of {}", self.spec.name))
+        let typed = || -> Result<()> {
+            let mut console = net::connect(&self.dir, qemu::CONSOLE)?;
+            console.write_all(text.as_bytes())?;
+            let deadline = Instant::now() + TYPE_LIMIT;
+            while !net::is_taken(&console)? {
+                ensure!(Instant::now() < deadline, "nobody read it for {} s", TYPE_LIMIT.as_secs());
+                thread::sleep(Duration::from_millis(20));
+            }
+            Ok(())
+        };
+        typed().with_context(|| format!("typing at the console of {}", self.spec.name))
     }
 
     // --- drives ---------------------------------------------------------------------------------------------------
@@ -273,6 +282,7 @@ pub enum Cable {
 
 const POLL: Duration = Duration::from_millis(100);
 const START_LIMIT: Duration = Duration::from_secs(30);
+const TYPE_LIMIT: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
