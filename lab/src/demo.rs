@@ -128,7 +128,7 @@ impl Stage {
             slots::SLOTS,
             options.machines
         );
-        setup::ensure_host(say)?;
+        setup::ensure_host(setup::Purpose::Lab, say)?;
         let dir = cache_dir()?.join("demo");
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
         let Some(lock) = slots::lock(&dir, "lock")? else { bail!("a demo runs already") };

@@ -26,6 +26,14 @@ pub enum Proof {
     File(&'static str),
 }
 
+/// What the host is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    Lab,
+    /// A lab, and the clients and judges that the tests put beside our own programs.
+    Tests,
+}
+
 pub const NEEDS: &[Need] = &[
     need("qemu-system-x86", Proof::Program("qemu-system-x86_64"), "the virtual servers"),
     need("qemu-system-data", Proof::File("/usr/share/qemu"), "their devices' ROMs"),
@@ -39,6 +47,15 @@ pub const NEEDS: &[Need] = &[
     need("mmdebstrap", Proof::Program("mmdebstrap"), "building operating system images"),
 ];
 
+pub const TEST_NEEDS: &[Need] = &[
+    need("busybox-static", Proof::Program("busybox"), "another DHCP client"),
+    need("cpio", Proof::Program("cpio"), "another reader of initramfs archives"),
+    need("curl", Proof::Program("curl"), "another HTTP client"),
+    need("dosfstools", Proof::Program("fsck.vfat"), "judging FAT"),
+    need("e2fsprogs", Proof::Program("e2fsck"), "judging ext4"),
+    need("gdisk", Proof::Program("sgdisk"), "judging partition tables"),
+];
+
 /// Only for those who aren't root: a whole system's user ids take a range of them.
 const UIDMAP: Need = need("uidmap", Proof::Program("newuidmap"), "building operating system images without root");
 
@@ -50,9 +67,10 @@ const fn need(package: &'static str, proof: Proof, why: &'static str) -> Need {
 pub const AGENT_TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// Makes sure that everything is there; says what it does.
-pub fn ensure_host(say: &mut dyn FnMut(&str)) -> Result<()> {
+pub fn ensure_host(purpose: Purpose, say: &mut dyn FnMut(&str)) -> Result<()> {
+    let tests = if purpose == Purpose::Tests { TEST_NEEDS } else { &[] };
     let extra = (!getuid().is_root()).then_some(&UIDMAP);
-    let missing: Vec<_> = NEEDS.iter().chain(extra).filter(|need| !is_there(need.proof)).collect();
+    let missing: Vec<_> = NEEDS.iter().chain(tests).chain(extra).filter(|need| !is_there(need.proof)).collect();
     if !missing.is_empty() {
         install(&missing, say)?;
     }
@@ -177,8 +195,9 @@ mod tests {
 
     #[test]
     fn every_need_is_named_once() {
-        for (n, need) in NEEDS.iter().enumerate() {
-            assert!(NEEDS.iter().skip(n + 1).all(|other| other.package != need.package), "{}", need.package);
+        let all = [NEEDS, TEST_NEEDS].concat();
+        for (n, need) in all.iter().enumerate() {
+            assert!(all.iter().skip(n + 1).all(|other| other.package != need.package), "{}", need.package);
             assert!(!need.why.is_empty(), "{}", need.package);
         }
         assert!(is_there(Proof::Program("sh")) && !is_there(Proof::Program("no-such-program")));

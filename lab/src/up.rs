@@ -76,7 +76,7 @@ pub fn up(options: &UpOptions, say: &mut dyn FnMut(&str)) -> Result<Status> {
         None => bail!("a lab runs already: `drophammer lab status` shows it, `drophammer lab down` ends it"),
     };
     drop(free()?);
-    setup::ensure_host(say)?;
+    setup::ensure_host(setup::Purpose::Lab, say)?;
     let kit = kit::prepare(&options.images, say)?;
     {
         let _ours = free()?;

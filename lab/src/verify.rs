@@ -63,7 +63,7 @@ fn steps(filter: Option<&str>) -> Vec<Step> {
 fn run(work: &Work, repository: &Path) -> Result<()> {
     let mut say = |line: &str| println!("   {line}");
     match work {
-        Work::SetUp => setup::ensure_host(&mut say),
+        Work::SetUp => setup::ensure_host(setup::Purpose::Tests, &mut say),
         Work::Cargo(arguments) => cargo(repository, arguments),
         Work::Dependencies => dependencies(repository, &mut say),
         Work::Kit => kit::prepare(&Image::ALL, &mut say).map(drop),
