@@ -31,3 +31,5 @@ pub mod timeline;
 pub mod up;
 pub mod verify;
 pub mod vm;
+
+pub(crate) const QEMU: &str = "qemu-system-x86_64";

@@ -19,9 +19,7 @@ use crate::accel::Accel;
 use crate::net::{self, Loss, Namespace, Process};
 use crate::qemu::{self, BootFrom, DiskKind, Firmware, MachineSpec};
 use crate::qmp::Qmp;
-use crate::{console, nbd};
-
-pub const QEMU: &str = "qemu-system-x86_64";
+use crate::{QEMU, console, nbd};
 
 #[derive(Debug)]
 pub struct Machine {
