@@ -24,6 +24,7 @@ const EXAMPLE: &str = r#"A complete configuration; only [network] and image_keys
   images_dir = "/var/lib/drophammer/images" # NAME/VERSION/manifest.json, as `drophammer image pack --store` writes it
   boot_dir = "/var/lib/drophammer/boot"    # as `drophammer initramfs build --output` writes it
   image_keys = ["/etc/drophammer/images.pub"] # who may sign images
+  socket = "/var/lib/drophammer/control.sock" # for `drophammer machine` on this host
   agent_cmdline = "console=ttyS0,115200"   # more kernel arguments for the agent
   install_cmdline = "console=ttyS0,115200" # more kernel arguments for installed systems
   power_hook = "/etc/drophammer/power"     # called as `power cycle MACHINE_ID MACHINE_NAME`
