@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 
 use drophammer_protocol::manifest::{BiosBoot, BootFiles, ImageFile};
+use drophammer_protocol::os_release::pretty_name;
 use sha2::{Digest, Sha256};
 use tar::EntryType;
 
@@ -34,6 +35,10 @@ pub enum Unfit {
     HardLink { path: String, target: String },
     #[error("{path:?} in the tar is of a kind ({kind}) that can't be unpacked")]
     Kind { path: String, kind: String },
+    #[error("{0:?} in the tar is stored sparse, which machines don't unpack: make the tar without --sparse")]
+    Sparse(String),
+    #[error("{0:?} in the tar has an ACL as text: make the tar with --xattrs-include='*' instead of --acls")]
+    TextAcl(String),
     #[error("there is no kernel: no file's name in /boot begins with vmlinuz")]
     NoKernel,
     #[error("there are several kernels, and which one to start isn't known: {}", .0.join(", "))]
@@ -119,11 +124,12 @@ impl Contents {
                 }
             }
         }
-        let unknown = |kind: String| Unfit::Kind { path: path.clone(), kind };
         if let Some(extensions) = entry.pax_extensions().map_err(failed)? {
             for extension in extensions {
-                if extension.map_err(failed)?.key_bytes().starts_with(b"GNU.sparse.") {
-                    return Err(unknown("sparse, in the form of pax".to_owned()));
+                match extension.map_err(failed)?.key_bytes() {
+                    key if key.starts_with(b"GNU.sparse.") => return Err(Unfit::Sparse(path)),
+                    key if key.starts_with(b"SCHILY.acl.") => return Err(Unfit::TextAcl(path)),
+                    _ => {}
                 }
             }
         }
@@ -135,7 +141,7 @@ impl Contents {
                 self.installed_bytes += BLOCK;
                 Node::Dir
             }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            EntryType::Regular | EntryType::Continuous => {
                 let node = file(entry, &path).map_err(|source| Unfit::Read { after: path.clone(), source })?;
                 if let Node::File { size, .. } = node {
                     self.installed_bytes += size.div_ceil(BLOCK) * BLOCK;
@@ -152,7 +158,8 @@ impl Contents {
             }
             EntryType::Symlink => Node::Link(target(entry)),
             EntryType::Char | EntryType::Block | EntryType::Fifo => Node::Special,
-            other => return Err(unknown(format!("{:?}", char::from(other.as_byte())))),
+            EntryType::GNUSparse => return Err(Unfit::Sparse(path)),
+            other => return Err(Unfit::Kind { path, kind: format!("{:?}", char::from(other.as_byte())) }),
         };
         self.newest = self.newest.max(entry.header().mtime().unwrap_or(0));
         // The root itself is an entry of most tars; it has no name to be found by.
@@ -299,7 +306,7 @@ fn file<R: Read>(entry: &mut tar::Entry<'_, R>, path: &str) -> std::io::Result<N
         }
     }
     // The header may promise more than there is.
-    if size != entry.size() && !entry.header().entry_type().is_gnu_sparse() {
+    if size != entry.size() {
         return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the tar ends in the middle of a file"));
     }
     let text = keep.then(|| String::from_utf8_lossy(&text).into_owned());
@@ -313,13 +320,6 @@ fn inside(path: &str) -> Option<String> {
     }
     let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
     (!parts.contains(&"..")).then(|| parts.join("/"))
-}
-
-/// os-release(5): assignments as in a shell, possibly quoted.
-fn pretty_name(text: &str) -> Option<String> {
-    let value = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?.trim();
-    let unquoted = ['"', '\''].iter().find_map(|q| value.strip_prefix(*q)?.strip_suffix(*q)).unwrap_or(value);
-    (!unquoted.is_empty()).then(|| unquoted.to_owned())
 }
 
 /// Counts the zeros that end what was read.

@@ -8,8 +8,10 @@ enum Item {
     Link(&'static str, &'static str),
     Hard(&'static str, &'static str),
     Kind(&'static str, u8),
+    /// Extended header of what follows.
+    Pax(&'static [u8]),
 }
-use Item::{Dir, File, Hard, Kind, Link};
+use Item::{Dir, File, Hard, Kind, Link, Pax};
 
 /// Names go in as they are: the tar crate's own writer refuses the bad ones.
 fn tar_of(items: &[Item]) -> Vec<u8> {
@@ -21,12 +23,16 @@ fn tar_of(items: &[Item]) -> Vec<u8> {
             Link(name, target) => (name, b'2', target, &[]),
             Hard(name, target) => (name, b'1', target, &[]),
             Kind(name, kind) => (name, *kind, "", &[]),
+            Pax(records) => ("pax", b'x', "", records),
         };
         let mut header = tar::Header::new_gnu();
         let old = header.as_old_mut();
         old.name[..name.len()].copy_from_slice(name.as_bytes());
         old.linkname[..link.len()].copy_from_slice(link.as_bytes());
         old.linkflag = [kind];
+        if let Some(gnu) = header.as_gnu_mut() {
+            gnu.set_real_size(0);
+        }
         header.set_mode(0o644);
         header.set_size(content.len() as u64);
         header.set_mtime(1_700_000_000);
@@ -73,6 +79,17 @@ fn a_tar_that_machines_could_unpack_differently_is_refused() {
         ("hard link to what comes later", tar_of(&[Hard("a", "b"), File("b", b"x")]), "is a hard link to \"b\""),
         ("hard link to a directory", tar_of(&[Dir("b"), Hard("a", "b")]), "is a hard link to \"b\""),
         ("a kind nobody knows", tar_of(&[Kind("a", b'Q')]), "is of a kind"),
+        ("sparse in GNU's form", tar_of(&[Kind("a", b'S')]), "\"a\" in the tar is stored sparse"),
+        (
+            "sparse in pax's form",
+            tar_of(&[Pax(b"22 GNU.sparse.major=1\n"), File("a", b"x")]),
+            "\"a\" in the tar is stored sparse",
+        ),
+        (
+            "an ACL as text",
+            tar_of(&[Pax(b"33 SCHILY.acl.access=user::rw-,g\n"), File("a", b"x")]),
+            "\"a\" in the tar has an ACL as text",
+        ),
         ("cut in the middle of a file", whole[..1600].to_vec(), "reading the tar after"),
         ("cut between files", whole[..2048].to_vec(), "no end mark"),
         ("half an end mark", with(|b| b.truncate(b.len() - 512)), "no end mark"),
