@@ -9,6 +9,7 @@ use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::machine::State;
 use drophammer_protocol::order::{self, Install, Order, Outcome, Task};
 use drophammer_protocol::ticket::PhoneHome;
+use drophammer_protocol::words::bytes;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -34,14 +35,21 @@ impl Control {
         let machine: MachineId = self.store().get(&boot_key(boot))?.ok_or_else(unknown)?;
         let enrolled = self.change(machine, |txn, record| {
             let ticket = record.boot_of(boot).filter(|b| b.token.is_of(&token)).ok_or_else(unknown)?;
-            if ticket.enrolled.is_some() || ticket.expires_ms <= now {
+            if ticket.expires_ms <= now {
                 return Err(unknown());
             }
             if enrol.machine != machine {
                 let detail = format!("the ticket is of machine {machine}, not of {}", enrol.machine);
                 return Err(Denied::new(StatusCode::FORBIDDEN, detail));
             }
-            let credential = Token::random(boot.0)?;
+            let credential = self.inner.key.derive(Purpose::Agent, boot.0);
+            if let Some(enrolment) = &ticket.enrolled {
+                // An agent whose answer was lost on the way asks again. Until its inventory is here, nobody else can
+                // know the key that it made for this boot.
+                let silent = txn.get::<BootInventory>(&inventory_key(machine))?.is_none_or(|i| i.boot != boot);
+                let again = silent && enrolment.key == enrol.key && record.boot == Some(boot);
+                return if again { Ok(Enrolled { credential: credential.to_string() }) } else { Err(unknown()) };
+            }
             let last_failure = timeline::last_failure(txn, machine, record.boot)?;
             record.boot = Some(boot);
             record.answered.clear();
@@ -235,9 +243,12 @@ impl Control {
                 agent_step(self, txn, record, Input::Installed, now)?;
                 let order::Installed { bytes_fetched, bytes_written, peak_memory_bytes, .. } = **done;
                 let message = format!(
-                    "{} is on {}: {bytes_fetched} bytes fetched, {bytes_written} written, the agent's memory peaked at \
-                     {peak_memory_bytes}",
-                    plan.image, plan.disk
+                    "{} is on {}: {} fetched, {} written, the agent's memory peaked at {}",
+                    plan.image,
+                    plan.disk,
+                    bytes(bytes_fetched),
+                    bytes(bytes_written),
+                    bytes(peak_memory_bytes)
                 );
                 let said = Said::new(now, record.boot, Phase::Lifecycle, Step::Note, message);
                 Ok(timeline::append(txn, record.id, [said])?)

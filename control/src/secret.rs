@@ -1,8 +1,8 @@
 //! Tokens and credentials: who they are for, and a part that nobody can guess.
 //!
 //! The store keeps hashes only. What a machine must be handed again after a restart of the server (the ticket of a boot
-//! that is between its script and its initramfs, the phone-home token of an install order) is derived from the server's
-//! key, a file of its own: the store alone gives nothing away, and nothing has to be kept in memory.
+//! that is between its script and its initramfs, the credential of an agent that didn't hear it, the phone-home token of
+//! an install order) is derived from the server's key, a file of its own: the store alone gives nothing away, and nothing has to be kept in memory.
 
 use std::fmt;
 use std::fs::{self, OpenOptions};
@@ -68,6 +68,7 @@ impl Hash {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Purpose {
     Boot,
+    Agent,
     PhoneHome,
 }
 
@@ -100,6 +101,7 @@ impl ServerKey {
     pub(crate) fn derive(&self, purpose: Purpose, holder: Uuid) -> Token {
         let purpose: &[u8] = match purpose {
             Purpose::Boot => b"boot token\0",
+            Purpose::Agent => b"agent credential\0",
             Purpose::PhoneHome => b"phone-home token\0",
         };
         let tag = hmac::sign(&self.0, &[purpose, holder.as_bytes()].concat());

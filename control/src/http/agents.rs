@@ -1,7 +1,8 @@
 //! The agents' paths.
 
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, State};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post, put};
 use axum::{Json, Router};
@@ -9,11 +10,11 @@ use drophammer_protocol::api::{
     AGENT_ENROL, AGENT_EVENTS, AGENT_INVENTORY, AGENT_ORDER, AGENT_ORDERS, AGENT_PHONE_HOME, Enrol, Enrolled, Events,
     EventsStored, PhonedHome,
 };
-use drophammer_protocol::id::OrderId;
+use drophammer_protocol::id::{MachineId, OrderId};
 use drophammer_protocol::inventory::Inventory;
 use drophammer_protocol::order::Outcome;
 
-use super::{Bearer, Body, Waiting, Which, not_this_way, nothing_here, off_thread, wait_for};
+use super::{Bearer, Body, Waiting, Which, bearer, not_this_way, nothing_here, off_thread, wait_for};
 use crate::denied::Denied;
 use crate::{Control, unix_ms};
 
@@ -42,6 +43,23 @@ impl Control {
     }
 }
 
+/// An agent's credential, seen to be good before its body is taken in. What it then does judges it again, in one
+/// transaction with what changes.
+struct Agent {
+    token: String,
+    machine: MachineId,
+}
+
+impl FromRequestParts<Control> for Agent {
+    type Rejection = Denied;
+    async fn from_request_parts(parts: &mut Parts, control: &Control) -> Result<Self, Denied> {
+        let Bearer(token) = bearer(parts)?;
+        let claimed = token.clone();
+        let machine = off_thread(control, move |c| c.caller(&claimed, unix_ms())).await?;
+        Ok(Self { token, machine })
+    }
+}
+
 async fn enrol(
     State(control): State<Control>,
     Bearer(token): Bearer,
@@ -52,7 +70,7 @@ async fn enrol(
 
 async fn inventory(
     State(control): State<Control>,
-    Bearer(token): Bearer,
+    Agent { token, .. }: Agent,
     Body(body): Body<Inventory>,
 ) -> Result<StatusCode, Denied> {
     off_thread(&control, move |c| c.take_inventory(&token, &body, unix_ms())).await?;
@@ -61,15 +79,17 @@ async fn inventory(
 
 async fn events(
     State(control): State<Control>,
-    Bearer(token): Bearer,
+    Agent { token, .. }: Agent,
     Body(body): Body<Events>,
 ) -> Result<Json<EventsStored>, Denied> {
     off_thread(&control, move |c| c.add_events(&token, &body, unix_ms())).await.map(Json)
 }
 
-async fn order(State(control): State<Control>, Bearer(token): Bearer, waiting: Waiting) -> Result<Response, Denied> {
-    let claimed = token.clone();
-    let machine = off_thread(&control, move |c| c.caller(&claimed, unix_ms())).await?;
+async fn order(
+    State(control): State<Control>,
+    Agent { token, machine }: Agent,
+    waiting: Waiting,
+) -> Result<Response, Denied> {
     let order = wait_for(&control, machine, waiting.wait, move |c| c.take_order(&token, unix_ms())).await?;
     Ok(match order {
         Some(order) => Json(order).into_response(),
@@ -79,7 +99,7 @@ async fn order(State(control): State<Control>, Bearer(token): Bearer, waiting: W
 
 async fn outcome(
     State(control): State<Control>,
-    Bearer(token): Bearer,
+    Agent { token, .. }: Agent,
     Which(order): Which<OrderId>,
     Body(body): Body<Outcome>,
 ) -> Result<StatusCode, Denied> {

@@ -300,11 +300,17 @@ fn a_ticket_is_good_once_and_for_its_machine() {
     thief.ticket.machine = machine(2);
     assert_eq!(thief.enrol(&rig).expect_err("of another machine").status, 403);
     agent.enrol(&rig).expect("the refused call used nothing up");
-    assert_eq!(agent.enrol(&rig).expect_err("used").status, 401);
+    let first = agent.credential.clone();
+    let mut thief = Agent { ticket: agent.ticket.clone(), ..rig.boot(2) };
+    assert_eq!(thief.enrol(&rig).expect_err("used, by the holder of another key").status, 401);
+    agent.enrol(&rig).expect("the answer was lost, so it asks again");
+    assert_eq!(agent.credential, first);
+    agent.inventory(&rig).expect("is the one that enrolled");
+    assert_eq!(agent.enrol(&rig).expect_err("it had its answer").status, 401);
     let mut forged = rig.boot(1);
     forged.ticket.token = forged.ticket.token.replace(['0', '1', '2'], "3");
     assert_eq!(forged.enrol(&rig).expect_err("forged").status, 401);
-    assert_eq!(rig.state(1), State::Enrolled);
+    assert_eq!(rig.state(1), State::Erasing);
 }
 
 #[test]
@@ -534,6 +540,18 @@ fn every_error_is_a_problem_with_a_sentence() {
     ] {
         let problem = rig.agent_raw(verb, path, &agent.credential, body).expect_err(name);
         assert_eq!(problem.status, status, "{name}: {}", problem.detail);
+    }
+}
+
+#[test]
+fn strangers_are_turned_away_before_they_are_listened_to() {
+    let rig = Rig::new();
+    let (agent, order) = rig.erasing(1);
+    let unknown = format!("{}.{}", Uuid::nil().simple(), "0".repeat(64));
+    let outcome = format!("{AGENT_ORDERS}/{}/outcome", order.id);
+    for (verb, path) in [(Verb::PUT, AGENT_INVENTORY), (Verb::POST, AGENT_EVENTS), (Verb::POST, outcome.as_str())] {
+        let ask = |token: &str| rig.agent_raw(verb.clone(), path, token, b"{".to_vec()).expect_err("no JSON").status;
+        assert_eq!((ask(&unknown), ask(&agent.credential)), (401, 400), "{path}");
     }
 }
 
