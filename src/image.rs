@@ -8,6 +8,7 @@ use drophammer_images::{BuildOptions, PackOptions, Recipe, Stored};
 use drophammer_protocol::api::ImageSummary;
 use drophammer_protocol::manifest::Manifest;
 use drophammer_protocol::sign::{PublicKey, Verified};
+use drophammer_protocol::words;
 
 use crate::output;
 
@@ -160,8 +161,8 @@ fn list(stored: &[Stored], json: bool) -> Result<()> {
             .map(|i| {
                 [
                     format!("{}/{}", i.name, i.version),
-                    output::bytes(i.download_bytes),
-                    output::bytes(i.installed_bytes),
+                    words::bytes(i.download_bytes),
+                    words::bytes(i.installed_bytes),
                     i.description.clone(),
                 ]
             })

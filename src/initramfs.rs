@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
 use drophammer_initramfs::{Flavour, Options, Set};
+use drophammer_protocol::words;
 
 use crate::output;
 
@@ -78,14 +79,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let sizes = built.sizes;
     output::line(&format!("{}: {}", output.display(), if built.fresh { "up to date" } else { "built" }))?;
-    output::line(&format!("kernel     {} ({})", output::bytes(sizes.kernel), built.kernel_release))?;
+    output::line(&format!("kernel     {} ({})", words::bytes(sizes.kernel), built.kernel_release))?;
     output::line(&format!(
         "initramfs  {}, unpacked {} (agent {}, modules {}, tools {})",
-        output::bytes(sizes.initramfs),
-        output::bytes(sizes.unpacked),
-        output::bytes(sizes.agent),
-        output::bytes(sizes.modules),
-        output::bytes(sizes.tools),
+        words::bytes(sizes.initramfs),
+        words::bytes(sizes.unpacked),
+        words::bytes(sizes.agent),
+        words::bytes(sizes.modules),
+        words::bytes(sizes.tools),
     ))?;
     if !built.absent.is_empty() {
         output::line(&format!("not in this kernel: {}", built.absent.join(" ")))?;

@@ -11,6 +11,7 @@ use drophammer_lab::qemu;
 use drophammer_lab::socket::{self, PowerAction};
 use drophammer_lab::up::{self, ConsoleView, UpOptions};
 use drophammer_lab::verify;
+use drophammer_protocol::words;
 
 use crate::output;
 
@@ -190,7 +191,7 @@ fn show(status: &socket::Status) -> Result<()> {
                 m.spec
                     .disks
                     .iter()
-                    .map(|d| format!("{} {}", d.serial, output::bytes(d.size)))
+                    .map(|d| format!("{} {}", d.serial, words::bytes(d.size)))
                     .collect::<Vec<_>>()
                     .join(", "),
                 m.spec.mac.to_string(),

@@ -8,6 +8,7 @@ use drophammer_control::client::Client;
 use drophammer_protocol::certificate::Verdict;
 use drophammer_protocol::event::{Phase, Recorded, Step};
 use drophammer_protocol::machine::{Allocation, Machine};
+use drophammer_protocol::words;
 
 use crate::output;
 
@@ -185,13 +186,13 @@ fn show(machine: &Machine, json: bool) -> Result<()> {
     if let Some(i) = &machine.inventory {
         let system = [&i.system.manufacturer, &i.system.product].into_iter().flatten().cloned().collect::<Vec<_>>();
         fact("system", Some(system.join(" ")));
-        fact("memory", Some(output::bytes(i.memory_bytes)));
+        fact("memory", Some(words::bytes(i.memory_bytes)));
         for cpu in &i.cpus {
             fact("cpu", Some(format!("{}, {} cores, {} threads", cpu.model, cpu.cores, cpu.threads)));
         }
         for disk in &i.disks {
             let text = |v: &Option<String>| v.clone().unwrap_or_else(|| "?".into());
-            let size = output::bytes(disk.size_bytes);
+            let size = words::bytes(disk.size_bytes);
             fact("disk", Some(format!("{} {size} {} serial {}", disk.name, text(&disk.model), text(&disk.serial))));
         }
         for nic in &i.nics {
@@ -236,8 +237,8 @@ fn sentence(event: &Recorded) -> String {
         Step::Note => " ",
     };
     let progress = event.progress.map(|p| match p.total_bytes {
-        Some(total) => format!(" {} of {}", output::bytes(p.done_bytes), output::bytes(total)),
-        None => format!(" {}", output::bytes(p.done_bytes)),
+        Some(total) => format!(" {} of {}", words::bytes(p.done_bytes), words::bytes(total)),
+        None => format!(" {}", words::bytes(p.done_bytes)),
     });
     let phase = if event.phase == Phase::Lifecycle { "-" } else { event.phase.name() };
     format!("{} {mark} {phase:<11} {}{}", clock(event.at_ms), event.message, progress.unwrap_or_default())
@@ -271,7 +272,7 @@ fn certificates(client: &Client, machine: &str, json: bool) -> Result<()> {
                 v.canaries_surviving + v.samples_surviving
             )
         });
-        rows.push([clock(s.stored_ms), c.disk.serial, output::bytes(c.disk.size_bytes), proof, verdict]);
+        rows.push([clock(s.stored_ms), c.disk.serial, words::bytes(c.disk.size_bytes), proof, verdict]);
     }
     output::table(["STORED", "SERIAL", "SIZE", "PROOF", "VERDICT"], &rows)
 }

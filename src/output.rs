@@ -42,21 +42,3 @@ pub(crate) fn line(text: &str) -> Result<()> {
         done => done.context("writing to standard output"),
     }
 }
-
-pub(crate) fn bytes(n: u64) -> String {
-    const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-    match UNITS.into_iter().find(|(size, _)| n >= *size) {
-        Some((size, unit)) => format!("{}.{} {unit}", n / size, (n % size) * 10 / size),
-        None => format!("{n} B"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn sizes_read_well() {
-        for (n, want) in [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")] {
-            assert_eq!(super::bytes(n), want);
-        }
-    }
-}

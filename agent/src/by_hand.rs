@@ -199,26 +199,12 @@ fn in_words(found: &Inventory) -> String {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
-    use drophammer_protocol::inventory::Bus;
+    use drophammer_protocol::fixtures;
 
     use super::*;
 
     fn disk(name: &str, serial: &str, size_bytes: u64) -> Disk {
-        Disk {
-            name: name.into(),
-            model: None,
-            serial: Some(serial.into()),
-            firmware: None,
-            wwn: None,
-            size_bytes,
-            logical_block: 512,
-            physical_block: 512,
-            bus: Bus::Nvme,
-            rotational: false,
-            removable: false,
-            read_only: false,
-            health: None,
-        }
+        Disk { name: name.into(), ..fixtures::disk(serial, size_bytes) }
     }
 
     #[test]

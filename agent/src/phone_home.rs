@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use drophammer_protocol::api::{self, PhonedHome};
+use drophammer_protocol::os_release::pretty_name;
 use drophammer_protocol::ticket::{INSTALLED_AGENT_PATH, PhoneHome};
 
 use crate::events::uptime;
@@ -96,19 +97,6 @@ fn ssh_host_keys(folder: &Path) -> Vec<String> {
     keys
 }
 
-/// `PRETTY_NAME` of os-release(5), where values are quoted as for a shell.
-fn pretty_name(os_release: &str) -> Option<String> {
-    let value = os_release.lines().find_map(|line| line.trim().strip_prefix("PRETTY_NAME="))?.trim();
-    let quoted = |q: char| value.strip_prefix(q).and_then(|v| v.strip_suffix(q));
-    let value = quoted('"').or_else(|| quoted('\'')).unwrap_or(value);
-    let mut plain = String::new();
-    let mut chars = value.chars();
-    while let Some(c) = chars.next() {
-        plain.extend(if c == '\\' { chars.next() } else { Some(c) });
-    }
-    (!plain.is_empty()).then_some(plain)
-}
-
 /// The copy that the installation left has done its work. Another copy, built or installed by somebody, stays.
 fn remove_ourselves() -> anyhow::Result<()> {
     let ours = std::env::current_exe().context("finding out where this program lies")?;
@@ -127,25 +115,6 @@ fn remove_ourselves() -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn systems_say_their_names() {
-        for (name, text, want) in [
-            (
-                "debian",
-                "NAME=\"Debian\"\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n",
-                Some("Debian GNU/Linux 12 (bookworm)"),
-            ),
-            ("bare", "PRETTY_NAME=tiny\n", Some("tiny")),
-            ("single quotes", "PRETTY_NAME='a b'", Some("a b")),
-            ("escaped", r#"PRETTY_NAME="a \"b\" c""#, Some("a \"b\" c")),
-            ("empty", "PRETTY_NAME=\"\"\n", None),
-            ("none", "NAME=x\n", None),
-            ("half a quote", "PRETTY_NAME=\"a", Some("\"a")),
-        ] {
-            assert_eq!(pretty_name(text).as_deref(), want, "{name}");
-        }
-    }
 
     #[test]
     fn only_public_host_keys_are_sent() {

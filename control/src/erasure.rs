@@ -172,7 +172,8 @@ fn weigh(certificate: &ErasureCertificate) -> Option<Doubt> {
 #[cfg(test)]
 pub(crate) mod tests {
     use drophammer_protocol::certificate::{Attempt, Method, Verification};
-    use drophammer_protocol::inventory::{Bus, Disk, Firmware, FirmwareKind, System};
+    use drophammer_protocol::fixtures::{self, inventory};
+    use drophammer_protocol::inventory::{Bus, Disk};
     use ed25519_dalek::SigningKey;
     use uuid::Uuid;
 
@@ -187,43 +188,11 @@ pub(crate) mod tests {
     }
 
     fn disk(serial: &str) -> Disk {
-        Disk {
-            name: format!("disk-{serial}"),
-            model: Some("QEMU NVMe".into()),
-            serial: Some(serial.into()),
-            firmware: None,
-            wwn: None,
-            size_bytes: 1 << 30,
-            logical_block: 512,
-            physical_block: 512,
-            bus: Bus::Nvme,
-            rotational: false,
-            removable: false,
-            read_only: false,
-            health: None,
-        }
+        fixtures::disk(serial, 1 << 30)
     }
 
     fn id(serial: &str) -> DiskId {
         DiskId { serial: serial.into(), size_bytes: 1 << 30 }
-    }
-
-    fn inventory(disks: Vec<Disk>) -> Inventory {
-        Inventory {
-            id: None,
-            system: System::default(),
-            firmware: Firmware { kind: FirmwareKind::Bios, vendor: None, version: None, date: None, secure_boot: None },
-            memory_bytes: 0,
-            cpus: vec![],
-            dimms: vec![],
-            disks,
-            nics: vec![],
-            pci: vec![],
-            numa_nodes: vec![],
-            tpm: None,
-            bmc: None,
-            gaps: vec![],
-        }
     }
 
     fn certificate(serial: &str) -> ErasureCertificate {
@@ -387,14 +356,14 @@ pub(crate) mod tests {
     fn every_disk_that_could_hold_data_is_erased_or_the_machine_stays_out() {
         let usb = Disk { bus: Bus::Usb, ..disk("U") };
         let cd = Disk { removable: true, read_only: true, serial: None, ..disk("") };
-        let nameless = Disk { serial: Some("  ".into()), ..disk("") };
+        let nameless = Disk { serial: Some("  ".into()), model: Some("QEMU NVMe".into()), ..disk("") };
         for (name, disks, want) in [
             ("all", vec![disk("B"), disk("A")], Ok(vec![id("A"), id("B")])),
             ("sticks and discs aside", vec![disk("A"), usb, cd], Ok(vec![id("A")])),
             (
                 "one without a serial",
                 vec![disk("A"), nameless],
-                Err(Unerasable::NoSerial { name: "disk-".into(), model: Some("QEMU NVMe".into()) }),
+                Err(Unerasable::NoSerial { name: "nvme0n1".into(), model: Some("QEMU NVMe".into()) }),
             ),
             ("two that can't be told apart", vec![disk("A"), disk("A")], Err(Unerasable::SameIdentity(id("A")))),
             ("none", vec![], Err(Unerasable::NoDisks)),

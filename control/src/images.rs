@@ -173,33 +173,15 @@ fn read(dir: &Path, keys: &[PublicKey]) -> Result<Image> {
 
 #[cfg(test)]
 mod tests {
-    use drophammer_protocol::manifest::{BootFiles, Chunk, Chunks, ImageFile};
+    use drophammer_protocol::fixtures;
+    use drophammer_protocol::manifest::Chunk;
     use ed25519_dalek::SigningKey;
 
     use super::*;
 
     fn manifest(name: &str, version: &str, created: u64) -> Manifest {
-        Manifest {
-            name: name.into(),
-            version: version.into(),
-            description: format!("{name} {version}"),
-            arch: "x86_64".into(),
-            created,
-            installed_bytes: 1 << 20,
-            chunks: Chunks {
-                file: "rootfs.tar.zst".into(),
-                tar_bytes: 100,
-                tar_sha256: String::new(),
-                frames: vec![Chunk { offset: 0, length: 4, unpacked: 100, sha256: String::new() }],
-            },
-            boot: BootFiles {
-                kernel: ImageFile { path: "/boot/vmlinuz".into(), sha256: String::new() },
-                initrd: None,
-                cmdline: String::new(),
-                bios: None,
-                uefi: None,
-            },
-        }
+        let frames = vec![Chunk { offset: 0, length: 4, unpacked: 100, sha256: String::new() }];
+        Manifest { created, ..fixtures::manifest(name, version, frames, 100) }
     }
 
     fn publish(images: &Path, place: &str, manifest: &Manifest, key: &SigningKey) {

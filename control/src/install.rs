@@ -4,6 +4,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use drophammer_protocol::inventory::{Disk, DiskId, Inventory};
 use drophammer_protocol::machine::Allocation;
+use drophammer_protocol::space::needed_bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::images::Image;
@@ -58,7 +59,8 @@ pub(crate) fn plan(allocation: &Allocation, image: &Image, inventory: &Inventory
 
 /// The named drive, or the smallest that fits: large ones are for data.
 fn choose_disk(serial: Option<&str>, image: &Image, inventory: &Inventory) -> Result<DiskId, Unfit> {
-    let needed = |disk: &Disk| needed_bytes(image.summary.installed_bytes, disk);
+    // The agent has the last word; here is seen to it that hopeless orders are never written.
+    let needed = |disk: &Disk| needed_bytes(image.summary.installed_bytes, disk.size_bytes, disk.logical_block);
     let usable = inventory.disks.iter().filter(|d| d.holds_data()).filter_map(|d| Some((d.id()?, needed(d))));
     let mut have: Vec<(DiskId, u64)> = usable.collect();
     have.sort_by(|(a, _), (b, _)| (a.size_bytes, &a.serial).cmp(&(b.size_bytes, &b.serial)));
@@ -79,19 +81,6 @@ fn choose_disk(serial: Option<&str>, image: &Image, inventory: &Inventory) -> Re
             }
         },
     }
-}
-
-/// The room that the agent's layout takes on this disk: files with ext4's own structures, its ESP, the tables at both
-/// ends and GRUB's partition. The agent has the last word; here is seen to it that hopeless orders are never written.
-fn needed_bytes(installed: u64, disk: &Disk) -> u64 {
-    const MIB: u64 = 1 << 20;
-    let esp = match disk.logical_block {
-        4096 => 320 * MIB,
-        _ if disk.size_bytes < 8 << 30 => 64 * MIB,
-        _ => 256 * MIB,
-    };
-    let root = installed.saturating_add(installed / 8).saturating_add(96 * MIB);
-    root.saturating_add(esp).saturating_add(4 * MIB)
 }
 
 /// RFC 1123 §2.1.
@@ -141,47 +130,12 @@ fn list(disks: &[DiskId]) -> String {
 #[cfg(test)]
 mod tests {
     use drophammer_protocol::api::ImageSummary;
-    use drophammer_protocol::inventory::{Bus, Firmware, FirmwareKind, System};
+    use drophammer_protocol::fixtures::{disk, inventory};
+    use drophammer_protocol::inventory::Bus;
 
     use super::*;
 
     const GIB: u64 = 1 << 30;
-
-    fn disk(serial: &str, size_bytes: u64) -> Disk {
-        Disk {
-            name: "nvme0n1".into(),
-            model: None,
-            serial: Some(serial.into()),
-            firmware: None,
-            wwn: None,
-            size_bytes,
-            logical_block: 512,
-            physical_block: 512,
-            bus: Bus::Nvme,
-            rotational: false,
-            removable: false,
-            read_only: false,
-            health: None,
-        }
-    }
-
-    fn inventory(disks: Vec<Disk>) -> Inventory {
-        Inventory {
-            id: None,
-            system: System::default(),
-            firmware: Firmware { kind: FirmwareKind::Uefi, vendor: None, version: None, date: None, secure_boot: None },
-            memory_bytes: GIB,
-            cpus: vec![],
-            dimms: vec![],
-            disks,
-            nics: vec![],
-            pci: vec![],
-            numa_nodes: vec![],
-            tpm: None,
-            bmc: None,
-            gaps: vec![],
-        }
-    }
 
     fn image(installed_bytes: u64) -> Image {
         let key = drophammer_protocol::sign::PublicKey::of(&ed25519_dalek::SigningKey::from_bytes(&[1; 32]));
@@ -207,7 +161,7 @@ mod tests {
         let nameless = Disk { serial: None, ..disk("", 8 * GIB) };
         let two = || vec![disk("big", 100 * GIB), disk("small", 10 * GIB)];
         let id = |serial: &str, size_bytes| DiskId { serial: serial.into(), size_bytes };
-        let needed = |installed: u64| needed_bytes(installed, &disk("small", 10 * GIB));
+        let needed = |installed: u64| needed_bytes(installed, 10 * GIB, 512);
         for (name, wanted, installed, disks, want) in [
             ("smallest", None, GIB, two(), Ok("small")),
             ("small one too small", None, 20 * GIB, two(), Ok("big")),

@@ -5,9 +5,10 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use drophammer_protocol::event::{Phase, Recorded, Step};
+use drophammer_protocol::words::bytes;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::timeline::{bytes, seconds};
+use crate::timeline::seconds;
 
 #[derive(Debug)]
 pub(crate) struct Display {

@@ -1,6 +1,7 @@
 //! A machine's events as the table that the demo ends with. Pure.
 
 use drophammer_protocol::event::{Phase, Recorded, Step};
+use drophammer_protocol::words::bytes;
 
 /// One stretch of the road.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,14 +137,6 @@ pub fn table(rows: &[Row], start_ms: u64) -> String {
 
 pub(crate) fn seconds(ms: u64) -> String {
     format!("{}.{} s", ms / 1000, ms % 1000 / 100)
-}
-
-pub(crate) fn bytes(n: u64) -> String {
-    const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-    match UNITS.into_iter().find(|(size, _)| n >= *size) {
-        Some((size, unit)) => format!("{}.{} {unit}", n / size, n % size * 10 / size),
-        None => format!("{n} B"),
-    }
 }
 
 #[cfg(test)]

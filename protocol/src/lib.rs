@@ -11,15 +11,22 @@
 //! | machine → server: proof of what was done | [`certificate`], [`order::Outcome`] |
 //!
 //! [`manifest`] is what an image builder signs, [`sign`] the one envelope that everything signed travels in, and [`api`]
-//! the paths and bodies of both HTTP interfaces (agents and operators).
+//! the paths and bodies of both HTTP interfaces (agents and operators). The rest is what two rooms would otherwise each
+//! have of their own: how much of a disk an install takes ([`space`]), what a system calls itself ([`os_release`]), how
+//! a number reads ([`words`]).
 
 pub mod api;
 pub mod certificate;
 pub mod event;
+#[cfg(any(test, feature = "fixtures"))]
+pub mod fixtures;
 pub mod id;
 pub mod inventory;
 pub mod machine;
 pub mod manifest;
 pub mod order;
+pub mod os_release;
 pub mod sign;
+pub mod space;
 pub mod ticket;
+pub mod words;

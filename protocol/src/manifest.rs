@@ -147,29 +147,10 @@ pub fn is_plain_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::manifest;
 
     fn chunk(offset: u64, length: u32, unpacked: u32) -> Chunk {
         Chunk { offset, length, unpacked, sha256: String::new() }
-    }
-
-    fn manifest(frames: Vec<Chunk>, tar_bytes: u64) -> Manifest {
-        let file = |path: &str| ImageFile { path: path.into(), sha256: String::new() };
-        Manifest {
-            name: "debian".into(),
-            version: "12.1".into(),
-            description: "Debian".into(),
-            arch: "x86_64".into(),
-            created: 0,
-            installed_bytes: 0,
-            chunks: Chunks { file: "rootfs.tar.zst".into(), tar_bytes, tar_sha256: String::new(), frames },
-            boot: BootFiles {
-                kernel: file("/boot/vmlinuz"),
-                initrd: None,
-                cmdline: String::new(),
-                bios: None,
-                uefi: None,
-            },
-        }
     }
 
     #[test]
@@ -183,7 +164,7 @@ mod tests {
             ("an empty one", vec![chunk(0, 0, 100)], 100, Err(ManifestError::ChunkSize(0))),
             ("one missing", vec![chunk(0, 10, 100)], 150, Err(ManifestError::Length { got: 100, want: 150 })),
         ] {
-            assert_eq!(manifest(frames, tar).check(), want, "{name}");
+            assert_eq!(manifest("debian", "12.1", frames, tar).check(), want, "{name}");
         }
     }
 

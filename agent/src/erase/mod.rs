@@ -26,6 +26,7 @@ use drophammer_protocol::id::{BootId, MachineId, OrderId};
 use drophammer_protocol::inventory::{Bus, Disk, DiskId};
 use drophammer_protocol::order::Outcome;
 use drophammer_protocol::sign::Signed;
+use drophammer_protocol::words::count;
 use ed25519_dalek::SigningKey;
 
 use crate::disk::{self, Access, OpenDisk, OpenError};
@@ -70,7 +71,7 @@ pub(crate) fn carry_out(ctx: &Context, disks: &[DiskId], coverage: Coverage, rep
         })
         .collect();
     if failed.is_empty() {
-        reporter.done(Phase::Erase, format!("{} erased and verified", drives(certificates.len())));
+        reporter.done(Phase::Erase, format!("{} erased and verified", count(certificates.len(), "drive")));
     } else {
         reporter.failed(Phase::Erase, failed.join(". "));
     }
@@ -167,11 +168,7 @@ fn say(subjects: &[Subject]) -> String {
         Err(reason) => format!("{}: will NOT be erased: {reason}", subject.id),
     });
     let each: Vec<String> = each.collect();
-    format!("erasing {}. {}", drives(subjects.len()), each.join(". "))
-}
-
-fn drives(n: usize) -> String {
-    if n == 1 { "1 drive".to_owned() } else { format!("{n} drives") }
+    format!("erasing {}. {}", count(subjects.len(), "drive"), each.join(". "))
 }
 
 /// All drives at once; namespaces of one drive after each other, since a drive may erase them together.

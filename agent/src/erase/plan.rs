@@ -246,27 +246,14 @@ mod tests {
 
     use super::*;
     use crate::sys::nvme_id::fixtures;
+    use drophammer_protocol::fixtures as plain;
 
     fn id(serial: &str, size_bytes: u64) -> DiskId {
         DiskId { serial: serial.into(), size_bytes }
     }
 
     fn disk(name: &str, serial: Option<&str>, size_bytes: u64) -> Disk {
-        Disk {
-            name: name.into(),
-            model: None,
-            serial: serial.map(str::to_owned),
-            firmware: None,
-            wwn: None,
-            size_bytes,
-            logical_block: 512,
-            physical_block: 512,
-            bus: Bus::Nvme,
-            rotational: false,
-            removable: false,
-            read_only: false,
-            health: None,
-        }
+        Disk { name: name.into(), serial: serial.map(str::to_owned), ..plain::disk("", size_bytes) }
     }
 
     #[test]

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use anyhow::Context;
+use drophammer_protocol::space::MIB;
 use gpt::disk::LogicalBlockSize;
 use gpt::mbr::{PartRecord, ProtectiveMBR};
 use gpt::{GptConfig, partition_types};
 
-use super::layout::{Layout, MIB, Role};
+use super::layout::{Layout, Role};
 
 /// A piece of a disk and where it goes. All of it lies in the first or the last MiB.
 #[derive(Clone, Debug, PartialEq, Eq)]

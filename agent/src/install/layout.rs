@@ -4,14 +4,9 @@
 
 use std::fmt;
 
+use drophammer_protocol::space::{BIOS_BYTES, MIB, esp_bytes, needed_bytes};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
-
-pub(crate) const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
-
-/// GRUB's core image has a place of its own: on a GPT disk there is no gap behind the MBR.
-const BIOS_BYTES: u64 = MIB;
 
 /// What a drive says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,11 +87,11 @@ pub(crate) fn plan(geometry: Geometry, installed_bytes: u64, seed: &Seed) -> Res
     if !matches!(geometry.logical_block, 512 | 4096) {
         return Err(Misfit::Block(geometry.logical_block));
     }
-    let esp_bytes = esp_bytes(geometry);
-    let need = root_bytes(installed_bytes).saturating_add(3 * MIB + BIOS_BYTES + esp_bytes);
+    let need = needed_bytes(installed_bytes, geometry.bytes, geometry.logical_block);
     if geometry.bytes < need {
         return Err(Misfit::TooSmall { have: geometry.bytes, need });
     }
+    let esp_bytes = esp_bytes(geometry.bytes, geometry.logical_block);
     let per_mib = MIB / u64::from(geometry.logical_block);
     // The first MiB belongs to the primary table and the last one to the backup, so the root ends where both a whole
     // MiB ends and at least one more follows.
@@ -119,22 +114,6 @@ pub(crate) fn plan(geometry: Geometry, installed_bytes: u64, seed: &Seed) -> Res
         root_uuid: seed.uuid("root file system"),
         esp_volume: seed.u32("esp volume"),
     })
-}
-
-/// FAT32 has at least 65525 clusters, and a cluster is at least one block: 33 MiB with blocks of 512 bytes, 256 MiB
-/// with 4096. Firmware reads FAT16 on an ESP as well, but the specification promises only FAT32.
-fn esp_bytes(geometry: Geometry) -> u64 {
-    match geometry.logical_block {
-        4096 => 320 * MIB,
-        _ if geometry.bytes < 8 * GIB => 64 * MIB,
-        _ => 256 * MIB,
-    }
-}
-
-/// ext4's inode tables take 1.6 %, its reserve 1 %, rounding of small files the most; the journal takes up to 64 MiB
-/// on the disks where this bound matters.
-fn root_bytes(installed_bytes: u64) -> u64 {
-    installed_bytes.saturating_add(installed_bytes / 8).saturating_add(96 * MIB)
 }
 
 impl Layout {
@@ -186,6 +165,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const GIB: u64 = 1 << 30;
 
     fn seed() -> Seed {
         Seed::of(&["machine", "order"])

@@ -33,6 +33,7 @@ use drophammer_protocol::inventory::FirmwareKind;
 use drophammer_protocol::manifest::Manifest;
 use drophammer_protocol::order::{Install, Installed};
 use drophammer_protocol::sign::{PublicKey, Signed, Verified};
+use drophammer_protocol::words::{bytes, count};
 use sha2::{Digest, Sha256};
 
 use self::esp::EspFile;
@@ -189,10 +190,10 @@ fn build(
     let unpacked = streamed.unpacked;
     reporter.done(
         Phase::Image,
-        format!("{} files and directories, {} bytes in files, all verified", unpacked.members, unpacked.file_bytes),
+        format!("{} files and directories, {} in files, all verified", unpacked.members, bytes(unpacked.file_bytes)),
     );
 
-    reporter.started(Phase::Configure, format!("{} with {} SSH keys", order.hostname, order.ssh_keys.len()));
+    reporter.started(Phase::Configure, format!("{} with {}", order.hostname, count(order.ssh_keys.len(), "SSH key")));
     let mut agent = File::open("/proc/self/exe").context("opening the agent's own program")?;
     let notes = configure::configure(&root, order, layout, &plan.uplink, &mut agent)
         .with_context(|| format!("configuring {}", order.hostname))?;

@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use drophammer_protocol::space::MIB;
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 
 use super::gpt::Piece;
-use super::layout::{Layout, MIB, Partition};
+use super::layout::{Layout, Partition};
 use super::root::Root;
 use crate::disk::OpenDisk;
 use crate::sys::block::{self, KernelPartition};
@@ -131,14 +133,13 @@ impl Target {
 
     /// Leaves the disk unbootable and free for another attempt. Returns `cause`, with whatever of that didn't work.
     pub(crate) fn abandon(self, cause: anyhow::Error) -> anyhow::Error {
-        let mounted = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let mounted = mounted.lines().any(|line| line.split(' ').nth(1) == Some(MOUNT_POINT));
-        let unmounted = if mounted {
+        let unmounted = match nix::mount::umount2(MOUNT_POINT, MntFlags::empty()) {
+            // It wasn't mounted.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
             // Lazily if need be: a failed install must not leave a file system that a later one would write beside.
-            self.unmount_root().or_else(|e| nix::mount::umount2(MOUNT_POINT, MntFlags::MNT_DETACH).map_err(|_| e))
-        } else {
-            Ok(())
+            Err(e) => nix::mount::umount2(MOUNT_POINT, MntFlags::MNT_DETACH).map_err(|_| e),
         };
+        let unmounted = unmounted.with_context(|| format!("unmounting {MOUNT_POINT}"));
         let mut cause = cause;
         for left in [unmounted, self.forget_partitions(), self.erase_edges()] {
             if let Err(e) = left {

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use drophammer_protocol::event::Phase;
 use drophammer_protocol::inventory::{Bmc, Bus, Disk, Firmware, FirmwareKind, Inventory};
+use drophammer_protocol::words::{bytes, count};
 
 use crate::reporter::Reporter;
 use crate::sys::{ethtool, nvme, nvme_id};
@@ -129,12 +130,12 @@ fn summary(inventory: &Inventory) -> String {
     let name = system.map(String::as_str).collect::<Vec<_>>().join(" ");
     let threads: u32 = inventory.cpus.iter().map(|cpu| cpu.threads).sum();
     format!(
-        "{}: {} CPU threads, {} MiB memory, {} disks, {} network interfaces",
+        "{}: {}, {} of memory, {}, {}",
         if name.is_empty() { "unnamed system" } else { &name },
-        threads,
-        inventory.memory_bytes >> 20,
-        inventory.disks.len(),
-        inventory.nics.len()
+        count(threads as usize, "CPU thread"),
+        bytes(inventory.memory_bytes),
+        count(inventory.disks.len(), "disk"),
+        count(inventory.nics.len(), "network interface")
     )
 }
 

@@ -9,10 +9,11 @@ use drophammer_control::client::Client;
 use drophammer_control::{Auth, BootDecision, Config, Control};
 use drophammer_protocol::api::*;
 use drophammer_protocol::certificate::{Attempt, ErasureCertificate, Method, Verdict, Verification};
+use drophammer_protocol::fixtures;
 use drophammer_protocol::id::{BootId, Mac, MachineId, OrderId};
-use drophammer_protocol::inventory::{Bus, Disk, DiskId, Firmware, FirmwareKind, Inventory, System};
+use drophammer_protocol::inventory::{Disk, DiskId, Inventory, System};
 use drophammer_protocol::machine::{Allocation, Machine, State};
-use drophammer_protocol::manifest::{BootFiles, Chunk, Chunks, ImageFile, MANIFEST_FILE, Manifest};
+use drophammer_protocol::manifest::{Chunk, MANIFEST_FILE, Manifest};
 use drophammer_protocol::order::{Install, Installed, Order, Outcome, Task};
 use drophammer_protocol::sign::{PublicKey, Signed};
 use drophammer_protocol::ticket::BootTicket;
@@ -357,66 +358,21 @@ pub(crate) fn certificate(machine: MachineId, boot: BootId, order: OrderId, disk
 }
 
 pub(crate) fn disk(serial: &str, gib: u64) -> Disk {
-    Disk {
-        name: "nvme0n1".into(),
-        model: None,
-        serial: Some(serial.into()),
-        firmware: None,
-        wwn: None,
-        size_bytes: gib << 30,
-        logical_block: 512,
-        physical_block: 512,
-        bus: Bus::Nvme,
-        rotational: false,
-        removable: false,
-        read_only: false,
-        health: None,
-    }
+    fixtures::disk(serial, gib << 30)
 }
 
 pub(crate) fn inventory(n: u8) -> Inventory {
-    Inventory {
-        id: Some(machine(n)),
-        system: System { serial: Some(format!("SN-{n}")), ..System::default() },
-        firmware: Firmware { kind: FirmwareKind::Uefi, vendor: None, version: None, date: None, secure_boot: None },
-        memory_bytes: 1 << 30,
-        cpus: vec![],
-        dimms: vec![],
-        disks: vec![disk(&format!("big-{n}"), 100), disk(&format!("small-{n}"), 10)],
-        nics: vec![],
-        pci: vec![],
-        numa_nodes: vec![],
-        tpm: None,
-        bmc: None,
-        gaps: vec![],
-    }
+    let disks = vec![disk(&format!("big-{n}"), 100), disk(&format!("small-{n}"), 10)];
+    let system = System { serial: Some(format!("SN-{n}")), ..System::default() };
+    Inventory { id: Some(machine(n)), system, ..fixtures::inventory(disks) }
 }
 
 fn publish(images: &Path, version: &str, created: u64, key: &SigningKey) {
     let dir = images.join("debian").join(version);
     fs::create_dir_all(&dir).expect("creates");
     fs::write(dir.join("rootfs.tar.zst"), b"zstd").expect("writes");
-    let manifest = Manifest {
-        name: "debian".into(),
-        version: version.into(),
-        description: "Debian".into(),
-        arch: "x86_64".into(),
-        created,
-        installed_bytes: 1 << 30,
-        chunks: Chunks {
-            file: "rootfs.tar.zst".into(),
-            tar_bytes: 100,
-            tar_sha256: String::new(),
-            frames: vec![Chunk { offset: 0, length: 4, unpacked: 100, sha256: String::new() }],
-        },
-        boot: BootFiles {
-            kernel: ImageFile { path: "/boot/vmlinuz".into(), sha256: String::new() },
-            initrd: None,
-            cmdline: String::new(),
-            bios: None,
-            uefi: None,
-        },
-    };
+    let frames = vec![Chunk { offset: 0, length: 4, unpacked: 100, sha256: String::new() }];
+    let manifest = Manifest { created, installed_bytes: 1 << 30, ..fixtures::manifest("debian", version, frames, 100) };
     let signed = serde_json::to_string(&Signed::seal(&manifest, key)).expect("serializes");
     fs::write(dir.join(MANIFEST_FILE), signed).expect("writes");
 }

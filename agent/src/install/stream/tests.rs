@@ -1,6 +1,6 @@
 use std::sync::mpsc::channel;
 
-use drophammer_protocol::manifest::{BootFiles, Chunks, ImageFile};
+use drophammer_protocol::fixtures;
 use drophammer_protocol::sign::{PublicKey, Signed};
 use ed25519_dalek::SigningKey;
 
@@ -42,22 +42,8 @@ fn image_of(tar: &[u8]) -> Image {
         });
         file.extend(frame);
     }
-    let nothing = || ImageFile { path: "/boot/vmlinuz".into(), sha256: String::new() };
-    let manifest = Manifest {
-        name: "test".into(),
-        version: "1".into(),
-        description: "Test".into(),
-        arch: "x86_64".into(),
-        created: 0,
-        installed_bytes: 0,
-        chunks: Chunks {
-            file: "rootfs.tar.zst".into(),
-            tar_bytes: tar.len() as u64,
-            tar_sha256: hex::encode(Sha256::digest(tar)),
-            frames,
-        },
-        boot: BootFiles { kernel: nothing(), initrd: None, cmdline: String::new(), bios: None, uefi: None },
-    };
+    let mut manifest = fixtures::manifest("test", "1", frames, tar.len() as u64);
+    manifest.chunks.tar_sha256 = hex::encode(Sha256::digest(tar));
     manifest.check().expect("a valid manifest");
     Image { file, manifest }
 }
