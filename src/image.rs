@@ -11,6 +11,7 @@ use drophammer_protocol::sign::{PublicKey, Verified};
 use drophammer_protocol::words;
 
 use crate::output;
+use crate::server::Server;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -72,24 +73,21 @@ enum Command {
     Verify {
         /// Directory of the image, STORE/NAME/VERSION.
         dir: PathBuf,
-        #[command(flatten)]
-        trust: Trust,
+        /// Public key that may sign images (FILE.pub of `image keygen`). Can be given several times.
+        #[arg(long = "trust", value_name = "FILE", required = true)]
+        keys: Vec<PathBuf>,
     },
-    /// List the images of a store whose signatures are trusted, and why others aren't.
+    /// List the images that a server can install; with --store, those of a directory, and why others can't be trusted.
     List {
-        /// Directory of images, as `image pack` fills it.
-        #[arg(long, value_name = "DIR")]
-        store: PathBuf,
+        /// Directory of images, as `image pack` fills it, instead of a server's.
+        #[arg(long, value_name = "DIR", requires = "keys", conflicts_with = "server")]
+        store: Option<PathBuf>,
+        /// Public key that may sign images (FILE.pub of `image keygen`). Can be given several times.
+        #[arg(long = "trust", value_name = "FILE", requires = "store")]
+        keys: Vec<PathBuf>,
         #[command(flatten)]
-        trust: Trust,
+        server: Server,
     },
-}
-
-#[derive(Debug, clap::Args)]
-struct Trust {
-    /// Public key that may sign images (FILE.pub of `image keygen`). Can be given several times.
-    #[arg(long = "trust", value_name = "FILE", required = true)]
-    keys: Vec<PathBuf>,
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
@@ -122,8 +120,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
             let done = if packed.existed { "was there already, the same to the byte" } else { "published" };
             output::line(&format!("{} {done}: {}", packed.manifest.reference(), packed.dir.display()))
         }
-        Command::Verify { dir, trust } => {
-            let manifest = drophammer_images::verify(&dir, &trust.read()?)?;
+        Command::Verify { dir, keys } => {
+            let manifest = drophammer_images::verify(&dir, &read(&keys)?)?;
             if args.json {
                 return output::json(&summary(&manifest));
             }
@@ -134,17 +132,18 @@ pub(crate) fn run(args: Args) -> Result<()> {
                 manifest.signed_by()
             ))
         }
-        Command::List { store, trust } => list(&drophammer_images::list(&store, &trust.read()?)?, args.json),
+        Command::List { store: Some(store), keys, .. } => {
+            list_store(&drophammer_images::list(&store, &read(&keys)?)?, args.json)
+        }
+        Command::List { store: None, server, .. } => list(&server.connect()?.images()?, args.json),
     }
 }
 
-impl Trust {
-    fn read(&self) -> Result<Vec<PublicKey>> {
-        self.keys.iter().map(|file| drophammer_images::load_public(file)).collect()
-    }
+fn read(keys: &[PathBuf]) -> Result<Vec<PublicKey>> {
+    keys.iter().map(|file| drophammer_images::load_public(file)).collect()
 }
 
-fn list(stored: &[Stored], json: bool) -> Result<()> {
+fn list_store(stored: &[Stored], json: bool) -> Result<()> {
     let mut trusted = Vec::new();
     let mut refused = Vec::new();
     for image in stored {
@@ -153,27 +152,23 @@ fn list(stored: &[Stored], json: bool) -> Result<()> {
             Err(problem) => refused.push(format!("{}: {problem}", image.reference)),
         }
     }
-    if json {
-        output::json(&trusted)?;
-    } else {
-        let rows: Vec<_> = trusted
-            .iter()
-            .map(|i| {
-                [
-                    format!("{}/{}", i.name, i.version),
-                    words::bytes(i.download_bytes),
-                    words::bytes(i.installed_bytes),
-                    i.description.clone(),
-                ]
-            })
-            .collect();
-        output::table(["IMAGE", "DOWNLOAD", "INSTALLED", "DESCRIPTION"], &rows)?;
-    }
+    list(&trusted, json)?;
     ensure!(refused.is_empty(), "images that can't be trusted:\n  {}", refused.join("\n  "));
     if stored.is_empty() {
         bail!("the store has no images; `drophammer image pack` publishes one");
     }
     Ok(())
+}
+
+fn list(images: &[ImageSummary], json: bool) -> Result<()> {
+    if json {
+        return output::json(images);
+    }
+    let row = |i: &ImageSummary| {
+        let (download, installed) = (words::bytes(i.download_bytes), words::bytes(i.installed_bytes));
+        [format!("{}/{}", i.name, i.version), download, installed, i.description.clone()]
+    };
+    output::table(["IMAGE", "DOWNLOAD", "INSTALLED", "DESCRIPTION"], &images.iter().map(row).collect::<Vec<_>>())
 }
 
 fn summary(manifest: &Verified<Manifest>) -> ImageSummary {

@@ -1,8 +1,8 @@
 //! `drophammer machine`: what operators do with machines.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Subcommand;
 use drophammer_control::client::Client;
 use drophammer_protocol::certificate::Verdict;
@@ -11,6 +11,7 @@ use drophammer_protocol::machine::{Allocation, Machine};
 use drophammer_protocol::words;
 
 use crate::output;
+use crate::server::Server;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -21,20 +22,6 @@ pub(crate) struct Args {
     json: bool,
     #[command(subcommand)]
     command: Command,
-}
-
-/// Which server to talk to.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Server {
-    /// `unix:/path/to/api.sock` or `https://host:port`; by default the running lab's, else the local server's.
-    #[arg(long, global = true, env = "DROPHAMMER_SERVER", value_name = "URL")]
-    server: Option<String>,
-    /// File with the operator token, for https.
-    #[arg(long, global = true, env = "DROPHAMMER_TOKEN_FILE", value_name = "FILE")]
-    token_file: Option<PathBuf>,
-    /// Certificate authority of the server (PEM), for https.
-    #[arg(long, global = true, env = "DROPHAMMER_CA", value_name = "FILE")]
-    ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -105,31 +92,6 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         Command::Release { machine } => changed(&client.release(&machine)?, args.json),
         Command::Reprovision { machine } => changed(&client.reprovision(&machine)?, args.json),
-    }
-}
-
-impl Server {
-    fn connect(&self) -> Result<Client> {
-        let url = match &self.server {
-            Some(url) => url.clone(),
-            None => default_server()?,
-        };
-        Client::connect(&url, self.token_file.as_deref(), self.ca.as_deref())
-    }
-}
-
-/// The lab if one runs here, else the server of this host.
-fn default_server() -> Result<String> {
-    let lab = drophammer_lab::up::socket()?;
-    let local = Path::new(drophammer_pxe_server::config::DEFAULT_SOCKET);
-    match [lab.as_path(), local].into_iter().find(|path| path.exists()) {
-        Some(path) => Ok(format!("unix:{}", path.display())),
-        None => bail!(
-            "no server found: neither a lab ({}) nor a boot server ({}) runs here. Start one with `drophammer lab up` \
-             or `drophammer serve`, or name one with --server",
-            lab.display(),
-            local.display()
-        ),
     }
 }
 

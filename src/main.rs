@@ -6,6 +6,7 @@ mod lab;
 mod machine;
 mod output;
 mod serve;
+mod server;
 
 use std::process::ExitCode;
 

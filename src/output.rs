@@ -14,7 +14,7 @@ pub(crate) fn log(default: LevelFilter) {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
 }
 
-pub(crate) fn json(value: &impl Serialize) -> Result<()> {
+pub(crate) fn json(value: &(impl Serialize + ?Sized)) -> Result<()> {
     line(&serde_json::to_string_pretty(value).context("writing the answer as JSON")?)
 }
 

@@ -13,8 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::dhcp::leases::Pool;
 
+const SOCKET: &str = "control.sock";
+
 /// Where the operators' socket of a server with default settings is.
-pub const DEFAULT_SOCKET: &str = "/var/lib/drophammer/control.sock";
+pub fn default_socket() -> PathBuf {
+    default_state_dir().join(SOCKET)
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -259,7 +263,7 @@ impl Config {
         Ok(Settings {
             images_dir: within(&self.images_dir, "images"),
             boot_dir: within(&self.boot_dir, "boot"),
-            socket: within(&self.socket, "control.sock"),
+            socket: within(&self.socket, SOCKET),
             state_dir: self.state_dir.clone(),
             image_keys,
             interface: net.interface.clone(),
