@@ -7,9 +7,9 @@
 //! | `install`, `images` | what exactly is installed where |
 //! | `boot` | for the boot server: who boots what, tickets, what is seen from outside |
 //! | `agent` | what agents ask and tell |
-//! | `operator`, `operators` | what people ask and order, and who may |
+//! | `operator`, `auth` | what people ask and order, and who may |
 //! | `timeline`, `observed` | one history per machine |
-//! | `records`, `store`, `secret` | what is kept, how, and how secrets aren't |
+//! | `records`, `store`, [`StateFile`], `secret` | what is kept, how, and how secrets aren't |
 //! | `http` | paths and bodies, as [`drophammer_protocol::api`] has them |
 //! | [`client`] | the other end, for operators |
 //!
@@ -17,6 +17,7 @@
 //! server can be killed anywhere and goes on. Sockets and TLS are the boot server's; here are routers.
 
 mod agent;
+mod auth;
 mod boot;
 pub mod client;
 mod denied;
@@ -27,10 +28,10 @@ mod install;
 pub mod lifecycle;
 mod observed;
 mod operator;
-mod operators;
 mod power;
 mod records;
 mod secret;
+mod state_file;
 mod store;
 mod timeline;
 mod wake;
@@ -48,15 +49,16 @@ use drophammer_protocol::machine::State;
 use drophammer_protocol::sign::PublicKey;
 use uuid::Uuid;
 
+pub use crate::auth::{Auth, Role};
 pub use crate::boot::BootDecision;
 use crate::denied::Denied;
 use crate::images::Images;
 use crate::lifecycle::Input;
 use crate::observed::Observed;
-pub use crate::operators::{Auth, Role};
 use crate::power::Power;
 use crate::records::Record;
 use crate::secret::ServerKey;
+pub use crate::state_file::StateFile;
 use crate::store::{Store, Txn};
 use crate::wake::Wakes;
 
@@ -113,7 +115,7 @@ impl Control {
             .with_context(|| format!("creating the state directory {}", dir.display()))?;
         let store = Store::open(&dir.join("control.redb"))?;
         let key = ServerKey::open(&dir.join("server.key"))?;
-        operators::first_tokens(&store, dir)?;
+        auth::first_tokens(&store, dir)?;
         let records = records::all(&store)?;
         let wakes = Arc::new(Wakes::default());
         let observed = Observed::start(store.clone(), Arc::clone(&wakes), &records)?;

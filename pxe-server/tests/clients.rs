@@ -13,11 +13,16 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 const INSIDE: &str = "DROPHAMMER_TEST_INSIDE";
-const TOOLS: [(&str, &str); 4] =
-    [("unshare", "util-linux"), ("ip", "iproute2"), ("busybox", "busybox-static"), ("curl", "curl")];
+const TOOLS: [(&str, &str); 5] = [
+    ("unshare", "util-linux"),
+    ("mount", "mount"),
+    ("ip", "iproute2"),
+    ("busybox", "busybox-static"),
+    ("curl", "curl"),
+];
 
 #[test]
-fn real_clients_are_served_across_a_restart() {
+fn real_clients_are_served_across_a_restart_and_a_full_disk() {
     if std::env::var_os(INSIDE).is_some() {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         return runtime.block_on(inside());
@@ -26,11 +31,11 @@ fn real_clients_are_served_across_a_restart() {
         let there = Command::new(tool).arg("--help").output().is_ok();
         assert!(there, "{tool} isn't installed; it is in the Debian package {package}");
     }
-    let namespace = ["--user", "--map-root-user", "--net"];
+    let namespace = ["--user", "--map-root-user", "--net", "--mount"];
     let done = Command::new("unshare")
         .args(namespace)
         .arg(std::env::current_exe().expect("this test"))
-        .args(["--exact", "real_clients_are_served_across_a_restart", "--nocapture"])
+        .args(["--exact", "real_clients_are_served_across_a_restart_and_a_full_disk", "--nocapture"])
         .env(INSIDE, "1")
         .status();
     assert!(done.expect("runs").success(), "see above");
@@ -58,6 +63,8 @@ async fn inside() {
         fs::write(boot.join(name), content).expect("written");
     }
     let state = dir.join("state");
+    fs::create_dir(&state).expect("made");
+    run(&format!("mount -t tmpfs -o size=4m,mode=700 state {}", state.display()));
     let text = format!(
         r#"
         state_dir = {state:?}
@@ -90,16 +97,39 @@ async fn inside() {
     assert_ne!(second, first, "another client");
     run("ip link set client0 address 52:54:00:77:01:03");
     assert_eq!(try_dhcp(dir).await, None, "a third client, with two addresses to give");
+    run("ip link set client0 address 52:54:00:77:01:02");
+    full_disk(dir, &state, &second).await;
     stop.send(()).expect("is running");
     server.await.expect("no panic").expect("an orderly end");
+}
+
+const SCRIPT: &str =
+    "http://10.77.0.1/boot/script.ipxe?mac=52-54-00-77-01-01&uuid=12345678-9abc-4ef0-9234-56789abcdef0";
+
+/// Nothing is promised that can't be stored, and nothing has to be restarted once there is room again.
+async fn full_disk(dir: &Path, state: &Path, lease: &str) {
+    let fill = state.join("fill");
+    let full = fs::write(&fill, vec![1; 8 << 20]).expect_err("more than fits");
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    assert_eq!(try_dhcp(dir).await, None, "a lease");
+    // The control API's file has a little room left in itself: so many strangers.
+    let strangers = SCRIPT.replace("56789abcdef0", "[000000000000-000000000499]");
+    let answers = String::from_utf8(curl(&[&strangers]).await).expect("text");
+    assert!(answers.contains("echo drophammer: no decision on what to boot"), "{answers}");
+    assert!(answers.contains("No space left on device"), "{answers}");
+    assert_eq!(curl(&["http://10.77.0.1/boot/vmlinuz"]).await, b"a kernel", "what needs no disk");
+
+    fs::remove_file(&fill).expect("removed");
+    assert_eq!(dhcp(dir).await, lease);
+    let script = String::from_utf8(curl(&[SCRIPT]).await).expect("text");
+    assert!(script.contains("starting the agent"), "{script}");
 }
 
 async fn boot_paths(state: &Path, loader: &[u8]) {
     assert_eq!(curl(&["--tftp-blksize", "1024", "tftp://10.77.0.1/snponly.efi"]).await, loader);
     assert!(!try_curl(&["tftp://10.77.0.1/../state/ca.key"]).await.status.success(), "outside the list");
 
-    let script = "http://10.77.0.1/boot/script.ipxe?mac=52-54-00-77-01-01&uuid=12345678-9abc-4ef0-9234-56789abcdef0";
-    let script = String::from_utf8(curl(&[script]).await).expect("text");
+    let script = String::from_utf8(curl(&[SCRIPT]).await).expect("text");
     let initrd = script.split_whitespace().find(|word| word.contains("/boot/initramfs/")).expect("an initramfs");
     let initramfs = curl(&[initrd]).await;
     assert_eq!(curl(&["--range", "10-40", initrd]).await, initramfs[10..41]);

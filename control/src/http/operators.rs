@@ -12,8 +12,8 @@ use drophammer_protocol::id::MachineId;
 use drophammer_protocol::machine::{Allocation, Machine};
 
 use super::{Bearer, Body, Waiting, Which, bearer, not_this_way, nothing_here, off_thread, wait_for};
+use crate::auth::{Auth, Role, role};
 use crate::denied::Denied;
-use crate::operators::{Auth, Role, role};
 use crate::{Control, unix_ms};
 
 /// An allocation with its SSH keys.

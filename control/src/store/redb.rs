@@ -1,55 +1,43 @@
 //! The embedded engine: one redb file. Every commit is on disk before it is answered; those that come while the disk is
 //! busy share the next write.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result, anyhow};
-use redb::{
-    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError, Table, TableDefinition,
-};
+use anyhow::{Context, Error, Result};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition};
 
 use super::{Changes, Committed, Engine, Entry, Expected, Revision};
-use crate::secret::sync_directory;
+use crate::state_file::StateFile;
 
 /// Values carry the revision of their commit in their first eight bytes.
 const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("entries");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const REVISION: &str = "revision";
 
-/// Inventories and timelines are small; the default of 1 GiB would be this program's largest use of memory by far.
-const CACHE_BYTES: usize = 64 << 20;
-
+#[derive(Debug)]
 pub(super) struct File {
-    database: Database,
-    path: PathBuf,
+    file: StateFile,
     waiting: Mutex<Vec<Waiting>>,
     writing: Mutex<()>,
 }
 
 impl File {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create(path)
-            .map_err(|e| explain(path, e))
-            .with_context(|| format!("opening the state file {}", path.display()))?;
-        sync_directory(path)?;
-        let file = Self { database, path: path.to_owned(), waiting: Mutex::default(), writing: Mutex::default() };
+        let file = Self { file: StateFile::open(path)?, waiting: Mutex::default(), writing: Mutex::default() };
         // Tables exist from here on, so that reading needs no special case for a new file.
         file.commit(Expected::new(), Changes::new())?;
         Ok(file)
     }
 
     fn reading(&self) -> String {
-        format!("reading the state file {}", self.path.display())
+        format!("reading the state file {}", self.file.path().display())
     }
 
     /// Everything that waits, in one durable commit.
-    fn commit_all(&self, waiting: &[Waiting]) -> Result<Vec<Committed>, redb::Error> {
-        let mut txn = self.database.begin_write()?;
+    fn commit_all(database: &Database, waiting: &[Waiting]) -> Result<Vec<Committed>, redb::Error> {
+        let mut txn = database.begin_write()?;
         txn.set_durability(Durability::Immediate)?;
         let mut done = Vec::with_capacity(waiting.len());
         {
@@ -83,13 +71,13 @@ impl File {
         Ok(done)
     }
 
-    fn try_get(&self, key: &[u8]) -> Result<Option<Entry>, redb::Error> {
-        let entries = self.database.begin_read()?.open_table(ENTRIES)?;
+    fn try_get(database: &Database, key: &[u8]) -> Result<Option<Entry>, redb::Error> {
+        let entries = database.begin_read()?.open_table(ENTRIES)?;
         Ok(entries.get_owned(key)?.map(|v| entry(key, v.value())))
     }
 
-    fn try_range(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Entry>, redb::Error> {
-        let entries = self.database.begin_read()?.open_table(ENTRIES)?;
+    fn try_range(database: &Database, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Entry>, redb::Error> {
+        let entries = database.begin_read()?.open_table(ENTRIES)?;
         let mut found = Vec::new();
         for item in entries.range_owned(prefix.max(from)..)? {
             let (key, value) = item?;
@@ -104,11 +92,11 @@ impl File {
 
 impl Engine for File {
     fn get(&self, key: &[u8]) -> Result<Option<Entry>> {
-        self.try_get(key).with_context(|| self.reading())
+        self.file.with(|db| Self::try_get(db, key)).with_context(|| self.reading())
     }
 
     fn range(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Entry>> {
-        self.try_range(prefix, from, limit).with_context(|| self.reading())
+        self.file.with(|db| Self::try_range(db, prefix, from, limit)).with_context(|| self.reading())
     }
 
     fn commit(&self, expect: Expected, changes: Changes) -> Result<Committed> {
@@ -118,24 +106,26 @@ impl Engine for File {
         let writing = lock(&self.writing);
         let waiting = std::mem::take(&mut *lock(&self.waiting));
         if !waiting.is_empty() {
-            let done = self.commit_all(&waiting).map_err(Arc::new);
+            let done = self.file.with(|db| Self::commit_all(db, &waiting)).map_err(|e| format!("{e:#}"));
             for (index, commit) in waiting.iter().enumerate() {
-                let mine = done.as_ref().map_err(Arc::clone).map(|d| d.get(index).copied());
+                let mine = done.as_ref().map(|d| d.get(index).copied()).map_err(Clone::clone);
                 // The receiver is on the stack of a thread that waits for the lock we hold.
                 let _ = commit.answer.send(mine);
             }
         }
         drop(writing);
-        let doing = || format!("writing the state file {}", self.path.display());
-        answered.recv().with_context(doing)?.with_context(doing)?.context("a commit without an answer")
+        let doing = || format!("writing the state file {}", self.file.path().display());
+        let done = answered.recv().context("the commit has no end").and_then(|done| done.map_err(Error::msg));
+        done.with_context(doing)?.context("a commit without an answer")
     }
 }
 
 /// A commit that somebody waits for.
+#[derive(Debug)]
 struct Waiting {
     expect: Expected,
     changes: Changes,
-    answer: mpsc::Sender<Result<Option<Committed>, Arc<redb::Error>>>,
+    answer: mpsc::Sender<Result<Option<Committed>, String>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -149,28 +139,6 @@ fn holds(entries: &Table<'_, &[u8], &[u8]>, expect: &Expected) -> Result<bool, r
         }
     }
     Ok(true)
-}
-
-impl fmt::Debug for File {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("File").field("path", &self.path).finish_non_exhaustive()
-    }
-}
-
-fn explain(path: &Path, error: DatabaseError) -> anyhow::Error {
-    let what_to_do = match &error {
-        DatabaseError::DatabaseAlreadyOpen => {
-            "another server uses it; stop that one, or give this one another directory"
-        }
-        DatabaseError::Storage(StorageError::Corrupted(_)) => "it is damaged; restore it from a backup",
-        DatabaseError::Storage(StorageError::Io(e)) if e.kind() == std::io::ErrorKind::InvalidData => {
-            "it is no state file, or damaged; restore it from a backup, or move it away to start with no machines"
-        }
-        DatabaseError::UpgradeRequired(_) => "an older version of this program wrote it; start that version once",
-        _ => return anyhow::Error::new(error),
-    };
-    let size = std::fs::metadata(path).map_or(0, |m| m.len());
-    anyhow!("{error} ({size} bytes): {what_to_do}")
 }
 
 fn entry(key: &[u8], stored: &[u8]) -> Entry {
@@ -189,30 +157,6 @@ fn split(stored: &[u8]) -> (Revision, &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_file_that_cannot_be_used_says_why_and_what_to_do() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let path = |name: &str| dir.path().join(name);
-        let held = File::open(&path("held")).expect("opens");
-        std::fs::write(path("garbage"), vec![0x5a; 100_000]).expect("writes");
-        std::fs::write(path("short"), b"no").expect("writes");
-        drop(File::open(&path("cut")).expect("opens"));
-        let whole = std::fs::read(path("cut")).expect("reads");
-        std::fs::write(path("cut"), &whole[..5000]).expect("writes");
-        for (name, want) in [
-            ("held", "another server uses it"),
-            ("garbage", "no state file"),
-            ("short", "no state file"),
-            ("cut", "damaged"),
-            ("no/such/directory", "No such file or directory"),
-        ] {
-            let error = format!("{:#}", File::open(&path(name)).expect_err(name));
-            assert!(error.contains(want) && error.contains(name), "{name}: {error}");
-        }
-        drop(held);
-        File::open(&path("held")).expect("free again");
-    }
 
     #[test]
     fn commits_survive_and_conflicts_change_nothing() {

@@ -3,10 +3,11 @@
 //! It has a thread of its own and talks to nobody but the disk and the network, so no slow part of the server delays an
 //! answer. What came in together is stored together: under load one flush to disk carries many leases.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use drophammer_protocol::event::{Phase, Step};
@@ -15,11 +16,11 @@ use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
 use socket2::{Domain, Protocol, Socket, Type};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::boot::{self, Next};
 use super::decide::{Decision, POOL_IS_FULL, Policy, Verdict, decide};
-use super::leases::Leases;
+use super::leases::{Entry, Leases};
 use super::request::{Kind, Loader, Request};
 use super::store::Store;
 use super::wire::Wire;
@@ -39,6 +40,14 @@ pub struct Dhcp {
     policy: Policy,
     store: Store,
     leases: Leases,
+    unsaved: Unsaved,
+}
+
+/// Changes that aren't on disk, and so were told to nobody: none, but for a disk that is full or failing.
+#[derive(Debug, Default)]
+struct Unsaved {
+    rows: BTreeMap<Ipv4Addr, Option<Entry>>,
+    since: Option<Instant>,
 }
 
 impl Dhcp {
@@ -56,7 +65,7 @@ impl Dhcp {
         let wire = Wire::new(out, index, SocketAddrV4::new(settings.subnet.server, port))?;
         let (store, rows) = Store::open(&settings.state_dir.join("leases.redb"))?;
         let leases = Leases::new(settings.pool.clone(), rows);
-        Ok(Self { socket, wire, policy: Policy::of(settings, uefi_file), store, leases })
+        Ok(Self { socket, wire, policy: Policy::of(settings, uefi_file), store, leases, unsaved: Unsaved::default() })
     }
 
     /// Serves until `stop`. An error is one that no client caused and that trying again wouldn't mend.
@@ -93,18 +102,18 @@ impl Dhcp {
     fn answer(&mut self, batch: &[Request], observer: &Observer) -> Result<()> {
         let now =
             SystemTime::now().duration_since(UNIX_EPOCH).context("reading the clock: it is before 1970")?.as_secs();
-        let mut rows = vec![];
         let mut decisions = Vec::with_capacity(batch.len());
         for request in batch {
             let decision = decide(request, &self.policy, &self.leases, now);
-            rows.extend(decision.change.map(|change| self.leases.apply(change)).unwrap_or_default());
+            self.unsaved.rows.extend(decision.change.map(|change| self.leases.apply(change)).unwrap_or_default());
             decisions.push((request, decision));
         }
-        // RFC 2131 §4.3.1 asks for it, and without it two machines would share an address after a crash.
-        if !rows.is_empty() {
-            self.store.write(&rows)?;
-        }
+        let saved = self.save();
         for (request, decision) in decisions {
+            // RFC 2131 §4.3.1 asks for it, and without it two machines would share an address after a crash.
+            if decision.change.is_some() && !saved {
+                continue;
+            }
             if let Some(answer) = &decision.answer
                 && let Err(error) = self.wire.send(answer)
             {
@@ -113,6 +122,30 @@ impl Dhcp {
             report(request, &decision, &self.policy, observer);
         }
         Ok(())
+    }
+
+    /// Whether everything is on disk. What can't be written now is written with the next change: clients ask again.
+    fn save(&mut self) -> bool {
+        let Unsaved { rows, since } = &mut self.unsaved;
+        if rows.is_empty() {
+            return true;
+        }
+        match self.store.write(rows) {
+            Ok(()) => {
+                rows.clear();
+                if let Some(since) = since.take() {
+                    info!("leases can be stored again, after {} s", since.elapsed().as_secs());
+                }
+                true
+            }
+            Err(error) => {
+                if since.is_none() {
+                    error!("no client is given an address until leases can be stored: {error:#}");
+                    *since = Some(Instant::now());
+                }
+                false
+            }
+        }
     }
 }
 

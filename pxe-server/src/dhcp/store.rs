@@ -1,13 +1,15 @@
 //! The leases on disk. A crash at any moment loses none that a client was told of.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use drophammer_control::StateFile;
 use drophammer_protocol::id::Mac;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
-use super::leases::{Entry, Holder, Row};
+use super::leases::{Entry, Holder};
 
 /// Address → holder and end. A holder of zeros is nobody: the address was declined.
 const LEASES: TableDefinition<'_, u32, ([u8; 6], u64)> = TableDefinition::new("leases");
@@ -15,22 +17,21 @@ const NOBODY: [u8; 6] = [0; 6];
 
 #[derive(Debug)]
 pub struct Store {
-    db: Database,
+    file: StateFile,
 }
 
 impl Store {
     /// Opens the file, or makes it, and returns what it holds.
     pub fn open(path: &Path) -> Result<(Self, Vec<(Ipv4Addr, Entry)>)> {
-        let what = || format!("opening the leases in {} (one server at a time can have them)", path.display());
-        let db = Database::create(path).with_context(what)?;
-        let rows = read(&db).with_context(what)?;
-        Ok((Self { db }, rows))
+        let file = StateFile::open(path)?;
+        let rows = file.with(read).with_context(|| format!("reading the leases in {}", path.display()))?;
+        Ok((Self { file }, rows))
     }
 
     /// When this returns, all of `rows` are on the disk, or none and there's an error.
-    pub fn write(&self, rows: &[Row]) -> Result<()> {
-        let store = || -> Result<(), redb::Error> {
-            let change = self.db.begin_write()?;
+    pub fn write(&self, rows: &BTreeMap<Ipv4Addr, Option<Entry>>) -> Result<()> {
+        let store = |db: &Database| {
+            let change = db.begin_write()?;
             {
                 let mut table = change.open_table(LEASES)?;
                 for (address, entry) in rows {
@@ -45,7 +46,7 @@ impl Store {
             change.commit()?;
             Ok(())
         };
-        store().context("storing leases")
+        self.file.with(store).with_context(|| format!("storing leases in {}", self.file.path().display()))
     }
 }
 
@@ -66,6 +67,7 @@ fn read(db: &Database) -> Result<Vec<(Ipv4Addr, Entry)>, redb::Error> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::leases::Row;
     use super::super::leases::tests::{ip, mac};
     use super::*;
 
@@ -77,8 +79,9 @@ mod tests {
         let declined = Entry { holder: Holder::Declined, until: 600 };
         let (store, rows) = Store::open(&path).expect("a new file");
         assert_eq!(rows, []);
-        store.write(&[(ip(10), Some(bound)), (ip(11), Some(bound)), (ip(12), Some(declined))]).expect("written");
-        store.write(&[(ip(10), None)]).expect("written");
+        let write = |rows: &[Row]| store.write(&rows.iter().copied().collect()).expect("written");
+        write(&[(ip(10), Some(bound)), (ip(11), Some(bound)), (ip(12), Some(declined))]);
+        write(&[(ip(10), None)]);
         drop(store);
         let (_store, rows) = Store::open(&path).expect("the same file");
         assert_eq!(rows, [(ip(11), bound), (ip(12), declined)]);
