@@ -61,11 +61,12 @@ fn a_token_enrols_its_own_machine_once() {
     let rig = common::rig(1);
     let ticket = ticket(&rig);
     let key = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
-    let enrol = |machine: MachineId, token: &str| {
+    let enrol_with = |key: &str, machine: MachineId, token: &str| {
         let body = format!(r#"{{"machine":"{machine}","key":"{key}","macs":["{MAC}"],"agent_version":"0"}}"#);
         let bearer = format!("Authorization: Bearer {token}");
         ask(&rig, &["-H", &bearer, "--json", &body, &format!("https://{SERVER}{AGENT_ENROL}")])
     };
+    let enrol = |machine: MachineId, token: &str| enrol_with(key, machine, token);
     let own: MachineId = UUID.parse().expect("an id");
     assert_eq!(ticket.machine, own);
     let other: MachineId = "99999999-2222-3333-4444-555555555555".parse().expect("an id");
@@ -76,9 +77,13 @@ fn a_token_enrols_its_own_machine_once() {
     assert!(status == 401 || status == 403, "another machine's name: {status} {body}");
     let (status, body) = enrol(own, &ticket.token);
     assert_eq!(status, 200, "its own: {body}");
+    let body_of_first = body.clone();
     let enrolled: drophammer_protocol::api::Enrolled = serde_json::from_str(&body).expect("a credential");
-    let (status, body) = enrol(own, &ticket.token);
-    assert_eq!(status, 401, "a second time: {body}");
+    let theirs = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c";
+    let (status, body) = enrol_with(theirs, own, &ticket.token);
+    assert_eq!(status, 401, "a second time, by somebody else: {body}");
+    let (status, again) = enrol(own, &ticket.token);
+    assert_eq!((status, again), (200, body_of_first), "by the same agent, whose answer was lost");
 
     // An agent's credential opens the agent's doors and no operator's.
     let bearer = format!("Authorization: Bearer {}", enrolled.credential);

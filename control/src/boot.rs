@@ -9,7 +9,7 @@ use drophammer_protocol::machine::State;
 use drophammer_protocol::ticket::BootTicket;
 use uuid::Uuid;
 
-use crate::lifecycle::{self, NetBoot};
+use crate::lifecycle::{self, Input, NetBoot};
 use crate::records::{self, Boot, Record, boot_key};
 use crate::secret::{Purpose, Token};
 use crate::store::Txn;
@@ -51,7 +51,10 @@ impl Control {
             record.learn_mac(mac);
             record.last_seen_ms = now;
             let decision = match lifecycle::net_boot(record.state) {
-                NetBoot::LocalDisk => BootDecision::LocalDisk,
+                NetBoot::LocalDisk => {
+                    self.advance(txn, &mut record, Input::OwnDisk, now)?;
+                    BootDecision::LocalDisk
+                }
                 NetBoot::Agent => {
                     let boot = BootId(Uuid::new_v4());
                     let token = self.inner.key.derive(Purpose::Boot, boot.0);

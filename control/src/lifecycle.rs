@@ -48,6 +48,8 @@ pub enum Input {
     InstallOrdered,
     Installed,
     InstallFailed(String),
+    /// Firmware asked for a boot and was sent to the machine's own disk.
+    OwnDisk,
     PhonedHome,
     Release,
     Reprovision,
@@ -151,8 +153,13 @@ pub fn next(state: State, facts: Facts, input: Input) -> Result<Transition, Refu
             State::Installing => Ok(install_failed(facts, &why)),
             _ => Err(refused(state, NO_INSTALL)),
         },
+        Input::OwnDisk => match state {
+            State::Booting => Ok(booted_in_vain(facts)),
+            State::Running => Ok(Transition { reason: Reason::Keep, ..to(State::Running, facts) }),
+            _ => Err(refused(state, "it isn't sent to its own disk")),
+        },
         Input::PhonedHome => match state {
-            State::Booting => Ok(to(State::Running, facts)),
+            State::Booting => Ok(Transition { failures: 0, ..to(State::Running, facts) }),
             _ => Err(refused(state, "no installed system is expected to call")),
         },
         Input::Release => release(state, facts, AllocationChange::Drop),
@@ -231,6 +238,16 @@ fn install_failed(facts: Facts, why: &str) -> Transition {
     }
 }
 
+/// Said and no more: the system may well run and only its call be lost, and it's the tenant's already.
+fn booted_in_vain(facts: Facts) -> Transition {
+    let failures = facts.failures.saturating_add(1);
+    let times = if failures == 1 { "once".to_owned() } else { format!("{failures} times") };
+    let why = format!(
+        "the installed system hasn't phoned home, and the firmware has been here {times} since; look at its console"
+    );
+    Transition { failures, reason: Reason::Say(why), ..to(State::Booting, facts) }
+}
+
 fn release(state: State, facts: Facts, allocation: AllocationChange) -> Result<Transition, Refused> {
     let order = match state {
         State::Discovered => {
@@ -286,13 +303,14 @@ mod tests {
         InstallOrdered,
         Installed,
         InstallFailed,
+        OwnDisk,
         PhonedHome,
         Release,
         Reprovision,
     }
 
     impl Kind {
-        const ALL: [Self; 12] = [
+        const ALL: [Self; 13] = [
             Self::Enrol,
             Self::Inventory,
             Self::BadInventory,
@@ -302,6 +320,7 @@ mod tests {
             Self::InstallOrdered,
             Self::Installed,
             Self::InstallFailed,
+            Self::OwnDisk,
             Self::PhonedHome,
             Self::Release,
             Self::Reprovision,
@@ -319,6 +338,7 @@ mod tests {
                 Input::InstallOrdered => Self::InstallOrdered,
                 Input::Installed => Self::Installed,
                 Input::InstallFailed(_) => Self::InstallFailed,
+                Input::OwnDisk => Self::OwnDisk,
                 Input::PhonedHome => Self::PhonedHome,
                 Input::Release => Self::Release,
                 Input::Reprovision => Self::Reprovision,
@@ -336,6 +356,7 @@ mod tests {
                 Self::InstallOrdered => Input::InstallOrdered,
                 Self::Installed => Input::Installed,
                 Self::InstallFailed => Input::InstallFailed("bad chunk".into()),
+                Self::OwnDisk => Input::OwnDisk,
                 Self::PhonedHome => Input::PhonedHome,
                 Self::Release => Input::Release,
                 Self::Reprovision => Input::Reprovision,
@@ -367,40 +388,40 @@ mod tests {
             assert_eq!(format!("{:?}", Kind::of(&kind.input())), format!("{kind:?}"));
         }
         // columns: enrol, inventory, no disks, erased, not erased, allocate, install ordered, installed, install failed,
-        // phoned home, release, reprovision
+        // own disk, phoned home, release, reprovision
         let plain = "\
-discovered  enro -    -    -    -    -    -    -    -    -    -    -
-enrolled    enro eras quar -    -    -    -    -    -    -    rele -
-erasing     enro eras quar wait quar -    -    -    -    -    rele -
-waiting     enro -    -    -    -    allo -    -    -    -    rele -
-allocated   enro -    -    -    -    -    -    -    -    -    rele -
-installing  enro -    -    -    -    -    -    boot allo -    rele -
-booting     -    -    -    -    -    -    -    -    -    runn rele -
-running     -    -    -    -    -    -    -    -    -    -    rele -
-releasing   enro -    -    -    -    -    -    -    -    -    rele -
-quarantined quar quar quar -    -    -    -    -    -    -    rele -";
+discovered  enro -    -    -    -    -    -    -    -    -    -    -    -
+enrolled    enro eras quar -    -    -    -    -    -    -    -    rele -
+erasing     enro eras quar wait quar -    -    -    -    -    -    rele -
+waiting     enro -    -    -    -    allo -    -    -    -    -    rele -
+allocated   enro -    -    -    -    -    -    -    -    -    -    rele -
+installing  enro -    -    -    -    -    -    boot allo -    -    rele -
+booting     -    -    -    -    -    -    -    -    -    boot runn rele -
+running     -    -    -    -    -    -    -    -    -    runn -    rele -
+releasing   enro -    -    -    -    -    -    -    -    -    -    rele -
+quarantined quar quar quar -    -    -    -    -    -    -    -    rele -";
         let allocated = "\
-discovered  enro -    -    -    -    -    -    -    -    -    -    -
-enrolled    enro eras quar -    -    -    -    -    -    -    rele rele
-erasing     enro eras quar allo quar -    -    -    -    -    rele rele
-waiting     enro -    -    -    -    allo -    -    -    -    rele rele
-allocated   enro -    -    -    -    -    inst -    -    -    rele rele
-installing  enro -    -    -    -    -    -    boot allo -    rele rele
-booting     -    -    -    -    -    -    -    -    -    runn rele rele
-running     -    -    -    -    -    -    -    -    -    -    rele rele
-releasing   enro -    -    -    -    -    -    -    -    -    rele rele
-quarantined quar quar quar -    -    -    -    -    -    -    rele rele";
+discovered  enro -    -    -    -    -    -    -    -    -    -    -    -
+enrolled    enro eras quar -    -    -    -    -    -    -    -    rele rele
+erasing     enro eras quar allo quar -    -    -    -    -    -    rele rele
+waiting     enro -    -    -    -    allo -    -    -    -    -    rele rele
+allocated   enro -    -    -    -    -    inst -    -    -    -    rele rele
+installing  enro -    -    -    -    -    -    boot allo -    -    rele rele
+booting     -    -    -    -    -    -    -    -    -    boot runn rele rele
+running     -    -    -    -    -    -    -    -    -    runn -    rele rele
+releasing   enro -    -    -    -    -    -    -    -    -    -    rele rele
+quarantined quar quar quar -    -    -    -    -    -    -    -    rele rele";
         let last_chance = "\
-discovered  enro -    -    -    -    -    -    -    -    -    -    -
-enrolled    quar eras quar -    -    -    -    -    -    -    rele rele
-erasing     quar eras quar allo quar -    -    -    -    -    rele rele
-waiting     enro -    -    -    -    allo -    -    -    -    rele rele
-allocated   quar -    -    -    -    -    inst -    -    -    rele rele
-installing  quar -    -    -    -    -    -    boot quar -    rele rele
-booting     -    -    -    -    -    -    -    -    -    runn rele rele
-running     -    -    -    -    -    -    -    -    -    -    rele rele
-releasing   enro -    -    -    -    -    -    -    -    -    rele rele
-quarantined quar quar quar -    -    -    -    -    -    -    rele rele";
+discovered  enro -    -    -    -    -    -    -    -    -    -    -    -
+enrolled    quar eras quar -    -    -    -    -    -    -    -    rele rele
+erasing     quar eras quar allo quar -    -    -    -    -    -    rele rele
+waiting     enro -    -    -    -    allo -    -    -    -    -    rele rele
+allocated   quar -    -    -    -    -    inst -    -    -    -    rele rele
+installing  quar -    -    -    -    -    -    boot quar -    -    rele rele
+booting     -    -    -    -    -    -    -    -    -    boot runn rele rele
+running     -    -    -    -    -    -    -    -    -    runn -    rele rele
+releasing   enro -    -    -    -    -    -    -    -    -    -    rele rele
+quarantined quar quar quar -    -    -    -    -    -    -    -    rele rele";
         for (name, facts, want) in [
             ("without an allocation", PLAIN, plain),
             ("with one", ALLOCATED, allocated),
@@ -478,6 +499,20 @@ quarantined quar quar quar -    -    -    -    -    -    -    rele rele";
                 say("3 boots in a row ended without an install; the last one: bad chunk"),
             ),
             ("installed: past it", S::Installing, once, Kind::Installed, O::Drop, A::Keep, 0, Reason::Clear),
+            (
+                "a boot from disk in vain",
+                S::Booting,
+                once,
+                Kind::OwnDisk,
+                O::Keep,
+                A::Keep,
+                2,
+                say(
+                    "the installed system hasn't phoned home, and the firmware has been here 2 times since; look at its console",
+                ),
+            ),
+            ("one that isn't", S::Running, ALLOCATED, Kind::OwnDisk, O::Keep, A::Keep, 0, Reason::Keep),
+            ("heard of at last", S::Booting, once, Kind::PhonedHome, O::Keep, A::Keep, 0, Reason::Clear),
             ("released from a tenant", S::Running, ALLOCATED, Kind::Release, O::Drop, A::Drop, 0, Reason::Clear),
             ("released while its agent runs", S::Waiting, PLAIN, Kind::Release, back(), A::Drop, 0, Reason::Clear),
             ("reprovisioned", S::Running, ALLOCATED, Kind::Reprovision, O::Drop, A::Keep, 0, Reason::Clear),

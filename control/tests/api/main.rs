@@ -322,8 +322,16 @@ fn a_machine_with_a_tenant_takes_no_agent() {
     assert_eq!(agent.order(&rig, 0).expect_err("its work is done").status, 410);
     assert_eq!(agent.inventory(&rig).expect_err("its work is done").status, 410);
     assert_eq!(agent.events(&rig, Events { uptime_ms: 1, events: vec![event(1, "kexec")] }), Ok(1), "last words");
+    let reason = || rig.operator().machine(&machine(1).to_string()).expect("is there").reason;
+    assert_eq!((rig.net_boot(1), rig.net_boot(1)), (BootDecision::LocalDisk, BootDecision::LocalDisk));
+    assert!(
+        reason().is_some_and(|why| why.contains("hasn't phoned home") && why.contains("2 times")),
+        "{:?}",
+        reason()
+    );
     phone_home(&rig, 1, &install.phone_home.token).expect("is heard");
     assert_eq!((rig.state(1), rig.net_boot(1)), (State::Running, BootDecision::LocalDisk));
+    assert_eq!(reason(), None);
     let refused = rig.allocate(1).expect_err("taken").to_string();
     assert_eq!(refused, "the machine is running: it is taken already; release it first");
     let other = format!("{}.{}", Uuid::nil().simple(), "0".repeat(64));
