@@ -4,9 +4,10 @@
 //! an instruction. So a guest is run, once per boot of the host, and it has to say something.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,7 @@ pub struct Finding {
 
 /// `DROPHAMMER_ACCEL=kvm|tcg` decides; otherwise what a probe found, remembered in `cache` until the host reboots.
 pub fn choose(cache: &Path) -> Result<Finding> {
-    static FOUND: OnceLock<Finding> = OnceLock::new();
+    static FOUND: Mutex<Option<Finding>> = Mutex::new(None);
     let wish = std::env::var("DROPHAMMER_ACCEL").ok();
     let host_boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
     let asked = |accel| Finding { accel, because: "DROPHAMMER_ACCEL says so".into(), host_boot: host_boot.clone() };
@@ -61,7 +62,9 @@ pub fn choose(cache: &Path) -> Result<Finding> {
         Some(other) => bail!("DROPHAMMER_ACCEL is {other:?}; it can be kvm or tcg"),
         None => {}
     }
-    if let Some(found) = FOUND.get() {
+    // Held while probing: labs that start together wait for one probe.
+    let mut known = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(found) = &*known {
         return Ok(found.clone());
     }
     let file = cache.join("accel.json");
@@ -73,15 +76,18 @@ pub fn choose(cache: &Path) -> Result<Finding> {
             let found = Finding { accel, because, host_boot };
             fs::create_dir_all(cache).with_context(|| format!("creating {}", cache.display()))?;
             let text = serde_json::to_vec(&found).context("writing the finding as JSON")?;
-            // Another lab may be reading: it sees the old file or the whole new one.
-            let new = cache.join(format!("accel.json.{}", std::process::id()));
-            fs::write(&new, text)
-                .and_then(|()| fs::rename(&new, &file))
-                .with_context(|| format!("remembering in {} whether KVM works", file.display()))?;
+            // Another process may be reading: it sees the old file or the whole new one.
+            let remember = || -> std::io::Result<()> {
+                let mut new = tempfile::NamedTempFile::new_in(cache)?;
+                new.write_all(&text)?;
+                new.persist(&file)?;
+                Ok(())
+            };
+            remember().with_context(|| format!("remembering in {} whether KVM works", file.display()))?;
             found
         }
     };
-    Ok(FOUND.get_or_init(|| found).clone())
+    Ok(known.insert(found).clone())
 }
 
 /// Long enough for a slow host, short enough to be waited for once.
