@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use common::{Rig, allocation, is_bootable, kit};
 use drophammer_images::PackOptions;
-use drophammer_lab::qemu::Firmware;
+use drophammer_lab::nbd::POISON;
+use drophammer_lab::qemu::{DiskKind, Firmware, MachineSpec};
 use drophammer_protocol::event::Phase;
 use drophammer_protocol::machine::State;
 use drophammer_protocol::manifest::Manifest;
@@ -121,6 +122,22 @@ fn a_cut_in_the_middle_leaves_nothing_to_boot() {
     machine.power_on().expect("on again");
     rig.wait_state(&machine, State::Running);
     assert!(is_bootable(&machine));
+}
+
+/// A file's content is written in the background; that it failed is heard by whoever asks, and by nobody else.
+#[test]
+fn a_drive_that_loses_a_write_never_boots() {
+    let rig = Rig::start(1, 1, &kit().images_dir);
+    let mut spec = MachineSpec::numbered(1, Firmware::Bios);
+    spec.disks[0].kind = DiskKind::Choosy;
+    let machine = rig.lab.add_machine(spec).expect("a machine");
+    machine.power_on().expect("switched on");
+    rig.wait_state(&machine, State::Waiting);
+    rig.client.allocate("m1", &allocation("tiny", POISON)).expect("allocated");
+    let quarantined = rig.wait_state(&machine, State::Quarantined);
+    let reason = quarantined.reason.expect("a reason");
+    assert!(reason.contains("the drive"), "{reason}");
+    assert!(!is_bootable(&machine));
 }
 
 #[test]

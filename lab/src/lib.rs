@@ -19,7 +19,7 @@ pub mod demo;
 pub mod kit;
 pub mod lab;
 mod live;
-mod nbd;
+pub mod nbd;
 pub mod net;
 pub mod qemu;
 mod qmp;

@@ -1,8 +1,8 @@
-//! A drive that lies: it says that it erased, and keeps its bytes.
+//! Drives that are bad in ways that QEMU itself can't play.
 //!
-//! QEMU carries out NVMe Format by writing zeroes through its block layer; with this NBD server below, those succeed
-//! without effect, while reads and writes are real. Just enough of the protocol for QEMU's client (NBD `doc/proto.md`:
-//! fixed newstyle negotiation, simple replies).
+//! QEMU carries out NVMe Format by writing zeroes through its block layer, so an NBD server below it can be a drive that
+//! says it erased and didn't. Just enough of the protocol for QEMU's client (NBD `doc/proto.md`: fixed newstyle
+//! negotiation, simple replies).
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -12,9 +12,22 @@ use std::path::Path;
 use std::thread;
 
 use anyhow::{Context, Result};
+use nix::fcntl::{FallocateFlags, fallocate};
+
+/// What is wrong with a drive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vice {
+    /// Zeroing succeeds without effect.
+    KeepsData,
+    /// Writes that contain [`POISON`] fail.
+    Choosy,
+}
+
+/// Valid as a hostname, so that it's easily brought into a file of an installed system.
+pub const POISON: &str = "this-write-fails";
 
 /// Serves the image at `socket` until the process ends.
-pub(crate) fn serve_keeping_data(image: &Path, socket: &Path) -> Result<()> {
+pub(crate) fn serve(image: &Path, socket: &Path, vice: Vice) -> Result<()> {
     let file = File::options()
         .read(true)
         .write(true)
@@ -26,7 +39,7 @@ pub(crate) fn serve_keeping_data(image: &Path, socket: &Path) -> Result<()> {
         for stream in listener.incoming() {
             let (Ok(stream), Ok(file)) = (stream, file.try_clone()) else { return };
             // The client is QEMU; when it hangs up in mid-word it was killed, which is what power cuts are.
-            thread::spawn(move || serve(&stream, &file, size).ok());
+            thread::spawn(move || talk(&stream, &file, size, vice).ok());
         }
     });
     Ok(())
@@ -67,11 +80,11 @@ const EINVAL: u32 = 22;
 const MAX_REQUEST: u32 = 32 << 20;
 const MAX_OPTION: u32 = 64 << 10;
 
-fn serve(stream: &UnixStream, file: &File, size: u64) -> io::Result<()> {
+fn talk(stream: &UnixStream, file: &File, size: u64, vice: Vice) -> io::Result<()> {
     let mut from = BufReader::new(stream);
     let mut to = BufWriter::new(stream);
     if negotiate(&mut from, &mut to, size)? {
-        transmit(&mut from, &mut to, file, size)?;
+        transmit(&mut from, &mut to, file, size, vice)?;
     }
     Ok(())
 }
@@ -127,7 +140,7 @@ fn negotiate(from: &mut impl Read, to: &mut impl Write, size: u64) -> io::Result
     }
 }
 
-fn transmit(from: &mut impl Read, to: &mut impl Write, file: &File, size: u64) -> io::Result<()> {
+fn transmit(from: &mut impl Read, to: &mut impl Write, file: &File, size: u64, vice: Vice) -> io::Result<()> {
     let mut buffer = Vec::new();
     loop {
         if u32_of(from)? != REQUEST_MAGIC {
@@ -145,13 +158,20 @@ fn transmit(from: &mut impl Read, to: &mut impl Write, file: &File, size: u64) -
             CMD_WRITE if length <= MAX_REQUEST => {
                 buffer.resize(length as usize, 0);
                 from.read_exact(&mut buffer)?;
-                let done = if inside { status(file.write_all_at(&buffer, offset)) } else { EINVAL };
+                let refused = vice == Vice::Choosy && buffer.windows(POISON.len()).any(|w| w == POISON.as_bytes());
+                let done = match inside {
+                    false => EINVAL,
+                    true if refused => EIO,
+                    true => status(file.write_all_at(&buffer, offset)),
+                };
                 buffer.clear();
                 done
             }
             CMD_WRITE => return Err(io::Error::other("an NBD request that is too long")),
-            // The lie.
-            CMD_TRIM | CMD_WRITE_ZEROES if inside => 0,
+            CMD_TRIM | CMD_WRITE_ZEROES if inside => match vice {
+                Vice::KeepsData => 0,
+                Vice::Choosy => status(zero(file, offset, length)),
+            },
             CMD_FLUSH => 0,
             CMD_DISC => return Ok(()),
             _ => EINVAL,
@@ -164,6 +184,11 @@ fn transmit(from: &mut impl Read, to: &mut impl Write, file: &File, size: u64) -
         }
         to.flush()?;
     }
+}
+
+fn zero(file: &File, offset: u64, length: u32) -> io::Result<()> {
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    Ok(fallocate(file, hole, i64::try_from(offset).map_err(io::Error::other)?, length.into())?)
 }
 
 fn status(done: io::Result<()>) -> u32 {
@@ -191,6 +216,7 @@ fn u64_of(from: &mut impl Read) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Vice::{Choosy, KeepsData};
 
     fn request(command: u16, offset: u64, length: u32, data: &[u8]) -> Vec<u8> {
         [
@@ -210,20 +236,29 @@ mod tests {
     }
 
     #[test]
-    fn zeroing_succeeds_and_changes_nothing() {
+    fn a_drive_is_bad_in_one_way_only() {
         let file = tempfile::tempfile().expect("a file");
         file.set_len(4096).expect("a size");
-        for (name, request, want) in [
-            ("write", request(CMD_WRITE, 512, 4, b"data"), reply(0, b"")),
-            ("zeroes", request(CMD_WRITE_ZEROES, 0, 4096, b""), reply(0, b"")),
-            ("trim", request(CMD_TRIM, 0, 4096, b""), reply(0, b"")),
-            ("read", request(CMD_READ, 512, 6, b""), reply(0, b"data\0\0")),
-            ("past the end", request(CMD_READ, 4090, 7, b""), reply(EINVAL, b"")),
-            ("offset overflows", request(CMD_READ, u64::MAX, 7, b""), reply(EINVAL, b"")),
-            ("unknown", request(99, 0, 0, b""), reply(EINVAL, b"")),
+        let poisoned = format!("..{POISON}..");
+        let (poisoned, length) = (poisoned.as_bytes(), u32::try_from(poisoned.len()).expect("small"));
+        for (name, vice, request, want) in [
+            ("write", KeepsData, request(CMD_WRITE, 512, 4, b"data"), reply(0, b"")),
+            ("zeroes", KeepsData, request(CMD_WRITE_ZEROES, 0, 4096, b""), reply(0, b"")),
+            ("trim", KeepsData, request(CMD_TRIM, 0, 4096, b""), reply(0, b"")),
+            ("still there", KeepsData, request(CMD_READ, 512, 6, b""), reply(0, b"data\0\0")),
+            ("past the end", KeepsData, request(CMD_READ, 4090, 7, b""), reply(EINVAL, b"")),
+            ("offset overflows", KeepsData, request(CMD_READ, u64::MAX, 7, b""), reply(EINVAL, b"")),
+            ("unknown", KeepsData, request(99, 0, 0, b""), reply(EINVAL, b"")),
+            ("poison to whom it's none", KeepsData, request(CMD_WRITE, 512, length, poisoned), reply(0, b"")),
+            ("zeroes that count", Choosy, request(CMD_WRITE_ZEROES, 0, 4096, b""), reply(0, b"")),
+            ("gone", Choosy, request(CMD_READ, 514, 4, b""), reply(0, b"\0\0\0\0")),
+            ("poison", Choosy, request(CMD_WRITE, 512, length, poisoned), reply(EIO, b"")),
+            ("not written", Choosy, request(CMD_READ, 514, 4, b""), reply(0, b"\0\0\0\0")),
+            ("anything else", Choosy, request(CMD_WRITE, 512, 4, b"data"), reply(0, b"")),
+            ("written", Choosy, request(CMD_READ, 512, 4, b""), reply(0, b"data")),
         ] {
             let mut got = Vec::new();
-            let end = transmit(&mut request.as_slice(), &mut got, &file, 4096).expect_err("the input ends");
+            let end = transmit(&mut request.as_slice(), &mut got, &file, 4096, vice).expect_err("the input ends");
             assert_eq!((got, end.kind()), (want, io::ErrorKind::UnexpectedEof), "{name}");
         }
     }

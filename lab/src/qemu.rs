@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::accel::Accel;
+use crate::nbd::Vice;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineSpec {
@@ -77,6 +78,19 @@ pub enum DiskKind {
     KeepsData,
     /// Reads work, all writes fail: a worn-out SSD.
     ReadOnly,
+    /// Writes that contain [`POISON`](crate::nbd::POISON) fail; everything else works.
+    Choosy,
+}
+
+impl DiskKind {
+    /// What is wrong with it, if an NBD server plays it.
+    pub(crate) fn vice(self) -> Option<Vice> {
+        match self {
+            Self::KeepsData => Some(Vice::KeepsData),
+            Self::Choosy => Some(Vice::Choosy),
+            Self::Plain | Self::FailsErase | Self::ReadOnly => None,
+        }
+    }
 }
 
 /// What the next power-on starts from.
@@ -184,7 +198,7 @@ fn blockdev(n: usize, kind: DiskKind) -> Value {
         // QEMU's nvme device carries out Format NVM with writes of zeroes.
         DiskKind::FailsErase => broken(&["write-zeroes"]),
         DiskKind::ReadOnly => broken(&["write", "write-zeroes", "discard"]),
-        DiskKind::KeepsData => json!({ "driver": "nbd", "node-name": name, "discard": "unmap",
+        DiskKind::KeepsData | DiskKind::Choosy => json!({ "driver": "nbd", "node-name": name, "discard": "unmap",
             "server": { "type": "unix", "path": nbd_socket(n) } }),
     }
 }
@@ -224,6 +238,7 @@ mod tests {
             (DiskKind::FailsErase, "blkdebug", vec!["write-zeroes"]),
             (DiskKind::ReadOnly, "blkdebug", vec!["write", "write-zeroes", "discard"]),
             (DiskKind::KeepsData, "nbd", vec![]),
+            (DiskKind::Choosy, "nbd", vec![]),
         ] {
             let node = blockdev(3, kind);
             assert_eq!(node["driver"], driver, "{kind:?}");

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::accel::Accel;
 use crate::net::{self, Loss, Namespace, Process};
-use crate::qemu::{self, BootFrom, DiskKind, Firmware, MachineSpec};
+use crate::qemu::{self, BootFrom, Firmware, MachineSpec};
 use crate::qmp::Qmp;
 use crate::{QEMU, console, nbd};
 
@@ -54,8 +54,8 @@ impl Machine {
             File::create(&path)
                 .and_then(|file| file.set_len(disk.size))
                 .with_context(|| format!("creating the drive {}", path.display()))?;
-            if disk.kind == DiskKind::KeepsData {
-                nbd::serve_keeping_data(&path, &dir.join(qemu::nbd_socket(n)))?;
+            if let Some(vice) = disk.kind.vice() {
+                nbd::serve(&path, &dir.join(qemu::nbd_socket(n)), vice)?;
             }
         }
         if spec.firmware == Firmware::Uefi {
@@ -285,6 +285,7 @@ const TYPE_LIMIT: Duration = Duration::from_secs(30);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::qemu::{DiskKind, DiskSpec};
 
     /// Says a word on the serial port, then halts: `mov dx, 0x3f8; (mov al, c; out dx, al)…; hlt; jmp`.
     fn boot_sector(word: &str) -> Vec<u8> {
@@ -305,7 +306,7 @@ mod tests {
         let accel = crate::accel::choose(dir.path()).expect("a finding").accel;
         let mut spec = MachineSpec::numbered(1, Firmware::Bios);
         // A second drive that lies goes through the NBD server.
-        spec.disks.push(crate::qemu::DiskSpec { serial: "liar".into(), size: 1 << 20, kind: DiskKind::KeepsData });
+        spec.disks.push(DiskSpec { serial: "liar".into(), size: 1 << 20, kind: DiskKind::KeepsData });
         let machine = Machine::create(spec, &dir.path().join("m1"), "tap1".into(), &namespace, accel).expect("created");
         assert!(!machine.is_on());
         machine.write_disk("m1-nvme0", 0, &boot_sector("FROM-DISK")).expect("written");

@@ -209,6 +209,9 @@ fn build(
     };
     let tables = gpt::tables(layout, &boot_code, active)?;
 
+    root.flush().with_context(|| {
+        format!("the drive {} didn't take everything that was written to it: replace it", order.disk.serial)
+    })?;
     let kernel = bootloader::verified(&root, &manifest.boot.kernel)?;
     let initrd = manifest.boot.initrd.as_ref().map(|file| bootloader::verified(&root, file)).transpose()?;
     let start = kexec::load(&kernel, initrd.as_ref(), &plan.command_line);

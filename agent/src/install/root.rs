@@ -48,6 +48,13 @@ impl Root {
         Ok(Self { dir })
     }
 
+    /// Returns when everything that was written into this file system since [`Root::open`] is with the drive. The kernel
+    /// writes files in the background, and this is the only one that it tells of a write that failed there: unmounting
+    /// succeeds all the same.
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        Ok(nix::unistd::syncfs(&self.dir)?)
+    }
+
     /// The directory at `path`, through whatever links lead to it.
     pub(crate) fn directory(&self, path: &Path) -> io::Result<OwnedFd> {
         self.resolve(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY)

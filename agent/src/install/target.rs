@@ -97,7 +97,11 @@ impl Target {
 
     /// Every handle into the file system must be closed by now.
     pub(crate) fn unmount_root(&self) -> anyhow::Result<()> {
-        nix::mount::umount2(MOUNT_POINT, MntFlags::empty()).with_context(|| format!("unmounting {MOUNT_POINT}"))
+        let node = self.node(&self.layout.root)?;
+        let device = File::open(&node).with_context(|| format!("opening {}", node.display()))?;
+        nix::mount::umount2(MOUNT_POINT, MntFlags::empty()).with_context(|| format!("unmounting {MOUNT_POINT}"))?;
+        // Unmounting writes, and doesn't say whether that went well.
+        device.sync_all().with_context(|| format!("flushing {}", node.display()))
     }
 
     /// Makes the disk bootable: `pieces` in their order, each durable before the next, then read back from the medium.
