@@ -88,7 +88,7 @@ fn is_there(proof: Proof) -> bool {
 }
 
 /// Where programs are looked for: some of Debian's are outside the path of ordinary users.
-fn programs() -> impl Iterator<Item = PathBuf> {
+pub(crate) fn programs() -> impl Iterator<Item = PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let named: Vec<_> = std::env::split_paths(&path).collect();
     named.into_iter().chain(["/usr/sbin", "/sbin"].map(PathBuf::from))

@@ -1,5 +1,6 @@
 //! `cargo verify`: everything that has to hold before a change goes in. Set-up first, then the quick checks, then tests.
 
+use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -72,9 +73,11 @@ fn run(work: &Work, repository: &Path) -> Result<()> {
 
 fn cargo(repository: &Path, arguments: &[String]) -> Result<()> {
     let line = format!("cargo {}", arguments.join(" "));
+    let path = env::join_paths(setup::programs()).context("putting together where programs are looked for")?;
     let status = Command::new("cargo")
         .args(arguments)
         .current_dir(repository)
+        .env("PATH", path)
         .status()
         .with_context(|| format!("starting {line}"))?;
     ensure!(status.success(), "{line}: {status}");
