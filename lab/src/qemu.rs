@@ -136,7 +136,8 @@ pub fn arguments(spec: &MachineSpec, tap: &str, accel: Accel, from: BootFrom, ov
     arg("-accel", accel.argument().into());
     arg("-cpu", "max".into());
     // Room for a second processor, which never comes: where there can be only one, the emulator leaves out the guest's
-    // memory barriers, although its own devices run beside it. An NVMe doorbell then gets lost, once in many boots.
+    // memory barriers, although its own devices run beside it. That is the likely cause of an NVMe drive that stopped
+    // answering, seen once in some hundred boots.
     arg("-smp", "1,maxcpus=2".into());
     arg("-m", spec.memory_mb.to_string());
     arg("-display", "none".into());
