@@ -171,10 +171,10 @@ impl Record {
             max_failures,
         };
         let to = lifecycle::next(self.state, facts, input)?;
+        let before = self.clone();
         self.state = to.state;
         self.failures = to.failures;
         self.counted = to.counted;
-        self.changed_ms = now;
         match to.reason {
             Reason::Keep => {}
             Reason::Clear => self.reason = None,
@@ -198,6 +198,10 @@ impl Record {
         if !matches!(self.state, State::Installing | State::Booting | State::Running) {
             self.phone_home = None;
             self.ssh_host_keys.clear();
+        }
+        // Some inputs change nothing: a running machine's boot from its own disk.
+        if *self != before {
+            self.changed_ms = now;
         }
         Ok(())
     }

@@ -330,8 +330,10 @@ fn a_machine_with_a_tenant_takes_no_agent() {
         reason()
     );
     phone_home(&rig, 1, &install.phone_home.token).expect("is heard");
+    let changed = || rig.operator().machine(&machine(1).to_string()).expect("is there").changed_ms;
+    let since = changed();
     assert_eq!((rig.state(1), rig.net_boot(1)), (State::Running, BootDecision::LocalDisk));
-    assert_eq!(reason(), None);
+    assert_eq!((reason(), changed()), (None, since), "its tenant's boots are no news");
     let refused = rig.allocate(1).expect_err("taken").to_string();
     assert_eq!(refused, "the machine is running: it is taken already; release it first");
     let other = format!("{}.{}", Uuid::nil().simple(), "0".repeat(64));
