@@ -29,27 +29,21 @@ enum Command {
     /// All machines and where they stand.
     List,
     /// Everything known about one machine.
-    Show {
-        /// Its id, the beginning of one, its name, serial number, MAC or hostname.
-        machine: String,
-    },
+    Show(Which),
     /// What happened on a machine, oldest first.
     Events {
-        /// Its id, the beginning of one, its name, serial number, MAC or hostname.
-        machine: String,
+        #[command(flatten)]
+        which: Which,
         /// Go on printing events as they come.
         #[arg(short, long)]
         follow: bool,
     },
     /// The erase certificates of a machine, newest last.
-    Certificates {
-        /// Its id, the beginning of one, its name, serial number, MAC or hostname.
-        machine: String,
-    },
+    Certificates(Which),
     /// Install an image on a waiting machine.
     Allocate {
-        /// Its id, the beginning of one, its name, serial number, MAC or hostname.
-        machine: String,
+        #[command(flatten)]
+        which: Which,
         /// Image to install: `name` for the newest version, or `name/version`.
         #[arg(long)]
         image: String,
@@ -64,25 +58,25 @@ enum Command {
         disk: Option<String>,
     },
     /// Take a machine back: it boots into the agent, is erased, and waits. Also lets a quarantined machine try again.
-    Release {
-        /// Its id, the beginning of one, its name, serial number, MAC or hostname.
-        machine: String,
-    },
+    Release(Which),
     /// Take a machine back, erase it, and install what it was allocated to again.
-    Reprovision {
-        /// Its id, the beginning of one, its name, serial number, MAC or hostname.
-        machine: String,
-    },
+    Reprovision(Which),
+}
+
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// Its id, the beginning of one, its name, serial number, MAC or hostname.
+    machine: String,
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let client = args.server.connect()?;
     match args.command {
         Command::List => list(&client, args.json),
-        Command::Show { machine } => show(&client.machine(&machine)?, args.json),
-        Command::Events { machine, follow } => events(&client, &machine, follow, args.json),
-        Command::Certificates { machine } => certificates(&client, &machine, args.json),
-        Command::Allocate { machine, image, hostname, ssh_keys, disk } => {
+        Command::Show(Which { machine }) => show(&client.machine(&machine)?, args.json),
+        Command::Events { which: Which { machine }, follow } => events(&client, &machine, follow, args.json),
+        Command::Certificates(Which { machine }) => certificates(&client, &machine, args.json),
+        Command::Allocate { which: Which { machine }, image, hostname, ssh_keys, disk } => {
             let hostname = match hostname {
                 Some(name) => name,
                 None => client.machine(&machine)?.name,
@@ -90,8 +84,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
             let wanted = Allocation { image, hostname, ssh_keys: read_keys(&ssh_keys)?, disk };
             changed(&client.allocate(&machine, &wanted)?, args.json)
         }
-        Command::Release { machine } => changed(&client.release(&machine)?, args.json),
-        Command::Reprovision { machine } => changed(&client.reprovision(&machine)?, args.json),
+        Command::Release(Which { machine }) => changed(&client.release(&machine)?, args.json),
+        Command::Reprovision(Which { machine }) => changed(&client.reprovision(&machine)?, args.json),
     }
 }
 

@@ -18,6 +18,7 @@
 
 use drophammer_protocol::inventory::DiskId;
 use drophammer_protocol::machine::State;
+use drophammer_protocol::words::count;
 
 use crate::erasure::{ErasureProof, Unerasable};
 
@@ -241,7 +242,7 @@ fn install_failed(facts: Facts, why: &str) -> Transition {
 /// Said and no more: the system may well run and only its call be lost, and it's the tenant's already.
 fn booted_in_vain(facts: Facts) -> Transition {
     let failures = facts.failures.saturating_add(1);
-    let times = if failures == 1 { "once".to_owned() } else { format!("{failures} times") };
+    let times = count(failures as usize, "time");
     let why = format!(
         "the installed system hasn't phoned home, and the firmware has been here {times} since; look at its console"
     );

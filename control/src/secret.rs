@@ -2,7 +2,8 @@
 //!
 //! The store keeps hashes only. What a machine must be handed again after a restart of the server (the ticket of a boot
 //! that is between its script and its initramfs, the credential of an agent that didn't hear it, the phone-home token of
-//! an install order) is derived from the server's key, a file of its own: the store alone gives nothing away, and nothing has to be kept in memory.
+//! an install order) is derived from the server's key, a file of its own: the store alone gives nothing away, and
+//! nothing has to be kept in memory.
 
 use std::fmt;
 use std::fs::{self, OpenOptions};

@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use redb::{Database, DatabaseError, StorageError};
 
 use crate::secret::sync_directory;
@@ -40,7 +40,7 @@ impl StateFile {
         self.reopen()?;
         let open = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let Some(database) = &*open else {
-            return Err(anyhow!("{} can't be used at the moment: its disk failed again", self.path.display()));
+            bail!("{} can't be used at the moment: its disk failed again", self.path.display());
         };
         let done = work(database);
         drop(open);

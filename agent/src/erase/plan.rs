@@ -242,11 +242,11 @@ mod tests {
     use Coverage::{NamedDrives, WholeMachine};
     use Method::{NvmeFormatCrypto, NvmeFormatUserData};
     use Scope::{AllNamespaces, ThisNamespace};
+    use drophammer_protocol::fixtures as plain;
     use proptest::prelude::*;
 
     use super::*;
     use crate::sys::nvme_id::fixtures;
-    use drophammer_protocol::fixtures as plain;
 
     fn id(serial: &str, size_bytes: u64) -> DiskId {
         DiskId { serial: serial.into(), size_bytes }

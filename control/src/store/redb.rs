@@ -2,8 +2,7 @@
 //! busy share the next write.
 
 use std::path::Path;
-use std::sync::mpsc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 
 use anyhow::{Context, Error, Result};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition};

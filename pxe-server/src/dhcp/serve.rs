@@ -105,7 +105,9 @@ impl Dhcp {
         let mut decisions = Vec::with_capacity(batch.len());
         for request in batch {
             let decision = decide(request, &self.policy, &self.leases, now);
-            self.unsaved.rows.extend(decision.change.map(|change| self.leases.apply(change)).unwrap_or_default());
+            if let Some(change) = decision.change {
+                self.unsaved.rows.extend(self.leases.apply(change));
+            }
             decisions.push((request, decision));
         }
         let saved = self.save();
