@@ -7,8 +7,12 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use dhcproto::v4::{DhcpOption, DhcpOptions, Flags, Message, MessageType, Opcode, OptionCode};
-use dhcproto::{Decodable, Decoder, Encodable, Encoder};
+use dhcproto::{Encodable, Encoder};
 use drophammer_protocol::id::Mac;
+
+use self::reply::{Options, Reply};
+
+mod reply;
 
 /// RFC 2131 §4.1 suggests 4 s to 64 s for a network of 1997; a switch port that has just come up is ready in one.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -130,28 +134,25 @@ impl Client {
 
     /// Whatever arrived on the client port; most of it is for others.
     pub(crate) fn on_packet(&mut self, bytes: &[u8], now: Instant) -> Option<Action> {
-        let reply = self.ours(bytes)?;
-        match (&self.state, reply.opts().msg_type()?) {
-            (State::Selecting, MessageType::Offer) => {
-                let (address, server) = (reply.yiaddr(), server_of(&reply)?);
-                // A ProxyDHCP server offers boot information and no address.
-                if address.is_unspecified() {
-                    return None;
-                }
-                self.state = State::Requesting { address, server };
+        let reply = Reply::parse(bytes).filter(|reply| reply.xid == self.xid && reply.mac == self.mac)?;
+        let (address, from) = (reply.address, reply.options.server);
+        match (&self.state, reply.kind) {
+            // A ProxyDHCP server offers boot information and no address.
+            (State::Selecting, MessageType::Offer) if !address.is_unspecified() => {
+                self.state = State::Requesting { address, server: from? };
                 self.tries = 0;
                 self.wake_at = Some(now);
                 self.poll(now)
             }
             (State::Requesting { server, .. }, MessageType::Ack) => {
-                if server_of(&reply).is_some_and(|s| s != *server) || reply.yiaddr().is_unspecified() {
+                let server = *server;
+                if from.is_some_and(|from| from != server) || address.is_unspecified() {
                     return None;
                 }
-                let lease = lease(&reply, *server);
-                Some(self.bind(lease, now))
+                Some(self.bind(lease(address, server, reply.options), now))
             }
             (State::Requesting { server, .. }, MessageType::Nak) => {
-                if server_of(&reply).is_some_and(|s| s != *server) {
+                if from.is_some_and(|from| from != *server) {
                     return None;
                 }
                 self.restart(now);
@@ -160,13 +161,9 @@ impl Client {
                 None
             }
             // Only an answer to a renewal that was sent.
-            (State::Bound { lease: old, .. }, MessageType::Ack) if self.tries > 0 => {
-                if reply.yiaddr() != old.address {
-                    return None;
-                }
-                let server = server_of(&reply).unwrap_or(old.server);
-                let lease = lease(&reply, server);
-                Some(self.bind(lease, now))
+            (State::Bound { lease: old, .. }, MessageType::Ack) if self.tries > 0 && address == old.address => {
+                let server = from.unwrap_or(old.server);
+                Some(self.bind(lease(address, server, reply.options), now))
             }
             (State::Bound { .. }, MessageType::Nak) if self.tries > 0 => {
                 self.restart(now);
@@ -174,16 +171,6 @@ impl Client {
             }
             _ => None,
         }
-    }
-
-    fn ours(&self, bytes: &[u8]) -> Option<Message> {
-        // dhcproto slices chaddr by hlen without a check (RFC 2131 §2: 16 bytes).
-        if *bytes.get(2)? > 16 {
-            return None;
-        }
-        let message = Message::decode(&mut Decoder::new(bytes)).ok()?;
-        let ours = message.opcode() == Opcode::BootReply && message.xid() == self.xid && message.chaddr() == self.mac.0;
-        ours.then_some(message)
     }
 
     fn bind(&mut self, lease: Lease, now: Instant) -> Action {
@@ -273,67 +260,24 @@ fn encode(message: &Message) -> Vec<u8> {
     bytes
 }
 
-fn server_of(message: &Message) -> Option<Ipv4Addr> {
-    match message.opts().get(OptionCode::ServerIdentifier)? {
-        DhcpOption::ServerIdentifier(server) => Some(*server),
-        _ => None,
-    }
-}
-
-fn lease(message: &Message, server: Ipv4Addr) -> Lease {
-    let options = message.opts();
-    let get = |code| options.get(code);
-    let seconds = |code| match get(code) {
-        Some(DhcpOption::AddressLeaseTime(seconds) | DhcpOption::Renewal(seconds) | DhcpOption::Rebinding(seconds)) => {
-            Some(*seconds)
-        }
-        _ => None,
-    };
-    let routes = match (get(OptionCode::ClasslessStaticRoute), get(OptionCode::Router)) {
-        // RFC 3442: with this option the routers of option 3 are ignored.
-        (Some(DhcpOption::ClasslessStaticRoute(routes)), _) => routes
-            .iter()
-            .map(|(net, gateway)| Route { destination: net.network(), mask: net.netmask(), gateway: *gateway })
-            .collect(),
-        (_, Some(DhcpOption::Router(routers))) => routers
-            .iter()
-            .take(1)
-            .map(|gateway| Route { destination: Ipv4Addr::UNSPECIFIED, mask: Ipv4Addr::UNSPECIFIED, gateway: *gateway })
-            .collect(),
-        _ => Vec::new(),
+fn lease(address: Ipv4Addr, server: Ipv4Addr, options: Options) -> Lease {
+    let default = |gateway: &Ipv4Addr| Route {
+        destination: Ipv4Addr::UNSPECIFIED,
+        mask: Ipv4Addr::UNSPECIFIED,
+        gateway: *gateway,
     };
     Lease {
-        address: message.yiaddr(),
-        mask: match get(OptionCode::SubnetMask) {
-            Some(DhcpOption::SubnetMask(mask)) => Some(*mask),
-            _ => None,
-        },
-        routes,
-        dns: match get(OptionCode::DomainNameServer) {
-            Some(DhcpOption::DomainNameServer(servers)) => servers.clone(),
-            _ => Vec::new(),
-        },
-        domain: match get(OptionCode::DomainName) {
-            Some(DhcpOption::DomainName(name)) if is_domain(name) => Some(name.clone()),
-            _ => None,
-        },
+        address,
+        mask: options.mask,
+        // RFC 3442: with option 121 the routers of option 3 are ignored.
+        routes: options.routes.unwrap_or_else(|| options.routers.first().map(default).into_iter().collect()),
+        dns: options.dns,
+        domain: options.domain,
         // RFC 2132 §5.1 allows 68; below 576 (RFC 791) it's a mistake that would cut us off.
-        mtu: match get(OptionCode::InterfaceMtu) {
-            Some(DhcpOption::InterfaceMtu(mtu)) if *mtu >= 576 => Some(*mtu),
-            _ => None,
-        },
+        mtu: options.mtu.filter(|mtu| *mtu >= 576),
         server,
-        times: times(
-            seconds(OptionCode::AddressLeaseTime),
-            seconds(OptionCode::Renewal),
-            seconds(OptionCode::Rebinding),
-        ),
+        times: times(options.lease_seconds, options.renew_seconds, options.rebind_seconds),
     }
-}
-
-/// It ends up in a configuration file of our own.
-fn is_domain(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
 }
 
 /// RFC 2131 §3.3 (all ones: for ever) and §4.4.5 (half, seven eighths).

@@ -1,3 +1,4 @@
+use dhcproto::{Decodable, Decoder};
 use proptest::prelude::*;
 
 use super::*;
@@ -10,11 +11,11 @@ const OTHER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 /// What happens at a moment of a scripted exchange.
 enum At {
     Poll,
-    Reply(Reply),
+    Answer(Answer),
 }
 
 #[derive(Clone, Copy)]
-struct Reply {
+struct Answer {
     kind: MessageType,
     address: Ipv4Addr,
     server: Ipv4Addr,
@@ -23,11 +24,11 @@ struct Reply {
     exchange: u32,
 }
 
-const OFFER: Reply = Reply { kind: MessageType::Offer, address: US, server: SERVER, mac: MAC, exchange: 0 };
-const ACK: Reply = Reply { kind: MessageType::Ack, ..OFFER };
-const NAK: Reply = Reply { kind: MessageType::Nak, address: Ipv4Addr::UNSPECIFIED, ..OFFER };
+const OFFER: Answer = Answer { kind: MessageType::Offer, address: US, server: SERVER, mac: MAC, exchange: 0 };
+const ACK: Answer = Answer { kind: MessageType::Ack, ..OFFER };
+const NAK: Answer = Answer { kind: MessageType::Nak, address: Ipv4Addr::UNSPECIFIED, ..OFFER };
 
-impl Reply {
+impl Answer {
     /// A lease of 1000 s.
     fn bytes(self) -> Vec<u8> {
         let mut message = Message::default();
@@ -60,7 +61,7 @@ fn seen(action: Option<Action>) -> String {
 
 #[test]
 fn exchanges_in_scripted_time() {
-    use At::{Poll, Reply as Got};
+    use At::{Answer as Got, Poll};
     const DISCOVER: &str = "all: Discover xid=0 ciaddr=0.0.0.0";
     const REQUEST: &str = "all: Request xid=0 ciaddr=0.0.0.0";
     let bound = || vec![(0, Poll, DISCOVER), (50, Got(OFFER), REQUEST), (60, Got(ACK), "bound 10.0.0.50")];
@@ -97,13 +98,13 @@ fn exchanges_in_scripted_time() {
             "others' packets are not ours",
             vec![
                 (0, Poll, DISCOVER),
-                (1, Got(Reply { mac: Mac([9; 6]), ..OFFER }), "-"),
-                (2, Got(Reply { exchange: 7, ..OFFER }), "-"),
+                (1, Got(Answer { mac: Mac([9; 6]), ..OFFER }), "-"),
+                (2, Got(Answer { exchange: 7, ..OFFER }), "-"),
                 (3, Got(ACK), "-"),
-                (4, Got(Reply { address: Ipv4Addr::UNSPECIFIED, ..OFFER }), "-"),
+                (4, Got(Answer { address: Ipv4Addr::UNSPECIFIED, ..OFFER }), "-"),
                 (5, Got(OFFER), REQUEST),
-                (6, Got(Reply { server: OTHER, ..ACK }), "-"),
-                (7, Got(Reply { server: OTHER, ..NAK }), "-"),
+                (6, Got(Answer { server: OTHER, ..ACK }), "-"),
+                (7, Got(Answer { server: OTHER, ..NAK }), "-"),
                 (8, Got(ACK), "bound 10.0.0.50"),
             ],
         ),
@@ -122,7 +123,7 @@ fn exchanges_in_scripted_time() {
             then(vec![
                 (500_059, Poll, "-"),
                 (500_060, Poll, "10.0.0.1: Request xid=1 ciaddr=10.0.0.50"),
-                (500_070, Got(Reply { exchange: 1, ..ACK }), "bound 10.0.0.50"),
+                (500_070, Got(Answer { exchange: 1, ..ACK }), "bound 10.0.0.50"),
                 (1_000_069, Poll, "-"),
                 (1_000_070, Poll, "10.0.0.1: Request xid=2 ciaddr=10.0.0.50"),
             ]),
@@ -147,7 +148,7 @@ fn exchanges_in_scripted_time() {
             "refused while renewing: the address is gone",
             then(vec![
                 (500_060, Poll, "10.0.0.1: Request xid=1 ciaddr=10.0.0.50"),
-                (500_070, Got(Reply { exchange: 1, ..NAK }), "lost"),
+                (500_070, Got(Answer { exchange: 1, ..NAK }), "lost"),
             ]),
         ),
     ] {
@@ -195,11 +196,13 @@ fn lease_times_make_sense_whatever_the_server_says() {
 fn what_a_lease_says() {
     let acknowledged = |options: Vec<DhcpOption>| {
         let mut message = Message::default();
-        message.set_yiaddr(US);
+        message.set_opcode(Opcode::BootReply).set_chaddr(&MAC.0);
+        message.opts_mut().insert(DhcpOption::MessageType(MessageType::Ack));
         for option in options {
             message.opts_mut().insert(option);
         }
-        lease(&message, SERVER)
+        let reply = Reply::parse(&encode(&message)).expect("an answer");
+        lease(US, SERVER, reply.options)
     };
     let bare = Lease {
         address: US,
