@@ -3,6 +3,8 @@
 //! It takes the first offer that carries an address. Whoever drives it sends what it asks to send, applies the leases
 //! that it announces and calls [`Client::poll`] at [`Client::wake_at`].
 
+mod reply;
+
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -11,8 +13,6 @@ use dhcproto::{Encodable, Encoder};
 use drophammer_protocol::id::Mac;
 
 use self::reply::{Options, Reply};
-
-mod reply;
 
 /// RFC 2131 §4.1 suggests 4 s to 64 s for a network of 1997; a switch port that has just come up is ready in one.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
