@@ -103,7 +103,7 @@ fn routes(mut data: &[u8]) -> Option<Vec<Route>> {
     Some(routes)
 }
 
-/// It ends up in a configuration file of our own. Some servers count the NUL behind it in.
+/// It ends up in a configuration file of our own. RFC 2132 §2: a NUL behind a text is to be taken off.
 fn domain(data: &[u8]) -> Option<String> {
     let name = data.strip_suffix(&[0]).unwrap_or(data);
     let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
@@ -144,6 +144,20 @@ mod tests {
             ("lengths that dhcproto asserts", &[152, 1, 0, 153, 0, 80, 1, 0, 94, 0, 81, 1, 0, 151, 0]),
         ] {
             assert_eq!(read(options), Options::default(), "{name}");
+        }
+    }
+
+    #[test]
+    fn domains_are_plain_names() {
+        for (name, data, want) in [
+            ("as it is", &b"lab.test"[..], Some("lab.test")),
+            ("with the NUL behind it", b"lab.test\0", Some("lab.test")),
+            ("a NUL in the middle", b"lab\0test", None),
+            ("a line break", b"lab\nnameserver 6.6.6.6", None),
+            ("a NUL alone", b"\0", None),
+            ("nothing", b"", None),
+        ] {
+            assert_eq!(domain(data).as_deref(), want, "{name}");
         }
     }
 
@@ -201,11 +215,12 @@ mod tests {
             let _ = Reply::parse(&packet(&options));
         }
 
-        /// Short options, so that every code gets its turn with every length.
+        /// Short options, so that every code gets its turn with every length. None but the message type costs the answer.
         #[test]
         fn every_option_of_any_length(code: u8, data in prop::collection::vec(any::<u8>(), 0..40)) {
             let length = u8::try_from(data.len()).expect("short");
-            let _ = Reply::parse(&packet(&[&[code, length], &data[..]].concat()));
+            let reply = Reply::parse(&packet(&[&[code, length], &data[..]].concat()));
+            prop_assert!(reply.is_some() || code == 53);
         }
     }
 }
