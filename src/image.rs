@@ -121,7 +121,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             output::line(&format!("{} {done}: {}", packed.manifest.reference(), packed.dir.display()))
         }
         Command::Verify { dir, keys } => {
-            let manifest = drophammer_images::verify(&dir, &read(&keys)?)?;
+            let manifest = drophammer_images::verify(&dir, &public_keys(&keys)?)?;
             if args.json {
                 return output::json(&summary(&manifest));
             }
@@ -133,14 +133,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
             ))
         }
         Command::List { store: Some(store), keys, .. } => {
-            list_store(&drophammer_images::list(&store, &read(&keys)?)?, args.json)
+            list_store(&drophammer_images::list(&store, &public_keys(&keys)?)?, args.json)
         }
         Command::List { store: None, server, .. } => list(&server.connect()?.images()?, args.json),
     }
 }
 
-fn read(keys: &[PathBuf]) -> Result<Vec<PublicKey>> {
-    keys.iter().map(|file| drophammer_images::load_public(file)).collect()
+fn public_keys(files: &[PathBuf]) -> Result<Vec<PublicKey>> {
+    files.iter().map(|file| drophammer_images::load_public(file)).collect()
 }
 
 fn list_store(stored: &[Stored], json: bool) -> Result<()> {
