@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use drophammer_pxe_server::Config;
+use drophammer_pxe_server::config;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Run the boot server: DHCP, TFTP, HTTP boot, images and the control API.
@@ -18,7 +18,7 @@ pub(crate) struct Args {
     check: bool,
 }
 
-const EXAMPLE: &str = r#"A complete configuration; only [network] and image_keys have no useful default:
+const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_keys have no useful default:
 
   state_dir = "/var/lib/drophammer"        # machines, leases, certificate authority
   images_dir = "/var/lib/drophammer/images" # NAME/VERSION/manifest.json, as `drophammer image pack --store` writes it
@@ -31,28 +31,56 @@ const EXAMPLE: &str = r#"A complete configuration; only [network] and image_keys
   max_failures = 3                         # failed boots in a row after which a machine is quarantined
   router_advertisements = true             # saves 16 s per boot with Debian 12's iPXE
 
-  [network]
-  interface = "eth1"
-  address = "10.0.0.1"                     # of this server, already set on the interface
-  prefix = 24
-  pool = { first = "10.0.0.100", last = "10.0.0.199" }
-  router = "10.0.0.254"
-  dns = ["10.0.0.254"]
-  ntp = ["10.0.0.254"]
-  lease_seconds = 3600
-
   [ports]
   dhcp = 67
+  proxy_dhcp = 4011
   tftp = 69
   http = 80
   https = 443
 
+  [[network]]                              # this server gives out the addresses
+  name = "rack 1"                          # default: the interface's
+  interface = "eth1"
+  address = "10.0.1.1"                     # of this server, already set on the interface
+  subnet = "10.0.1.0/24"
+  pool = [{ first = "10.0.1.100", last = "10.0.1.199" }]
+  share = { part = 1, of = 2 }             # this is one of two servers with the same pool: each gives out its half
+  lease_seconds = 3600
+  probe_ms = 100                           # listen for others on an address before it is offered; 0: don't
+  router = "10.0.1.254"
+  dns = ["10.0.1.254"]
+  ntp = ["10.0.1.254"]
+  mtu = 9000
+  search = ["rack1.example.org", "example.org"]
+  routes = [{ to = "10.0.0.0/8", via = "10.0.1.253" }]
+  reservations = [                         # everything that is given has to fit
+    { mac = "52:54:00:12:34:56", address = "10.0.1.10", hostname = "db1" },
+    { uuid = "4c4c4544-0042-3510-8054-b4c04f564433", address = "10.0.1.11" },
+    { client_id = "0x01525400123457", address = "10.0.1.12" },
+    { circuit_id = "Ethernet7", remote_id = "leaf1", address = "10.0.1.13" },
+  ]
+
+  [[network]]                              # another server gives out the addresses: this one says where to boot from
+  interface = "eth2"
+  address = "10.0.2.1"
+  subnet = "10.0.2.0/24"
+  dhcp = "proxy"                           # or "off": that server's options point here
+
+  [[network]]                              # behind DHCP relays that know this server by its address on eth1
+  name = "rack 3"
+  interface = "eth1"
+  address = "10.0.1.1"
+  subnet = "10.0.3.0/24"
+  relayed = true
+  relay = { remote_id = "leaf3" }          # only what this switch relays (option 82)
+  pool = [{ first = "10.0.3.100", last = "10.0.3.199" }]
+  router = "10.0.3.254"
+
 The log's detail is set by RUST_LOG (error, warn, info, debug, or drophammer_control=debug,…)."#;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let config = Config::load(&args.config)?;
+    let settings = config::read(&args.config)?;
     if args.check {
-        config.check()?;
         return crate::output::line(&format!("{} makes sense", args.config.display()));
     }
     tokio::runtime::Runtime::new().context("starting the runtime")?.block_on(async {
@@ -64,6 +92,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 _ = interrupt.recv() => {}
             }
         };
-        drophammer_pxe_server::serve(config, asked).await
+        drophammer_pxe_server::serve(settings, asked).await
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_a_configuration() {
+        let toml: String = EXAMPLE.lines().filter(|line| line.starts_with("  ")).map(|l| format!("{l}\n")).collect();
+        // Files that this host needn't have.
+        let toml = toml.replace(r#""/etc/drophammer/images.pub""#, "").replace("power_hook", "# power_hook");
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("server.toml");
+        std::fs::write(&path, toml).expect("written");
+        let settings = config::read(&path).expect("makes sense");
+        assert_eq!(settings.networks.len(), 3);
+    }
 }

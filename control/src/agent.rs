@@ -19,8 +19,8 @@ use crate::erasure::{self, Run};
 use crate::install;
 use crate::lifecycle::Input;
 use crate::records::{
-    Answered, BootInventory, Enrolment, Pending, PhoneHomeDue, Record, What, boot_key, certificate_key, inventory_key,
-    machine_key,
+    Answered, Boot, BootInventory, Enrolment, Pending, PhoneHomeDue, Record, What, boot_key, certificate_key,
+    inventory_key, machine_key,
 };
 use crate::secret::{Purpose, Token};
 use crate::store::Txn;
@@ -158,7 +158,8 @@ impl Control {
                     }
                 }
             }
-            Ok(record.order.as_ref().map(|pending| self.write_order(record.id, boot, pending)))
+            let due = record.order.as_ref().zip(record.boot_of(boot));
+            Ok(due.map(|(pending, boot)| self.write_order(record.id, boot, pending)))
         })
     }
 
@@ -264,22 +265,22 @@ impl Control {
         }
     }
 
-    fn write_order(&self, machine: MachineId, boot: BootId, pending: &Pending) -> Order {
-        let config = self.config();
+    fn write_order(&self, machine: MachineId, boot: &Boot, pending: &Pending) -> Order {
+        let (config, reach) = (self.config(), &boot.reach);
         let task = match &pending.what {
             What::Erase { disks } => Task::Erase { disks: disks.clone() },
             What::Reboot { reason } => Task::Reboot { reason: reason.clone() },
             What::Install(plan) => Task::Install(Box::new(Install {
                 disk: plan.disk.clone(),
                 image: plan.image.clone(),
-                image_url: format!("{}/images/{}", config.boot_url.trim_end_matches('/'), plan.image),
+                image_url: format!("{}/images/{}", reach.boot_server.trim_end_matches('/'), plan.image),
                 manifest_sha256: plan.manifest_sha256.clone(),
                 hostname: plan.hostname.clone(),
                 ssh_keys: plan.ssh_keys.clone(),
                 cmdline: config.install_cmdline.clone(),
                 phone_home: PhoneHome {
-                    server: config.server_url.clone(),
-                    boot_server: config.boot_url.clone(),
+                    server: reach.server.clone(),
+                    boot_server: reach.boot_server.clone(),
                     ca: config.ca_pem.clone(),
                     time_key: config.time_key,
                     machine,
@@ -287,7 +288,7 @@ impl Control {
                 },
             })),
         };
-        Order { id: pending.id, machine, boot, task }
+        Order { id: pending.id, machine, boot: boot.id, task }
     }
 
     /// Runs `body` on the caller's machine if the caller is its present boot.
@@ -423,6 +424,7 @@ fn serial(text: Option<&str>) -> Option<String> {
 mod tests {
     use drophammer_protocol::id::Mac;
     use drophammer_protocol::sign::PublicKey;
+    use drophammer_protocol::ticket::Reach;
     use ed25519_dalek::SigningKey;
 
     use super::*;
@@ -436,8 +438,6 @@ mod tests {
             state_dir: dir.path().join("state"),
             images_dir: dir.path().join("images"),
             image_keys: vec![],
-            server_url: String::new(),
-            boot_url: String::new(),
             ca_pem: String::new(),
             time_key: key,
             install_cmdline: String::new(),
@@ -446,7 +446,9 @@ mod tests {
         })
         .expect("opens");
         let machine = MachineId(Uuid::from_u128(1));
-        let asked = control.boot_script_asked(Mac([2, 0, 0, 0, 0, 1]), machine, [10, 0, 0, 1].into()).expect("decides");
+        let reach = Reach { server: String::new(), boot_server: String::new() };
+        let mac = Mac([2, 0, 0, 0, 0, 1]);
+        let asked = control.boot_script_asked(mac, machine, [10, 0, 0, 1].into(), &reach).expect("decides");
         let BootDecision::Agent(ticket) = asked else { panic!("the agent's boot") };
         let enrol = Enrol { machine, key, macs: vec![], agent_version: String::new() };
         let minute = 60_000;

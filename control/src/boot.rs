@@ -6,7 +6,7 @@ use anyhow::Result;
 use drophammer_protocol::event::{Phase, Progress, Step};
 use drophammer_protocol::id::{BootId, Mac, MachineId};
 use drophammer_protocol::machine::State;
-use drophammer_protocol::ticket::BootTicket;
+use drophammer_protocol::ticket::{BootTicket, Reach};
 use uuid::Uuid;
 
 use crate::lifecycle::{self, Input, NetBoot};
@@ -32,7 +32,13 @@ const MAX_DISCOVERED: usize = 4096;
 
 impl Control {
     /// Decides what this machine boots. A machine that nobody knew is known from here on.
-    pub fn boot_script_asked(&self, mac: Mac, machine: MachineId, address: IpAddr) -> Result<BootDecision> {
+    pub fn boot_script_asked(
+        &self,
+        mac: Mac,
+        machine: MachineId,
+        address: IpAddr,
+        reach: &Reach,
+    ) -> Result<BootDecision> {
         let now = unix_ms();
         let seen = self.inner.observed.claim(mac, machine);
         let (decision, forgotten) = self.store().transact(|txn| -> Result<_> {
@@ -59,9 +65,17 @@ impl Control {
                     let boot = BootId(Uuid::new_v4());
                     let token = self.inner.key.derive(Purpose::Boot, boot.0);
                     let expires_ms = now.saturating_add(TICKET_LIFE_MS);
-                    let minted = Boot { id: boot, minted_ms: now, expires_ms, token: token.hash(), enrolled: None };
+                    let minted = Boot {
+                        id: boot,
+                        minted_ms: now,
+                        expires_ms,
+                        reach: reach.clone(),
+                        token: token.hash(),
+                        enrolled: None,
+                    };
+                    let ticket = self.write_ticket(machine, &minted, &token);
                     record.add_boot(txn, minted)?;
-                    BootDecision::Agent(self.write_ticket(machine, boot, &token))
+                    BootDecision::Agent(ticket)
                 }
             };
             timeline::append(txn, machine, told)?;
@@ -87,7 +101,7 @@ impl Control {
         let Some(record) = self.store().get::<Record>(&records::machine_key(machine))? else { return Ok(None) };
         let token = self.inner.key.derive(Purpose::Boot, boot.0);
         let usable = |b: &&Boot| b.enrolled.is_none() && b.expires_ms > now && b.token.is_of(&token);
-        Ok(record.boot_of(boot).filter(usable).map(|_| self.write_ticket(machine, boot, &token)))
+        Ok(record.boot_of(boot).filter(usable).map(|boot| self.write_ticket(machine, boot, &token)))
     }
 
     /// Something seen from outside: by DHCP, TFTP or HTTP. Doesn't wait for a disk; an error says that it's left out.
@@ -104,16 +118,16 @@ impl Control {
         self.inner.observed.add(mac, machine, said)
     }
 
-    fn write_ticket(&self, machine: MachineId, boot: BootId, token: &Token) -> BootTicket {
+    fn write_ticket(&self, machine: MachineId, boot: &Boot, token: &Token) -> BootTicket {
         let config = self.config();
         BootTicket {
-            server: config.server_url.clone(),
-            boot_server: config.boot_url.clone(),
+            server: boot.reach.server.clone(),
+            boot_server: boot.reach.boot_server.clone(),
             ca: config.ca_pem.clone(),
             time_key: config.time_key,
             image_keys: config.image_keys.clone(),
             machine,
-            boot,
+            boot: boot.id,
             token: token.to_string(),
         }
     }

@@ -70,10 +70,6 @@ pub struct Config {
     pub images_dir: PathBuf,
     /// Whose images may be installed.
     pub image_keys: Vec<PublicKey>,
-    /// `https://address:port`, where agents find the control API.
-    pub server_url: String,
-    /// `http://address:port`, where they find the boot server.
-    pub boot_url: String,
     /// The certificate authority that agents pin.
     pub ca_pem: String,
     pub time_key: PublicKey,

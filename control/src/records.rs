@@ -7,6 +7,7 @@ use drophammer_protocol::id::{BootId, Mac, MachineId, OrderId};
 use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::machine::{Allocation, Machine, State};
 use drophammer_protocol::sign::PublicKey;
+use drophammer_protocol::ticket::Reach;
 use serde::{Deserialize, Serialize};
 
 use crate::install::Plan;
@@ -76,6 +77,7 @@ pub(crate) struct Boot {
     pub(crate) id: BootId,
     pub(crate) minted_ms: u64,
     pub(crate) expires_ms: u64,
+    pub(crate) reach: Reach,
     pub(crate) token: Hash,
     /// The token has been used.
     pub(crate) enrolled: Option<Enrolment>,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use drophammer_control::client::Client;
 use drophammer_protocol::sign::PublicKey;
-use drophammer_pxe_server::config::{Config, Network, Ports, Range};
+use drophammer_pxe_server::config::{Config, NetworkConfig, Ports, Range};
 
 use crate::net::{self, Namespace, Process};
 use crate::{console, socket};
@@ -148,16 +148,10 @@ fn config(spec: &ServerSpec, dir: &Path) -> Config {
         images_dir: Some(spec.images_dir.clone()),
         image_keys: spec.image_keys.iter().map(PublicKey::to_string).collect(),
         boot_dir: Some(spec.boot_dir.clone()),
-        network: Network {
-            interface: net::BRIDGE.into(),
-            address: Ipv4Addr::new(a, b, c, d),
-            prefix: net::PREFIX,
-            pool: Range { first: Ipv4Addr::new(a, b, c, 100), last: Ipv4Addr::new(a, b, c, 199) },
-            router: None,
-            dns: Vec::new(),
-            ntp: Vec::new(),
-            lease_seconds: 3600,
-        },
+        networks: vec![NetworkConfig {
+            pool: vec![Range { first: Ipv4Addr::new(a, b, c, 100), last: Ipv4Addr::new(a, b, c, 199) }],
+            ..NetworkConfig::new(net::BRIDGE, Ipv4Addr::new(a, b, c, d), net::PREFIX)
+        }],
         ports: Ports::default(),
         socket: Some(dir.join(API_SOCKET)),
         agent_cmdline: console.clone(),
@@ -211,6 +205,6 @@ mod tests {
         let text = toml::to_string(&config(&spec, dir.path())).expect("TOML");
         let read: Config = toml::from_str(&text).expect("reads back");
         let settings = read.check().expect("makes sense");
-        assert_eq!(settings.boot_url(), "http://10.77.0.1");
+        assert_eq!(settings.addresses(), [(Ipv4Addr::new(10, 77, 0, 1), net::BRIDGE)]);
     }
 }

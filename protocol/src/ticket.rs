@@ -8,6 +8,15 @@ use crate::sign::{PublicKey, Signable};
 /// Where the agent finds its ticket: the file that the server appends to the initramfs of each boot.
 pub const TICKET_PATH: &str = "/etc/drophammer/boot-ticket.json";
 
+/// The addresses that a machine uses for the server: those of the network that it boots from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// `https://address:port`
+    pub server: String,
+    /// `http://address:port`, for what needs no secrecy: boot files, the signed time, images.
+    pub boot_server: String,
+}
+
 /// One machine's ticket for one boot. Everything that the agent trusts starts here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootTicket {

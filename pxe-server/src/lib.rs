@@ -42,34 +42,29 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::info;
 
-pub use crate::config::Config;
-use crate::config::Settings;
+pub use crate::config::{Config, Settings};
+use crate::dhcp::boot::http_url;
 use crate::dhcp::serve::Dhcp;
 use crate::listen::Door;
 use crate::observe::Observer;
 
 /// Serves until `shutdown` is ready or a part of the server dies, which ends all of it with that part's error.
-pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<()> {
+pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<()> {
     let started = Instant::now();
-    let settings = config.check().context("checking the configuration")?;
     let server = Server::bind(&settings).await?;
-    info!(
-        interface = settings.interface,
-        boot = settings.boot_url(),
-        api = settings.server_url(),
-        socket = %settings.socket.display(),
-        pool = format_args!("{}-{}", settings.pool.first, settings.pool.last),
-        took_ms = started.elapsed().as_millis(),
-        "ready"
-    );
+    for network in &settings.networks {
+        let (name, boot) = (&network.name, http_url(network.address, settings.ports.http));
+        info!(name, interface = network.interface, subnet = %network.subnet, boot, dhcp = network.dhcp.word(), "network");
+    }
+    info!(socket = %settings.socket.display(), took_ms = started.elapsed().as_millis(), "ready");
     server.run(shutdown).await
 }
 
 /// Everything bound, nothing served.
 struct Server {
-    dhcp: Dhcp,
-    ra: Option<ra::RouterAdvertisements>,
-    tftp: tftp::Tftp,
+    dhcp: Option<Dhcp>,
+    ra: Vec<ra::RouterAdvertisements>,
+    tftp: Vec<tftp::Tftp>,
     doors: Vec<(&'static str, Door, axum::Router)>,
     observer: Observer,
 }
@@ -87,24 +82,28 @@ impl Server {
             let made = DirBuilder::new().recursive(true).mode(mode).create(dir);
             made.with_context(|| format!("making {}", dir.display()))?;
         }
-        let at = |port| SocketAddr::new(IpAddr::V4(settings.subnet.server), port);
-        let (interface, ports) = (settings.interface.as_str(), settings.ports);
-        let dhcp = Dhcp::bind(settings, files.uefi)?;
-        let ra = settings.router_advertisements.then(|| ra::RouterAdvertisements::bind(interface)).transpose()?;
-        let tftp = tftp::bind(at(ports.tftp), interface)?;
-        let http = listen::tcp(at(ports.http), "HTTP (ports.http)", interface).await?;
-        let https = listen::tcp(at(ports.https), "HTTPS (ports.https)", interface).await?;
+        let ports = settings.ports;
+        let dhcp = Dhcp::bind(settings, &files.loaders)?;
+        let mut ra = vec![];
+        for network in settings.networks.iter().filter(|n| settings.router_advertisements && !n.relayed) {
+            ra.push(ra::RouterAdvertisements::bind(&network.interface)?);
+        }
+        let (mut tftp, mut http, mut https) = (vec![], vec![], vec![]);
+        for (address, interface) in settings.addresses() {
+            let at = |port| SocketAddr::new(IpAddr::V4(address), port);
+            tftp.push(tftp::bind(at(ports.tftp), interface)?);
+            http.push(listen::tcp(at(ports.http), "HTTP (ports.http)", interface).await?);
+            https.push(listen::tcp(at(ports.https), "HTTPS (ports.https)", interface).await?);
+        }
         let socket = socket(&settings.socket)?;
 
         let authority = tls::Authority::open(&settings.state_dir)?;
         let time_key = tls::time_key(&settings.state_dir)?;
-        let tls = authority.server(settings.subnet.server)?;
+        let tls = authority.server(settings.addresses().into_iter().map(|(address, _)| address))?;
         let control = Control::open(drophammer_control::Config {
             state_dir: settings.state_dir.clone(),
             images_dir: settings.images_dir.clone(),
             image_keys: settings.image_keys.clone(),
-            server_url: settings.server_url(),
-            boot_url: settings.boot_url(),
             ca_pem: authority.ca_pem,
             time_key: PublicKey::of(&time_key),
             install_cmdline: settings.install_cmdline.clone(),
@@ -112,23 +111,27 @@ impl Server {
             max_failures: settings.max_failures,
         })?;
         let observer = Observer::new(control.clone());
-        let tftp = tftp::Tftp::new(tftp, files.clone(), observer.clone()).await?;
+        let mut tftp_servers = vec![];
+        for socket in tftp {
+            tftp_servers.push(tftp::Tftp::new(socket, files.clone(), observer.clone()).await?);
+        }
         let boot = http::Boot {
             control: control.clone(),
             observer: observer.clone(),
             time_key,
-            boot_url: settings.boot_url(),
+            ports,
             agent_cmdline: settings.agent_cmdline.clone(),
             boot_dir: settings.boot_dir.clone(),
             images_dir: settings.images_dir.clone(),
             files,
         };
-        let doors = vec![
-            ("HTTP", Door::Http(http), http::router(Arc::new(boot))),
-            ("HTTPS", Door::Https(https, tls), control.agent_router().merge(control.operator_router(Auth::Token))),
-            ("the operators' socket", Door::Socket(socket), control.operator_router(Auth::Socket)),
-        ];
-        Ok(Self { dhcp, ra, tftp, doors, observer })
+        let boot = http::router(Arc::new(boot));
+        let api = control.agent_router().merge(control.operator_router(Auth::Token));
+        let http = http.into_iter().map(|listener| ("HTTP", Door::Http(listener), boot.clone()));
+        let https = https.into_iter().map(|l| ("HTTPS", Door::Https(l, Arc::clone(&tls)), api.clone()));
+        let socket = ("the operators' socket", Door::Socket(socket), control.operator_router(Auth::Socket));
+        let doors = http.chain(https).chain([socket]).collect();
+        Ok(Self { dhcp, ra, tftp: tftp_servers, doors, observer })
     }
 
     async fn run(self, shutdown: impl Future<Output = ()>) -> Result<()> {
@@ -137,11 +140,15 @@ impl Server {
         let mut parts: JoinSet<Result<()>> = JoinSet::new();
         let mut background: JoinSet<Result<()>> = JoinSet::new();
 
-        let (dhcp, quit_dhcp, observer) = (self.dhcp, Arc::clone(&quit), self.observer);
-        let ended = spawn("dhcp", move || dhcp.run(&quit_dhcp, &observer))?;
-        parts.spawn(async move { ended.await.context("the DHCP server panicked")? });
-        background.spawn(self.tftp.run());
-        if let Some(ra) = self.ra {
+        if let Some(dhcp) = self.dhcp {
+            let (quit, observer) = (Arc::clone(&quit), self.observer);
+            let ended = spawn("dhcp", move || dhcp.run(&quit, &observer))?;
+            parts.spawn(async move { ended.await.context("the DHCP server panicked")? });
+        }
+        for tftp in self.tftp {
+            background.spawn(tftp.run());
+        }
+        for ra in self.ra {
             background.spawn(ra.run());
         }
         for (name, door, app) in self.doors {

@@ -103,15 +103,17 @@ trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 impl Door {
-    async fn accept(&self) -> io::Result<(Stream, Option<SocketAddr>)> {
+    async fn accept(&self) -> io::Result<(Stream, Option<Peer>)> {
         match self {
             Self::Http(listener) => {
-                let (stream, peer) = listener.accept().await?;
+                let (stream, remote) = listener.accept().await?;
+                let peer = Peer { remote, local: stream.local_addr()? };
                 tune(&stream)?;
                 Ok((Stream::Plain(Box::new(stream)), Some(peer)))
             }
             Self::Https(listener, config) => {
-                let (stream, peer) = listener.accept().await?;
+                let (stream, remote) = listener.accept().await?;
+                let peer = Peer { remote, local: stream.local_addr()? };
                 tune(&stream)?;
                 Ok((Stream::Tls(stream, Arc::clone(config)), Some(peer)))
             }
@@ -130,12 +132,7 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(DEAD_AFTER).with_interval(DEAD_AFTER / 4))
 }
 
-async fn converse(
-    stream: Stream,
-    peer: Option<SocketAddr>,
-    app: Router,
-    mut stop: watch::Receiver<bool>,
-) -> Result<()> {
+async fn converse(stream: Stream, peer: Option<Peer>, app: Router, mut stop: watch::Receiver<bool>) -> Result<()> {
     let stream: Box<dyn Duplex> = match stream {
         Stream::Plain(stream) => stream,
         Stream::Tls(stream, config) => {
@@ -146,7 +143,7 @@ async fn converse(
     let service = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         if let Some(peer) = peer {
-            request.extensions_mut().insert(Peer(peer));
+            request.extensions_mut().insert(peer);
         }
         app.clone().oneshot(request)
     });

@@ -12,14 +12,14 @@ use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use async_tftp::packet;
 use async_tftp::server::{Handler, TftpServer, TftpServerBuilder};
 use axum::body::Bytes;
 use drophammer_protocol::event::{Phase, Progress, Step};
 use futures_util::io::{AsyncRead, Sink};
 
-use crate::dhcp::boot;
+use crate::dhcp::boot::{LOADERS, Loaders};
 use crate::observe::Observer;
 
 /// What fits into an Ethernet frame; ROMs that ask for more can't all put fragments together.
@@ -30,11 +30,10 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// A client that hangs up isn't noticed before these are used up, and can't ask again from the same port until then.
 const RETRIES: u32 = 5;
 
-/// The boot files, by the name that DHCP gives out.
+/// The boot loaders, by the name that DHCP gives out.
 #[derive(Clone, Debug)]
 pub struct Files {
-    /// The one for UEFI.
-    pub uefi: &'static str,
+    pub loaders: Loaders,
     all: Arc<BTreeMap<&'static str, Bytes>>,
 }
 
@@ -44,18 +43,25 @@ impl Files {
     }
 }
 
+/// Reads what there is of them in `boot_dir`.
 pub fn load(boot_dir: &Path) -> Result<Files> {
-    let [best, fallback] = boot::UEFI_FILES;
-    let uefi = if boot_dir.join(best).exists() { best } else { fallback };
-    let load = |name: &'static str| {
+    let mut files = Files { loaders: Loaders::new(), all: Arc::default() };
+    let mut all = BTreeMap::new();
+    for (firmware, names) in LOADERS {
+        let Some(name) = names.into_iter().find(|name| boot_dir.join(name).exists()) else { continue };
         let path = boot_dir.join(name);
-        let bytes = std::fs::read(&path).with_context(|| {
-            format!("reading {} (boot_dir has to hold iPXE's {} and {best})", path.display(), boot::BIOS_FILE)
-        })?;
-        Ok((name, Bytes::from(bytes)))
-    };
-    let all = [boot::BIOS_FILE, uefi].into_iter().map(load).collect::<Result<_>>()?;
-    Ok(Files { uefi, all: Arc::new(all) })
+        let bytes = std::fs::read(&path).with_context(|| format!("reading the boot loader {}", path.display()))?;
+        all.insert(name, Bytes::from(bytes));
+        files.loaders.insert(firmware, name);
+    }
+    ensure!(
+        !all.is_empty(),
+        "{} has no boot loader, such as {} (`drophammer initramfs build` puts them there)",
+        boot_dir.display(),
+        LOADERS.map(|(_, [best, _])| best).join(", ")
+    );
+    files.all = Arc::new(all);
+    Ok(files)
 }
 
 #[allow(missing_debug_implementations)] // The server inside has none.

@@ -59,11 +59,11 @@ impl Authority {
         Ok(Self { key, ca_pem })
     }
 
-    /// A server's side of TLS, good for this address and for this host's own.
-    pub fn server(&self, address: Ipv4Addr) -> Result<Arc<ServerConfig>> {
+    /// A server's side of TLS, good for these addresses and for this host's own.
+    pub fn server(&self, addresses: impl IntoIterator<Item = Ipv4Addr>) -> Result<Arc<ServerConfig>> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(vec!["localhost".to_owned()])?;
-        let addresses = [IpAddr::V4(address), IpAddr::V4(Ipv4Addr::LOCALHOST)];
+        let addresses = addresses.into_iter().chain([Ipv4Addr::LOCALHOST]).map(IpAddr::V4);
         params.subject_alt_names.extend(addresses.map(SanType::IpAddress));
         params.distinguished_name.push(DnType::CommonName, "drophammer");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 use drophammer_protocol::sign::Signed;
 use drophammer_protocol::ticket::{BootTicket, ServerTime, TICKET_PATH};
-use drophammer_pxe_server::{Config, serve};
+use drophammer_pxe_server::{Settings, config, serve};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -71,18 +71,18 @@ async fn inside() {
         boot_dir = {boot:?}
         agent_cmdline = "console=ttyS0"
         router_advertisements = false
-        [network]
+        [[network]]
         interface = "server0"
         address = "10.77.0.1"
-        prefix = 24
-        pool = {{ first = "10.77.0.100", last = "10.77.0.101" }}
+        subnet = "10.77.0.0/24"
+        pool = [{{ first = "10.77.0.100", last = "10.77.0.101" }}]
         dns = ["10.77.0.1"]
         lease_seconds = 600
         "#
     );
     let path = dir.join("config.toml");
     fs::write(&path, text).expect("written");
-    let config = Config::load(&path).expect("is understood");
+    let config = config::read(&path).expect("is understood");
 
     let (stop, server) = start(&config).await;
     let first = dhcp(dir).await;
@@ -167,7 +167,7 @@ fn ticket(segment: &[u8]) -> (BootTicket, String) {
 }
 
 /// A server that is ready to be talked to.
-async fn start(config: &Config) -> (oneshot::Sender<()>, JoinHandle<anyhow::Result<()>>) {
+async fn start(config: &Settings) -> (oneshot::Sender<()>, JoinHandle<anyhow::Result<()>>) {
     let (stop, stopped) = oneshot::channel::<()>();
     let config = config.clone();
     let server = tokio::spawn(serve(config, async { drop(stopped.await) }));

@@ -16,7 +16,7 @@ use drophammer_protocol::machine::{Allocation, Machine, State};
 use drophammer_protocol::manifest::{Chunk, MANIFEST_FILE, Manifest};
 use drophammer_protocol::order::{Install, Installed, Order, Outcome, Task};
 use drophammer_protocol::sign::{PublicKey, Signed};
-use drophammer_protocol::ticket::BootTicket;
+use drophammer_protocol::ticket::{BootTicket, Reach};
 use ed25519_dalek::SigningKey;
 use reqwest::Method as Verb;
 use serde::Serialize;
@@ -50,8 +50,6 @@ impl Rig {
             state_dir: dir.path().join("state"),
             images_dir: dir.path().join("images"),
             image_keys: vec![PublicKey::of(&key)],
-            server_url: "https://10.77.0.1:8443".into(),
-            boot_url: "http://10.77.0.1:8080".into(),
             ca_pem: "the CA".into(),
             time_key: PublicKey::of(&key),
             install_cmdline: "console=ttyS0".into(),
@@ -126,7 +124,8 @@ impl Rig {
 
     /// The machine's firmware asks what to boot.
     pub(crate) fn net_boot(&self, n: u8) -> BootDecision {
-        self.control().boot_script_asked(mac(n), machine(n), ADDRESS).expect("decides")
+        let reach = Reach { server: "https://10.77.0.1:8443".into(), boot_server: "http://10.77.0.1:8080".into() };
+        self.control().boot_script_asked(mac(n), machine(n), ADDRESS, &reach).expect("decides")
     }
 
     pub(crate) fn boot(&self, n: u8) -> Agent {

@@ -1,56 +1,102 @@
 //! What a boot loader is sent on to: the part of an answer that isn't about addresses.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use dhcproto::v4::{DhcpOption, Message, OptionCode, UnknownOption};
 
 use super::request::{Firmware, Loader, Request};
 
-/// iPXE as a file that a BIOS PXE ROM starts; it keeps using the ROM's network driver.
-pub const BIOS_FILE: &str = "undionly.kpxe";
-/// iPXE as a file that UEFI firmware starts, best first. `snponly.efi` uses the firmware's own driver for the card that the
-/// firmware booted from. `ipxe.efi` brings drivers for all cards, but Debian 12's hangs instead of returning to the firmware,
-/// seen with OVMF: a machine whose script says "boot your own disk" stays there.
-pub const UEFI_FILES: [&str; 2] = ["snponly.efi", "ipxe.efi"];
+/// iPXE for each kind of firmware, best first, by the names that `boot_dir` has them under.
+///
+/// `undionly.kpxe` keeps using the network driver of the ROM that loaded it, and `snponly.efi` that of the firmware.
+/// `ipxe.efi` brings drivers for all cards, but Debian 12's hangs instead of returning to the firmware, seen with OVMF: a
+/// machine whose script says "boot your own disk" stays there.
+pub const LOADERS: [(Firmware, [&str; 2]); 5] = [
+    (Firmware::Bios, ["undionly.kpxe", "ipxe.pxe"]),
+    (Firmware::UefiIa32, ["snponly-ia32.efi", "ipxe-ia32.efi"]),
+    (Firmware::UefiX64, ["snponly.efi", "ipxe.efi"]),
+    (Firmware::UefiArm32, ["snponly-arm32.efi", "ipxe-arm32.efi"]),
+    (Firmware::UefiArm64, ["snponly-arm64.efi", "ipxe-arm64.efi"]),
+];
 
-/// What this server has for boot loaders.
+/// The boot loaders that this server has.
+pub type Loaders = BTreeMap<Firmware, &'static str>;
+
+/// What this server has for boot loaders of one network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
+    pub address: Ipv4Addr,
     /// `http://address:port`
     pub url: String,
-    /// One of [`UEFI_FILES`].
-    pub uefi_file: &'static str,
+    pub loaders: Loaders,
+}
+
+impl Site {
+    pub fn new(address: Ipv4Addr, http_port: u16, loaders: Loaders) -> Self {
+        Self { address, url: http_url(address, http_port), loaders }
+    }
+}
+
+/// Where firmware, iPXE and the agent's first step find a server.
+pub fn http_url(address: impl fmt::Display, port: u16) -> String {
+    match port {
+        80 => format!("http://{address}"),
+        port => format!("http://{address}:{port}"),
+    }
 }
 
 /// Where the next step of a boot is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
     /// A file on our TFTP server.
-    Tftp { file: &'static str, discovery_control: bool },
+    Tftp { file: &'static str, firmware: Firmware },
     /// A program for firmware that boots by HTTP.
     Http { url: String },
     /// The script for iPXE. It is never given a file: that would load iPXE again, for ever.
     Script { url: String },
 }
 
-/// `None` for clients that don't boot from the network and for firmware that there's no boot file for.
-pub fn next(loader: Loader, site: &Site) -> Option<Next> {
-    match loader {
-        Loader::None => None,
-        Loader::Pxe(Firmware::Bios) => Some(Next::Tftp { file: BIOS_FILE, discovery_control: true }),
-        // EDK2 takes an offer with PXE vendor options for one that wants a boot server asked first; without them it
-        // simply fetches the file.
-        Loader::Pxe(Firmware::UefiX64) => Some(Next::Tftp { file: site.uefi_file, discovery_control: false }),
-        Loader::UefiHttp(Firmware::UefiX64) => {
-            Some(Next::Http { url: format!("{}/boot/{}", site.url, site.uefi_file) })
+/// Why a machine can't be booted from here. It gets no offer: another server may know better, and its own disk may start
+/// sooner than a boot that can't work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unbootable {
+    /// `boot_dir` has no boot loader for it.
+    NoLoader(Firmware),
+    /// It runs iPXE, but there's no kernel for its processor.
+    NoKernel(Firmware),
+    /// BIOS doesn't boot by HTTP; if it says so, it isn't what it says.
+    HttpOnBios,
+}
+
+impl fmt::Display for Unbootable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoLoader(firmware) => {
+                let name = firmware.name();
+                match LOADERS.iter().find(|(kind, _)| kind == firmware) {
+                    Some((_, [best, _])) => write!(f, "boot_dir has no boot loader for {name} firmware ({best})"),
+                    None => write!(f, "nobody knows a boot loader for firmware of {name}"),
+                }
+            }
+            Self::NoKernel(firmware) => write!(f, "there is no kernel for iPXE on {} to load", firmware.name()),
+            Self::HttpOnBios => f.write_str("it says that it boots by HTTP and has a BIOS, which can't be"),
         }
-        // BIOS doesn't boot by HTTP; if it says so, it isn't what it says.
-        Loader::UefiHttp(Firmware::Bios) | Loader::Pxe(Firmware::Other(_)) | Loader::UefiHttp(Firmware::Other(_)) => {
-            None
-        }
-        Loader::Ipxe(Firmware::Bios | Firmware::UefiX64) => Some(Next::Script { url: script_url(&site.url) }),
-        Loader::Ipxe(Firmware::Other(_)) => None,
     }
+}
+
+/// `None` for clients that don't boot from the network.
+pub fn next(loader: Loader, site: &Site) -> Result<Option<Next>, Unbootable> {
+    let file = |firmware| site.loaders.get(&firmware).copied().ok_or(Unbootable::NoLoader(firmware));
+    Ok(Some(match loader {
+        Loader::None => return Ok(None),
+        Loader::Pxe(firmware) => Next::Tftp { file: file(firmware)?, firmware },
+        Loader::UefiHttp(Firmware::Bios) => return Err(Unbootable::HttpOnBios),
+        Loader::UefiHttp(firmware) => Next::Http { url: format!("{}/boot/{}", site.url, file(firmware)?) },
+        Loader::Ipxe(Firmware::Bios | Firmware::UefiX64) => Next::Script { url: script_url(&site.url) },
+        Loader::Ipxe(firmware) => return Err(Unbootable::NoKernel(firmware)),
+    }))
 }
 
 /// iPXE fills in `netX`, the card that it booted from, and the SMBIOS UUID.
@@ -58,19 +104,32 @@ pub fn script_url(boot_url: &str) -> String {
     format!("{boot_url}{}?mac=${{netX/mac:hexhyp}}&uuid=${{uuid}}", drophammer_protocol::api::BOOT_SCRIPT)
 }
 
+/// Whose answer it is that the next step is written into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Server,
+    /// Beside a server that gives out addresses.
+    Proxy,
+}
+
 /// Writes the next step into an answer.
-pub fn describe(next: &Next, request: &Request, server: Ipv4Addr, answer: &mut Message) {
+pub fn describe(next: &Next, role: Role, request: &Request, site: &Site, answer: &mut Message) {
     match next {
-        Next::Tftp { file, discovery_control } => {
+        Next::Tftp { file, firmware } => {
             // Old ROMs read the fixed fields, others the options: say it in both.
-            answer.set_siaddr(server).set_fname_str(file);
+            answer.set_siaddr(site.address).set_fname_str(file);
             let options = answer.opts_mut();
-            options.insert(DhcpOption::TFTPServerName(server.to_string().into_bytes()));
+            options.insert(DhcpOption::TFTPServerName(site.address.to_string().into_bytes()));
             options.insert(DhcpOption::BootfileName(file.as_bytes().to_vec()));
-            if *discovery_control {
+            let bios = *firmware == Firmware::Bios;
+            // PXE 2.1 §2.2.2: without this class an offer without an address is for nobody. With an address, EDK2 takes it
+            // for one that wants a boot server asked first, and without it simply fetches the file.
+            if bios || role == Role::Proxy {
+                options.insert(DhcpOption::ClassIdentifier(b"PXEClient".to_vec()));
+            }
+            if bios {
                 // PXE 2.1 §2.2.3: 6 is PXE_DISCOVERY_CONTROL, bit 3 "fetch the boot file without asking any boot
                 // server".
-                options.insert(DhcpOption::ClassIdentifier(b"PXEClient".to_vec()));
                 options.insert(DhcpOption::VendorExtensions(vec![6, 1, 8, 255]));
             }
         }
@@ -83,8 +142,13 @@ pub fn describe(next: &Next, request: &Request, server: Ipv4Addr, answer: &mut M
         Next::Script { url } => {
             let options = answer.opts_mut();
             options.insert(DhcpOption::BootfileName(url.as_bytes().to_vec()));
-            // Suboption 176 is "no-pxedhcp": don't wait for a ProxyDHCP server, there is none.
-            options.insert(DhcpOption::Unknown(UnknownOption::new(OptionCode::Unknown(175), vec![176, 1, 1])));
+            match role {
+                // Suboption 176 is "no-pxedhcp": don't wait for a ProxyDHCP server, there is none.
+                Role::Server => {
+                    options.insert(DhcpOption::Unknown(UnknownOption::new(OptionCode::Unknown(175), vec![176, 1, 1])))
+                }
+                Role::Proxy => options.insert(DhcpOption::ClassIdentifier(b"PXEClient".to_vec())),
+            };
         }
     }
     if let Some(data) = &request.machine_option {
@@ -93,25 +157,55 @@ pub fn describe(next: &Next, request: &Request, server: Ipv4Addr, answer: &mut M
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A server with everything but ARM32's loader.
+    pub(crate) fn site() -> Site {
+        let without = |(kind, _): &(Firmware, _)| *kind != Firmware::UefiArm32;
+        let loaders = LOADERS.into_iter().filter(without).map(|(kind, [best, _])| (kind, best)).collect();
+        Site::new(Ipv4Addr::new(10, 77, 0, 1), 80, loaders)
+    }
 
     #[test]
     fn every_loader_has_its_next_step() {
-        let site = Site { url: "http://10.77.0.1".into(), uefi_file: "snponly.efi" };
-        let script =
-            Some(Next::Script { url: "http://10.77.0.1/boot/script.ipxe?mac=${netX/mac:hexhyp}&uuid=${uuid}".into() });
+        use Firmware::{Bios, Other, UefiArm32, UefiArm64, UefiIa32, UefiX64};
+        use Loader::{Ipxe, Pxe, UefiHttp};
+        let script = "http://10.77.0.1/boot/script.ipxe?mac=${netX/mac:hexhyp}&uuid=${uuid}";
+        let script = Ok(Some(Next::Script { url: script.into() }));
+        let tftp = |file, firmware| Ok(Some(Next::Tftp { file, firmware }));
+        let http = |file| Ok(Some(Next::Http { url: format!("http://10.77.0.1/boot/{file}") }));
         for (loader, want) in [
-            (Loader::None, None),
-            (Loader::Pxe(Firmware::Bios), Some(Next::Tftp { file: "undionly.kpxe", discovery_control: true })),
-            (Loader::Pxe(Firmware::UefiX64), Some(Next::Tftp { file: "snponly.efi", discovery_control: false })),
-            (Loader::Pxe(Firmware::Other(11)), None),
-            (Loader::UefiHttp(Firmware::UefiX64), Some(Next::Http { url: "http://10.77.0.1/boot/snponly.efi".into() })),
-            (Loader::UefiHttp(Firmware::Other(19)), None),
-            (Loader::Ipxe(Firmware::Bios), script.clone()),
-            (Loader::Ipxe(Firmware::UefiX64), script),
+            (Loader::None, Ok(None)),
+            (Pxe(Bios), tftp("undionly.kpxe", Bios)),
+            (Pxe(UefiIa32), tftp("snponly-ia32.efi", UefiIa32)),
+            (Pxe(UefiX64), tftp("snponly.efi", UefiX64)),
+            (Pxe(UefiArm32), Err(Unbootable::NoLoader(UefiArm32))),
+            (Pxe(UefiArm64), tftp("snponly-arm64.efi", UefiArm64)),
+            (Pxe(Other(27)), Err(Unbootable::NoLoader(Other(27)))),
+            (UefiHttp(Bios), Err(Unbootable::HttpOnBios)),
+            (UefiHttp(UefiIa32), http("snponly-ia32.efi")),
+            (UefiHttp(UefiX64), http("snponly.efi")),
+            (UefiHttp(UefiArm32), Err(Unbootable::NoLoader(UefiArm32))),
+            (UefiHttp(UefiArm64), http("snponly-arm64.efi")),
+            (Ipxe(Bios), script.clone()),
+            (Ipxe(UefiX64), script),
+            (Ipxe(UefiArm64), Err(Unbootable::NoKernel(UefiArm64))),
         ] {
-            assert_eq!(next(loader, &site), want, "{loader:?}");
+            assert_eq!(next(loader, &site()), want, "{loader:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        for (why, want) in [
+            (
+                Unbootable::NoLoader(Firmware::UefiArm64),
+                "boot_dir has no boot loader for UEFI ARM64 firmware (snponly-arm64.efi)",
+            ),
+            (Unbootable::NoLoader(Firmware::Other(27)), "nobody knows a boot loader for firmware of architecture 27"),
+        ] {
+            assert_eq!(why.to_string(), want);
         }
     }
 }

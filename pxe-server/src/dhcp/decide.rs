@@ -1,42 +1,25 @@
-//! What to answer, and to whom: RFC 2131 §4.1 and §4.3 as one function from values to a value.
+//! What a full DHCP server answers, and to whom: RFC 2131 §4.1 and §4.3 as one function from values to a value.
 
 use std::net::Ipv4Addr;
 
 use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, Opcode, OptionCode, UnknownOption};
 use drophammer_protocol::id::Mac;
+use ipnet::Ipv4Net;
 
-use super::boot;
-use super::leases::{Change, Leases, Standing};
+use super::boot::{self, Role, Site, Unbootable};
+use super::leases::{Change, Leases, OFFER_SECONDS, Standing};
 use super::request::{Kind, Request};
-use crate::config::{Settings, Subnet};
+use crate::config::{Leasing, Network};
 
-/// How long an offered address is kept for the client. iPXE of Debian 12 takes up to 20 s to come back.
-const OFFER_SECONDS: u64 = 120;
 /// How long an address isn't used after a client found somebody else on it.
-const QUARANTINE_SECONDS: u64 = 1800;
+pub const QUARANTINE_SECONDS: u64 = 1800;
 
-/// What is the same for every client.
-#[derive(Clone, Debug)]
-pub struct Policy {
-    pub subnet: Subnet,
-    pub router: Option<Ipv4Addr>,
-    pub dns: Vec<Ipv4Addr>,
-    pub ntp: Vec<Ipv4Addr>,
-    pub lease_seconds: u32,
-    pub site: boot::Site,
-}
-
-impl Policy {
-    pub fn of(settings: &Settings, uefi_file: &'static str) -> Self {
-        Self {
-            subnet: settings.subnet,
-            router: settings.router,
-            dns: settings.dns.clone(),
-            ntp: settings.ntp.clone(),
-            lease_seconds: settings.lease_seconds,
-            site: boot::Site { url: settings.boot_url(), uefi_file },
-        }
-    }
+/// What is the same for every client of a network.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy<'a> {
+    pub network: &'a Network,
+    pub leasing: &'a Leasing,
+    pub site: &'a Site,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +27,8 @@ pub struct Decision {
     pub change: Option<Change>,
     pub verdict: Verdict,
     pub answer: Option<Answer>,
+    /// The address is new for this client: before it is told, somebody has to look whether another host uses it.
+    pub probe: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,14 +47,18 @@ pub enum Verdict {
     Renew(Ipv4Addr),
     /// Options without a lease, for a client with an address of its own.
     Inform,
+    /// Where to boot from, without a lease, for a client of another DHCP server.
+    Guide,
     Nak(&'static str),
     Released(Ipv4Addr),
     Declined(Ipv4Addr),
+    /// Not answered, because it can't be booted from here.
+    Unbootable(Unbootable),
     /// Not answered, and why.
     Silent(&'static str),
 }
 
-pub const POOL_IS_FULL: &str = "every address of network.pool is in use";
+pub const POOL_IS_FULL: &str = "every address of the network's pool is in use";
 
 /// RFC 2131 §4.1: where an answer goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,16 +70,17 @@ pub enum Destination {
     Broadcast,
     /// To a client that was given this address just now and doesn't answer ARP for it yet.
     Unconfigured(Mac, Ipv4Addr),
+    /// To where the request came from.
+    Sender,
 }
 
-pub fn decide(request: &Request, policy: &Policy, leases: &Leases, now: u64) -> Decision {
-    if !request.giaddr.is_unspecified() && !policy.subnet.contains(request.giaddr) {
-        return silent("it came through a relay in a network that isn't ours");
-    }
+pub fn decide(request: &Request, policy: Policy<'_>, leases: &Leases, now: u64) -> Decision {
+    let client = policy.leasing.client(request);
+    let own = |address| leases.standing(client, address, now) == Standing::Own;
     match request.kind {
         Kind::Discover => discover(request, policy, leases, now),
         Kind::Request => match request.server {
-            Some(server) if server != policy.subnet.server => Decision {
+            Some(server) if server != server_id(request, policy.network) => Decision {
                 change: Some(Change::Withdraw { mac: request.mac }),
                 ..silent("the client took another server's offer")
             },
@@ -99,19 +89,17 @@ pub fn decide(request: &Request, policy: &Policy, leases: &Leases, now: u64) -> 
             None => renewing(request, policy, leases, now),
         },
         Kind::Decline => match (request.server, request.wanted) {
-            (Some(server), Some(address))
-                if server == policy.subnet.server && leases.standing(request.mac, address, now) == Standing::Own =>
-            {
+            (Some(server), Some(address)) if server == server_id(request, policy.network) && own(address) => {
                 let change = Change::Quarantine { address, until: now.saturating_add(QUARANTINE_SECONDS) };
-                Decision { change: Some(change), verdict: Verdict::Declined(address), answer: None }
+                Decision { change: Some(change), ..unanswered(Verdict::Declined(address)) }
             }
             _ => silent("it declines an address that it doesn't have from us"),
         },
         Kind::Release => {
             let (mac, address) = (request.mac, request.ciaddr);
-            if leases.standing(mac, address, now) == Standing::Own {
+            if own(address) {
                 let change = Change::Release { mac, address, now };
-                Decision { change: Some(change), verdict: Verdict::Released(address), answer: None }
+                Decision { change: Some(change), ..unanswered(Verdict::Released(address)) }
             } else {
                 silent("it releases an address that it doesn't have from us")
             }
@@ -122,13 +110,17 @@ pub fn decide(request: &Request, policy: &Policy, leases: &Leases, now: u64) -> 
             }
             let message = describe(request, policy, MessageType::Ack, None);
             let to = destination(request, Ipv4Addr::UNSPECIFIED);
-            Decision { change: None, verdict: Verdict::Inform, answer: Some(Answer { message, to }) }
+            Decision { answer: Some(Answer { message, to }), ..unanswered(Verdict::Inform) }
         }
     }
 }
 
-fn discover(request: &Request, policy: &Policy, leases: &Leases, now: u64) -> Decision {
-    let Some(address) = leases.pick(request.mac, request.wanted, now) else {
+fn discover(request: &Request, policy: Policy<'_>, leases: &Leases, now: u64) -> Decision {
+    if let Err(why) = boot::next(request.loader, policy.site) {
+        return unanswered(Verdict::Unbootable(why));
+    }
+    let client = policy.leasing.client(request);
+    let Some(address) = leases.pick(client, request.wanted, now) else {
         return silent(POOL_IS_FULL);
     };
     let message = describe(request, policy, MessageType::Offer, Some(address));
@@ -136,66 +128,67 @@ fn discover(request: &Request, policy: &Policy, leases: &Leases, now: u64) -> De
         change: Some(Change::Offer { mac: request.mac, address, until: now.saturating_add(OFFER_SECONDS) }),
         verdict: Verdict::Offer(address),
         answer: Some(Answer { message, to: destination(request, address) }),
+        probe: leases.standing(client, address, now) != Standing::Own,
     }
 }
 
 /// The client answers our offer.
-fn selecting(request: &Request, policy: &Policy, leases: &Leases, now: u64) -> Decision {
+fn selecting(request: &Request, policy: Policy<'_>, leases: &Leases, now: u64) -> Decision {
     let Some(address) = request.wanted else {
         return silent("it accepts an offer without saying which address");
     };
-    match leases.standing(request.mac, address, now) {
+    match leases.standing(policy.leasing.client(request), address, now) {
         Standing::Own | Standing::Free => ack(request, policy, address, now, Verdict::Ack(address)),
-        Standing::Taken => nak(request, policy, "the address is another client's"),
-        Standing::Outside => nak(request, policy, "the address isn't in our pool"),
+        Standing::Taken => nak(request, policy.network, "the address is another client's"),
+        Standing::Outside => nak(request, policy.network, "the address isn't in our pool"),
     }
 }
 
 /// The client starts up and remembers an address.
-fn init_reboot(request: &Request, policy: &Policy, leases: &Leases, now: u64) -> Decision {
+fn init_reboot(request: &Request, policy: Policy<'_>, leases: &Leases, now: u64) -> Decision {
     let Some(address) = request.wanted else {
         return silent("it requests a lease without saying which address");
     };
-    if !policy.subnet.contains(address) {
-        return nak(request, policy, "the address is of another network");
+    if !policy.network.subnet.contains(&address) {
+        return nak(request, policy.network, "the address is of another network");
     }
-    match leases.standing(request.mac, address, now) {
+    match leases.standing(policy.leasing.client(request), address, now) {
         Standing::Own => ack(request, policy, address, now, Verdict::Ack(address)),
-        Standing::Taken => nak(request, policy, "the address is another client's"),
+        Standing::Taken => nak(request, policy.network, "the address is another client's"),
         // Nobody else hands out our pool, so we gave it away before our own memory begins; it's still this client's.
         Standing::Free if leases.address_of(request.mac).is_none() => {
             ack(request, policy, address, now, Verdict::Ack(address))
         }
-        Standing::Free => nak(request, policy, "the client has another address here"),
+        Standing::Free => nak(request, policy.network, "the client has another address here"),
         // RFC 2131 §4.3.2: without a record of the client, MUST remain silent.
         Standing::Outside => silent("it remembers an address that isn't from us"),
     }
 }
 
-fn renewing(request: &Request, policy: &Policy, leases: &Leases, now: u64) -> Decision {
+fn renewing(request: &Request, policy: Policy<'_>, leases: &Leases, now: u64) -> Decision {
     let address = request.ciaddr;
-    if !policy.subnet.contains(address) {
-        return nak(request, policy, "the address is of another network");
+    if !policy.network.subnet.contains(&address) {
+        return nak(request, policy.network, "the address is of another network");
     }
-    match leases.standing(request.mac, address, now) {
+    match leases.standing(policy.leasing.client(request), address, now) {
         Standing::Own | Standing::Free => ack(request, policy, address, now, Verdict::Renew(address)),
-        Standing::Taken => nak(request, policy, "the address is another client's"),
+        Standing::Taken => nak(request, policy.network, "the address is another client's"),
         Standing::Outside => silent("it renews an address that isn't from us"),
     }
 }
 
-fn ack(request: &Request, policy: &Policy, address: Ipv4Addr, now: u64, verdict: Verdict) -> Decision {
-    let until = now.saturating_add(u64::from(lease_seconds(request, policy)));
+fn ack(request: &Request, policy: Policy<'_>, address: Ipv4Addr, now: u64, verdict: Verdict) -> Decision {
+    let until = now.saturating_add(u64::from(lease_seconds(request, policy.leasing)));
     let message = describe(request, policy, MessageType::Ack, Some(address));
     Decision {
         change: Some(Change::Bind { mac: request.mac, address, until }),
-        verdict,
         answer: Some(Answer { message, to: destination(request, address) }),
+        ..unanswered(verdict)
     }
 }
 
-fn nak(request: &Request, policy: &Policy, why: &'static str) -> Decision {
-    let mut message = blank(request, policy, MessageType::Nak);
+fn nak(request: &Request, network: &Network, why: &'static str) -> Decision {
+    let mut message = blank(request, network, MessageType::Nak);
     message.opts_mut().insert(DhcpOption::Message(why.into()));
     let to = if request.giaddr.is_unspecified() {
         Destination::Broadcast
@@ -204,32 +197,37 @@ fn nak(request: &Request, policy: &Policy, why: &'static str) -> Decision {
         message.set_flags(Flags::from(request.flags | 0x8000));
         Destination::Relay(request.giaddr)
     };
-    Decision { change: None, verdict: Verdict::Nak(why), answer: Some(Answer { message, to }) }
+    Decision { answer: Some(Answer { message, to }), ..unanswered(Verdict::Nak(why)) }
 }
 
-fn silent(why: &'static str) -> Decision {
-    Decision { change: None, verdict: Verdict::Silent(why), answer: None }
+pub(super) fn silent(why: &'static str) -> Decision {
+    unanswered(Verdict::Silent(why))
 }
 
-fn destination(request: &Request, given: Ipv4Addr) -> Destination {
+pub(super) fn unanswered(verdict: Verdict) -> Decision {
+    Decision { change: None, verdict, answer: None, probe: false }
+}
+
+pub(super) fn destination(request: &Request, given: Ipv4Addr) -> Destination {
     match () {
         () if !request.giaddr.is_unspecified() => Destination::Relay(request.giaddr),
         () if !request.ciaddr.is_unspecified() => Destination::Configured(request.ciaddr),
-        () if request.wants_broadcast() => Destination::Broadcast,
+        () if request.wants_broadcast() || given.is_unspecified() => Destination::Broadcast,
         () => Destination::Unconfigured(request.mac, given),
     }
 }
 
-fn lease_seconds(request: &Request, policy: &Policy) -> u32 {
-    request.lease_seconds.unwrap_or(policy.lease_seconds).clamp(60.min(policy.lease_seconds), policy.lease_seconds)
+fn lease_seconds(request: &Request, leasing: &Leasing) -> u32 {
+    request.lease_seconds.unwrap_or(leasing.lease_seconds).clamp(60.min(leasing.lease_seconds), leasing.lease_seconds)
 }
 
 /// An answer with everything that a client may want to know; `given` comes with a lease, none without.
-fn describe(request: &Request, policy: &Policy, kind: MessageType, given: Option<Ipv4Addr>) -> Message {
-    let mut message = blank(request, policy, kind);
+fn describe(request: &Request, policy: Policy<'_>, kind: MessageType, given: Option<Ipv4Addr>) -> Message {
+    let Policy { network, leasing, site } = policy;
+    let mut message = blank(request, network, kind);
     if let Some(address) = given {
         message.set_yiaddr(address);
-        let seconds = lease_seconds(request, policy);
+        let seconds = lease_seconds(request, leasing);
         let options = message.opts_mut();
         options.insert(DhcpOption::AddressLeaseTime(seconds));
         // RFC 2131 §4.4.5: half and seven eighths.
@@ -240,33 +238,74 @@ fn describe(request: &Request, policy: &Policy, kind: MessageType, given: Option
     if kind == MessageType::Ack {
         message.set_ciaddr(request.ciaddr);
     }
-    let options = message.opts_mut();
-    options.insert(DhcpOption::SubnetMask(policy.subnet.mask()));
-    options.insert(DhcpOption::BroadcastAddr(policy.subnet.broadcast()));
-    if let Some(router) = policy.router {
-        options.insert(DhcpOption::Router(vec![router]));
-    }
-    if !policy.dns.is_empty() {
-        options.insert(DhcpOption::DomainNameServer(policy.dns.clone()));
-    }
-    if !policy.ntp.is_empty() {
-        options.insert(DhcpOption::NtpServers(policy.ntp.clone()));
-    }
-    if let Some(next) = boot::next(request.loader, &policy.site) {
-        boot::describe(&next, request, policy.subnet.server, &mut message);
+    describe_network(request, network, leasing, &mut message);
+    if let Ok(Some(next)) = boot::next(request.loader, site) {
+        boot::describe(&next, Role::Server, request, site, &mut message);
     }
     message
 }
 
-fn blank(request: &Request, policy: &Policy, kind: MessageType) -> Message {
+fn describe_network(request: &Request, network: &Network, leasing: &Leasing, message: &mut Message) {
+    let options = message.opts_mut();
+    options.insert(DhcpOption::SubnetMask(network.subnet.netmask()));
+    options.insert(DhcpOption::BroadcastAddr(network.subnet.broadcast()));
+    if let Some(router) = leasing.router {
+        options.insert(DhcpOption::Router(vec![router]));
+    }
+    if !leasing.dns.is_empty() {
+        options.insert(DhcpOption::DomainNameServer(leasing.dns.clone()));
+    }
+    // From here on only what is asked for: boot ROMs have little room, and no use for it.
+    let mut offer = |code: OptionCode, option: Option<DhcpOption>| {
+        if let Some(option) = option.filter(|_| request.wants(code)) {
+            options.insert(option);
+        }
+    };
+    let some = |list: bool| list.then_some(());
+    offer(OptionCode::NtpServers, some(!leasing.ntp.is_empty()).map(|()| DhcpOption::NtpServers(leasing.ntp.clone())));
+    offer(OptionCode::InterfaceMtu, leasing.mtu.map(DhcpOption::InterfaceMtu));
+    offer(OptionCode::DomainName, leasing.search.first().map(|domain| DhcpOption::DomainName(domain.clone())));
+    let search = some(!leasing.search.is_empty())
+        .map(|()| DhcpOption::Unknown(UnknownOption::new(OptionCode::DomainSearch, encoded_domains(&leasing.search))));
+    offer(OptionCode::DomainSearch, search);
+    let hostname = leasing.reservation(request).and_then(|reservation| reservation.hostname.clone());
+    offer(OptionCode::Hostname, hostname.map(DhcpOption::Hostname));
+    // RFC 3442: whoever takes this option ignores the router, so the router is in it.
+    let default = leasing.router.map(|router| (Ipv4Net::default(), router));
+    let routes: Vec<_> = leasing.routes.iter().map(|route| (route.to, route.via)).chain(default).collect();
+    offer(
+        OptionCode::ClasslessStaticRoute,
+        some(!leasing.routes.is_empty()).map(|()| DhcpOption::ClasslessStaticRoute(routes)),
+    );
+}
+
+/// RFC 3397, without its compression. The names were checked with the configuration.
+fn encoded_domains(names: &[String]) -> Vec<u8> {
+    let mut bytes = vec![];
+    for name in names {
+        for label in name.split('.') {
+            bytes.push(u8::try_from(label.len()).unwrap_or(0));
+            bytes.extend_from_slice(label.as_bytes());
+        }
+        bytes.push(0);
+    }
+    bytes
+}
+
+/// What the client takes for this server.
+fn server_id(request: &Request, network: &Network) -> Ipv4Addr {
+    request.relay.as_ref().and_then(|relay| relay.server).unwrap_or(network.address)
+}
+
+pub(super) fn blank(request: &Request, network: &Network, kind: MessageType) -> Message {
     let none = Ipv4Addr::UNSPECIFIED;
     let mut message = Message::new_with_id(request.xid, none, none, none, request.giaddr, &request.mac.0);
     message.set_opcode(Opcode::BootReply).set_flags(Flags::from(request.flags));
     let options = message.opts_mut();
     options.insert(DhcpOption::MessageType(kind));
-    options.insert(DhcpOption::ServerIdentifier(policy.subnet.server));
-    if let Some(data) = &request.relay_option {
-        options.insert(DhcpOption::Unknown(UnknownOption::new(OptionCode::RelayAgentInformation, data.clone())));
+    options.insert(DhcpOption::ServerIdentifier(server_id(request, network)));
+    if let Some(relay) = &request.relay {
+        options.insert(DhcpOption::Unknown(UnknownOption::new(OptionCode::RelayAgentInformation, relay.raw.clone())));
     }
     message
 }

@@ -3,35 +3,52 @@
 //! The promise: an address has one holder at a time, and a holder one address. What was bound once is remembered past its
 //! end, so that a machine finds its old address again as long as nobody else needs it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use drophammer_protocol::id::Mac;
 
-/// The addresses that may be handed out.
+/// The addresses that may be handed out to anybody.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
-    pub first: Ipv4Addr,
-    pub last: Ipv4Addr,
-    /// Addresses in between that belong to somebody for good.
-    pub reserved: Vec<Ipv4Addr>,
+    /// From first to last. They don't overlap.
+    pub ranges: Vec<(Ipv4Addr, Ipv4Addr)>,
+    /// `(part, of)`: this server's part, from 1, if as many servers share the pool.
+    pub share: Option<(u32, u32)>,
+    /// Addresses that aren't clients' at all: this server's own, the router's.
+    pub taken: BTreeSet<Ipv4Addr>,
+    /// Addresses kept for one client each, whether they are in between or not; the client's card if it is known by that.
+    pub reserved: BTreeMap<Ipv4Addr, Option<Mac>>,
 }
 
 impl Pool {
     pub fn contains(&self, address: Ipv4Addr) -> bool {
-        (self.first..=self.last).contains(&address) && !self.reserved.contains(&address)
+        let shared = self.share.is_none_or(|(part, of)| address.to_bits() % of.max(1) == part.saturating_sub(1));
+        shared
+            && self.ranges.iter().any(|(a, z)| (a..=z).contains(&&address))
+            && !self.taken.contains(&address)
+            && !self.reserved.contains_key(&address)
     }
 
-    fn from(&self, start: Mac) -> impl Iterator<Item = Ipv4Addr> + '_ {
-        let (first, last) = (self.first.to_bits(), self.last.to_bits());
-        let size = u64::from(last.saturating_sub(first)) + 1;
-        // Each machine starts looking at its own place: after the loss of all state it most likely finds its old address.
-        let offset = start.0.iter().fold(0_u64, |sum, byte| (sum * 257 + u64::from(*byte)) % size);
-        (0..size)
-            .filter_map(move |i| u32::try_from((offset + i) % size).ok())
-            .map(move |i| Ipv4Addr::from_bits(first.saturating_add(i)))
-            .filter(|address| self.contains(*address))
+    fn keeps_for_another(&self, client: Client, address: Ipv4Addr) -> bool {
+        client.reserved != Some(address)
+            && self.reserved.get(&address).is_some_and(|card| card.is_some_and(|mac| mac != client.mac))
     }
+
+    fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.ranges
+            .iter()
+            .flat_map(|(a, z)| (a.to_bits()..=z.to_bits()).map(Ipv4Addr::from_bits))
+            .filter(|a| self.contains(*a))
+    }
+}
+
+/// Who asks, as far as addresses go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    pub mac: Mac,
+    /// The address that is kept for this client and nobody else.
+    pub reserved: Option<Ipv4Addr>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +64,20 @@ pub enum Holder {
 pub struct Entry {
     pub holder: Holder,
     pub until: u64,
+}
+
+/// How long an offered address is kept for the client. iPXE of Debian 12 takes up to 20 s to come back.
+pub const OFFER_SECONDS: u64 = 120;
+/// After this long an offer that nobody took gives way to a client that would get nothing otherwise.
+const OFFER_GRACE_SECONDS: u64 = 30;
+
+impl Entry {
+    fn reusable_from(&self) -> u64 {
+        match self.holder {
+            Holder::Offered(_) => self.until.saturating_sub(OFFER_SECONDS - OFFER_GRACE_SECONDS),
+            Holder::Bound(_) | Holder::Declined => self.until,
+        }
+    }
 }
 
 /// What a decision does to the leases.
@@ -95,47 +126,68 @@ pub struct Leases {
     pool: Pool,
     entries: HashMap<Ipv4Addr, Entry>,
     by_mac: HashMap<Mac, Ipv4Addr>,
+    /// Of the pool, never given to anybody.
+    unused: BTreeSet<Ipv4Addr>,
+    /// Of the pool, given to somebody, by the time from which it may go to somebody else if there is no better one.
+    reusable: BTreeSet<(u64, Ipv4Addr)>,
 }
 
 impl Leases {
-    /// `rows` are what was stored; those that the pool no longer covers are left out.
+    /// `rows` are what was stored; those that neither the pool nor a reservation covers are left out.
     pub fn new(pool: Pool, rows: impl IntoIterator<Item = (Ipv4Addr, Entry)>) -> Self {
-        let mut leases = Self { pool, entries: HashMap::new(), by_mac: HashMap::new() };
+        let unused = pool.addresses().collect();
+        let mut leases =
+            Self { pool, entries: HashMap::new(), by_mac: HashMap::new(), unused, reusable: BTreeSet::new() };
         let ordered: BTreeMap<(u64, Ipv4Addr), Entry> =
             rows.into_iter().map(|(address, entry)| ((entry.until, address), entry)).collect();
         for ((_, address), entry) in ordered {
-            if leases.pool.contains(address) {
+            if leases.pool.contains(address) || leases.pool.reserved.contains_key(&address) {
                 leases.put(address, entry);
             }
         }
         leases
     }
 
-    /// An address for this client: its own, else the one that it wants, else one that was never used, else the one
-    /// whose lease ran out first. `None` when the pool is full.
-    pub fn pick(&self, mac: Mac, wanted: Option<Ipv4Addr>, now: u64) -> Option<Ipv4Addr> {
-        let usable = |address: &Ipv4Addr| matches!(self.standing(mac, *address, now), Standing::Own | Standing::Free);
-        self.address_of(mac)
-            .filter(usable)
-            .or(wanted.filter(usable))
-            .or_else(|| self.pool.from(mac).find(|address| !self.entries.contains_key(address)))
-            .or_else(|| {
-                let expired = self.entries.iter().filter(|(_, entry)| entry.until <= now);
-                expired.min_by_key(|(address, entry)| (entry.until, **address)).map(|(address, _)| *address)
-            })
+    /// Of a network without a pool.
+    pub fn none() -> Self {
+        Self::new(Pool { ranges: vec![], share: None, taken: BTreeSet::new(), reserved: BTreeMap::new() }, [])
     }
 
-    pub fn standing(&self, mac: Mac, address: Ipv4Addr, now: u64) -> Standing {
-        if !self.pool.contains(address) {
-            return Standing::Outside;
-        }
-        match self.entries.get(&address) {
-            None => Standing::Free,
-            Some(Entry { holder: Holder::Offered(holder) | Holder::Bound(holder), .. }) if *holder == mac => {
-                Standing::Own
-            }
-            Some(entry) if entry.until <= now => Standing::Free,
-            Some(_) => Standing::Taken,
+    /// An address for this client: the one reserved for it, its own, the one that it wants, one that was never used, the
+    /// one whose time ran out first. `None` when the pool is full.
+    pub fn pick(&self, client: Client, wanted: Option<Ipv4Addr>, now: u64) -> Option<Ipv4Addr> {
+        let usable =
+            |address: &Ipv4Addr| matches!(self.standing(client, *address, now), Standing::Own | Standing::Free);
+        let oldest = || self.reusable.first().filter(|(from, _)| *from <= now).map(|(_, address)| *address);
+        client
+            .reserved
+            .filter(usable)
+            .or_else(|| self.address_of(client.mac).filter(usable))
+            .or_else(|| wanted.filter(usable))
+            .or_else(|| self.any_unused(client.mac))
+            .or_else(oldest)
+    }
+
+    /// Each machine starts looking at its own place: after the loss of all state it most likely finds its old address.
+    fn any_unused(&self, mac: Mac) -> Option<Ipv4Addr> {
+        let (first, last) = (self.unused.first()?.to_bits(), self.unused.last()?.to_bits());
+        let span = u64::from(last - first) + 1;
+        let offset = mac.0.iter().fold(0_u64, |sum, byte| (sum * 257 + u64::from(*byte)) % span);
+        let start = Ipv4Addr::from_bits(first.saturating_add(u32::try_from(offset).unwrap_or(0)));
+        self.unused.range(start..).next().or_else(|| self.unused.first()).copied()
+    }
+
+    pub fn standing(&self, client: Client, address: Ipv4Addr, now: u64) -> Standing {
+        let entry = self.entries.get(&address).map(|e| (e.holder, e.until));
+        match entry {
+            _ if self.pool.keeps_for_another(client, address) => Standing::Taken,
+            // Known by its UUID when firmware asked, the client may be known by its card alone when its system does.
+            Some((Holder::Offered(holder) | Holder::Bound(holder), _)) if holder == client.mac => Standing::Own,
+            Some((_, until)) if until > now => Standing::Taken,
+            _ if client.reserved == Some(address) => Standing::Free,
+            _ if self.pool.reserved.contains_key(&address) => Standing::Taken,
+            _ if self.pool.contains(address) => Standing::Free,
+            _ => Standing::Outside,
         }
     }
 
@@ -168,15 +220,14 @@ impl Leases {
                 if let Some(address) = self.address_of(mac)
                     && self.entry(address).is_some_and(|e| e.holder == Holder::Offered(mac))
                 {
-                    self.entries.remove(&address);
-                    self.by_mac.remove(&mac);
+                    self.remove(address);
                 }
                 vec![]
             }
-            Change::Release { mac, address, now } => match self.entries.get_mut(&address) {
-                Some(entry) if entry.holder == Holder::Bound(mac) => {
-                    entry.until = entry.until.min(now);
-                    vec![(address, Some(*entry))]
+            Change::Release { mac, address, now } => match self.entry(address) {
+                Some(Entry { holder: Holder::Bound(holder), until }) if holder == mac => {
+                    self.put(address, Entry { holder: Holder::Bound(mac), until: until.min(now) });
+                    vec![(address, self.entry(address))]
                 }
                 _ => vec![],
             },
@@ -190,18 +241,34 @@ impl Leases {
 
     /// Makes `entry` the only one of its address and of its holder; returns the rows of those that it displaced.
     fn put(&mut self, address: Ipv4Addr, entry: Entry) -> Vec<Row> {
+        self.remove(address);
         let mut displaced = vec![];
-        if let Some(Entry { holder: Holder::Offered(old) | Holder::Bound(old), .. }) = self.entries.remove(&address) {
-            self.by_mac.remove(&old);
-        }
         if let Holder::Offered(mac) | Holder::Bound(mac) = entry.holder
-            && let Some(previous) = self.by_mac.insert(mac, address)
+            && let Some(previous) = self.by_mac.get(&mac).copied()
         {
-            self.entries.remove(&previous);
+            self.remove(previous);
             displaced.push((previous, None));
+        }
+        if let Holder::Offered(mac) | Holder::Bound(mac) = entry.holder {
+            self.by_mac.insert(mac, address);
+        }
+        self.unused.remove(&address);
+        if self.pool.contains(address) {
+            self.reusable.insert((entry.reusable_from(), address));
         }
         self.entries.insert(address, entry);
         displaced
+    }
+
+    fn remove(&mut self, address: Ipv4Addr) {
+        let Some(entry) = self.entries.remove(&address) else { return };
+        if let Holder::Offered(mac) | Holder::Bound(mac) = entry.holder {
+            self.by_mac.remove(&mac);
+        }
+        self.reusable.remove(&(entry.reusable_from(), address));
+        if self.pool.contains(address) {
+            self.unused.insert(address);
+        }
     }
 }
 
@@ -209,8 +276,19 @@ impl Leases {
 pub(crate) mod tests {
     use super::*;
 
+    /// The server has .1; .20 is kept for some UUID, .21 for the card of client 21.
     pub(crate) fn pool(first: u8, last: u8) -> Pool {
-        Pool { first: ip(first), last: ip(last), reserved: vec![ip(1)] }
+        Pool {
+            ranges: vec![(ip(first), ip(last))],
+            share: None,
+            taken: [ip(1)].into(),
+            reserved: [(ip(20), None), (ip(21), Some(mac(21)))].into(),
+        }
+    }
+
+    /// A client without a reservation.
+    pub(crate) fn client(n: u8) -> Client {
+        Client { mac: mac(n), reserved: None }
     }
 
     pub(crate) fn ip(last: u8) -> Ipv4Addr {
@@ -228,26 +306,58 @@ pub(crate) mod tests {
     #[test]
     fn addresses_are_picked_in_order_of_preference() {
         let declined = Entry { holder: Holder::Declined, until: 200 };
+        let offered = |n, at| Entry { holder: Holder::Offered(mac(n)), until: at + OFFER_SECONDS };
         let all = |until| (10..=12).map(|n| (ip(n), bound(n, until))).collect::<Vec<_>>();
+        let nine = client(9);
+        let reserved = Client { reserved: Some(ip(20)), ..nine };
         for (name, rows, client, wanted, want) in [
-            ("its own", all(200), 11, None, Some(11)),
-            ("its own though it wants another", all(50), 11, Some(12), Some(11)),
-            ("what it wants", vec![], 9, Some(12), Some(12)),
-            ("not what another holds", vec![(ip(12), bound(12, 200)), (ip(11), bound(11, 200))], 9, Some(12), Some(10)),
-            ("not what the server has", vec![(ip(11), bound(11, 200)), (ip(12), declined)], 9, Some(1), Some(10)),
-            ("never used before expired", vec![(ip(10), bound(10, 5)), (ip(11), bound(11, 6))], 9, None, Some(12)),
+            ("its own", all(200), client(11), None, Some(11)),
+            ("its own though it wants another", all(50), client(11), Some(12), Some(11)),
+            ("what it wants", vec![], nine, Some(12), Some(12)),
+            (
+                "not what another holds",
+                vec![(ip(12), bound(12, 200)), (ip(11), bound(11, 200))],
+                nine,
+                Some(12),
+                Some(10),
+            ),
+            ("not what the server has", vec![(ip(11), bound(11, 200)), (ip(12), declined)], nine, Some(1), Some(10)),
+            ("never used before expired", vec![(ip(10), bound(10, 5)), (ip(11), bound(11, 6))], nine, None, Some(12)),
             (
                 "longest expired",
                 vec![(ip(10), bound(10, 9)), (ip(11), bound(11, 6)), (ip(12), declined)],
-                9,
+                nine,
                 None,
                 Some(11),
             ),
-            ("none left", all(200), 9, None, None),
+            ("none left", all(200), nine, None, None),
+            (
+                "an old offer before none",
+                vec![(ip(10), bound(10, 200)), (ip(11), offered(11, 60)), (ip(12), offered(12, 90))],
+                nine,
+                None,
+                Some(11),
+            ),
+            ("what is reserved for it", all(200), reserved, Some(12), Some(20)),
+            ("what is reserved for it, though it has another", vec![(ip(10), bound(9, 200))], reserved, None, Some(20)),
+            ("not what is reserved for another", vec![], nine, Some(20), Some(11)),
+            ("not its reserved one while another holds it", vec![(ip(20), bound(7, 200))], reserved, None, Some(11)),
+            ("its reserved one, known by its card alone", vec![(ip(20), bound(9, 50))], nine, None, Some(20)),
+            ("not its old one, reserved for another card since", vec![(ip(21), bound(9, 200))], nine, None, Some(11)),
         ] {
             let leases = Leases::new(pool(10, 12), rows);
-            assert_eq!(leases.pick(mac(client), wanted.map(ip), 100), want.map(ip), "{name}");
+            assert_eq!(leases.pick(client, wanted.map(ip), 100), want.map(ip), "{name}");
         }
+    }
+
+    #[test]
+    fn shares_of_a_pool_are_all_of_it_and_nothing_twice() {
+        let whole: Vec<_> = pool(10, 40).addresses().collect();
+        let share = |part| Pool { share: Some((part, 3)), ..pool(10, 40) };
+        let mut parts: Vec<_> = (1..=3).flat_map(|part| share(part).addresses().collect::<Vec<_>>()).collect();
+        parts.sort_unstable();
+        assert_eq!(parts, whole);
+        assert!((1..=3).all(|part| share(part).addresses().count() >= 9));
     }
 
     #[test]
@@ -256,8 +366,8 @@ pub(crate) mod tests {
         leases.apply(Change::Bind { mac: mac(1), address: ip(10), until: 200 });
         let rows = leases.apply(Change::Bind { mac: mac(1), address: ip(11), until: 300 });
         assert_eq!(rows, [(ip(10), None), (ip(11), Some(bound(1, 300)))]);
-        assert_eq!(leases.standing(mac(2), ip(10), 100), Standing::Free);
-        assert_eq!(leases.standing(mac(2), ip(11), 100), Standing::Taken);
+        assert_eq!(leases.standing(client(2), ip(10), 100), Standing::Free);
+        assert_eq!(leases.standing(client(2), ip(11), 100), Standing::Taken);
     }
 
     #[test]
@@ -272,6 +382,6 @@ pub(crate) mod tests {
     fn stored_rows_outside_the_pool_are_left_out() {
         let leases = Leases::new(pool(10, 12), [(ip(50), bound(1, 200))]);
         assert_eq!(leases.address_of(mac(1)), None);
-        assert_eq!(leases.standing(mac(1), ip(50), 100), Standing::Outside);
+        assert_eq!(leases.standing(client(1), ip(50), 100), Standing::Outside);
     }
 }

@@ -1,19 +1,27 @@
-//! DHCPv4 as the boot network's own server (RFC 2131).
+//! DHCPv4: as a network's own server (RFC 2131), behind relays (RFC 3046), or beside another server (ProxyDHCP).
 //!
 //! | step | file | |
 //! |---|---|---|
-//! | bytes → [`request::Request`] | [`request`] | pure |
-//! | request, policy, leases, time → [`decide::Decision`] | [`decide`], [`leases`], [`boot`] | pure |
+//! | bytes → [`request::Request`] | [`request`], [`relay`] | pure |
+//! | which network it is of | [`network`] | pure |
+//! | request, network, leases, time → [`decide::Decision`] | [`decide`], [`proxy`], [`leases`], [`boot`] | pure |
+//! | whether a new address is in use | `probe` | |
 //! | lease changes to disk, before any answer that promises them | [`store`] | |
-//! | sockets | [`serve`], [`wire`] | |
+//! | sockets | [`serve`], `wire` | |
+//! | what people hear of it | `report` | |
 //!
 //! A client is its Ethernet address. RFC 2131 would have the client identifier (option 61) come first, but firmware,
 //! iPXE and the system that is booted each send another one, and a machine that changes its address at every step of its
-//! boot helps nobody.
+//! boot helps nobody. Reservations may go by any of the three, and by a switch's port.
 
 pub mod boot;
 pub mod decide;
 pub mod leases;
+pub mod network;
+mod probe;
+pub mod proxy;
+pub mod relay;
+mod report;
 pub mod request;
 pub mod serve;
 pub mod store;

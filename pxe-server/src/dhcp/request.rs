@@ -4,7 +4,9 @@ use std::net::Ipv4Addr;
 
 use dhcproto::v4::{HType, MessageType, Opcode, OptionCode, borrowed};
 use drophammer_protocol::id::Mac;
-use uuid::Uuid;
+use uuid::{Uuid, Variant};
+
+use super::relay::RelayInfo;
 
 /// A request that this server could answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,11 +24,16 @@ pub struct Request {
     pub server: Option<Ipv4Addr>,
     /// Option 51.
     pub lease_seconds: Option<u32>,
+    /// Option 61.
+    pub client_id: Option<Vec<u8>>,
+    /// Option 55: what it wants to know; `None` if it doesn't say.
+    pub asks_for: Option<Vec<u8>>,
+    /// Option 118: the subnet that it wants an address in (RFC 3011).
+    pub subnet: Option<Ipv4Addr>,
     pub loader: Loader,
     /// Option 97 as it came: PXE clients want to see it again (RFC 4578 §2.3).
     pub machine_option: Option<Vec<u8>>,
-    /// Option 82 as it came: relays want to see it again (RFC 3046 §2.2).
-    pub relay_option: Option<Vec<u8>>,
+    pub relay: Option<RelayInfo>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,12 +58,15 @@ pub enum Loader {
     Ipxe(Firmware),
 }
 
-/// DHCP option 93 (RFC 4578 §2.1), reduced to what there are boot files for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// DHCP option 93 (RFC 4578 §2.1 and IANA's list), reduced to what needs a boot file of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Firmware {
     Bios,
+    UefiIa32,
     UefiX64,
-    /// Not (yet) bootable from here; the number is for the operator.
+    UefiArm32,
+    UefiArm64,
+    /// Never seen by any of us; the number is for the operator.
     Other(u16),
 }
 
@@ -64,8 +74,11 @@ impl Firmware {
     pub fn from_option_93(arch: u16) -> Self {
         match arch {
             0 => Self::Bios,
-            // 9 is "EFI BC": firmware in the field sends it for plain x64. 16 is x64 that boots by HTTP.
+            6 | 15 => Self::UefiIa32,
+            // 9 is "EFI BC": firmware in the field sends it for plain x64. From 15 on: those that boot by HTTP.
             7 | 9 | 16 => Self::UefiX64,
+            10 | 18 => Self::UefiArm32,
+            11 | 19 => Self::UefiArm64,
             other => Self::Other(other),
         }
     }
@@ -73,7 +86,10 @@ impl Firmware {
     pub fn name(self) -> String {
         match self {
             Self::Bios => "BIOS".into(),
+            Self::UefiIa32 => "UEFI IA32".into(),
             Self::UefiX64 => "UEFI x64".into(),
+            Self::UefiArm32 => "UEFI ARM32".into(),
+            Self::UefiArm64 => "UEFI ARM64".into(),
             Self::Other(arch) => format!("architecture {arch}"),
         }
     }
@@ -87,6 +103,7 @@ impl Request {
             return None;
         }
         let options = Options::read(&message);
+        let loader = options.loader();
         // A group address is nobody's.
         let mac = Mac(message.chaddr().try_into().ok()?);
         if mac.0.first().is_some_and(|byte| byte & 1 == 1) || mac.0 == [0; 6] {
@@ -111,9 +128,12 @@ impl Request {
             wanted: options.wanted.filter(|a| !a.is_unspecified()),
             server: options.server,
             lease_seconds: options.lease_seconds,
-            loader: options.loader(),
+            client_id: options.client_id,
+            asks_for: options.asks_for,
+            subnet: options.subnet,
+            loader,
             machine_option: options.machine,
-            relay_option: options.relay,
+            relay: options.relay,
         })
     }
 
@@ -121,11 +141,24 @@ impl Request {
         self.flags & 0x8000 != 0
     }
 
-    /// The SMBIOS UUID that firmware sent. Option 97 is a type byte (0) and the 16 bytes as SMBIOS has them, the first
-    /// three fields little-endian; read like this it is what Linux shows as `product_uuid`.
+    /// Whether the client wants to be told this option; one that doesn't say wants everything.
+    pub fn wants(&self, option: OptionCode) -> bool {
+        self.asks_for.as_ref().is_none_or(|codes| codes.contains(&option.into()))
+    }
+
+    /// The SMBIOS UUID that firmware sent, as Linux shows it in `product_uuid`. Option 97 is a type byte (0) and the 16
+    /// bytes as SMBIOS has them, the first three fields little-endian; some firmware sends them in the order of the text.
     pub fn uuid(&self) -> Option<Uuid> {
+        let [smbios, as_text] = self.uuids()?;
+        // The version and variant of RFC 9562 are in places that tell the orders apart, when the maker kept to them.
+        let sane = |uuid: Uuid| (1..=8).contains(&uuid.get_version_num()) && uuid.get_variant() == Variant::RFC4122;
+        Some(if sane(as_text) && !sane(smbios) { as_text } else { smbios })
+    }
+
+    /// The UUID as it would be in either byte order: SMBIOS's, and the text's.
+    pub fn uuids(&self) -> Option<[Uuid; 2]> {
         let [0, bytes @ ..] = self.machine_option.as_deref()? else { return None };
-        Uuid::from_slice_le(bytes).ok()
+        Some([Uuid::from_slice_le(bytes).ok()?, Uuid::from_slice(bytes).ok()?])
     }
 }
 
@@ -135,11 +168,14 @@ struct Options {
     wanted: Option<Ipv4Addr>,
     server: Option<Ipv4Addr>,
     lease_seconds: Option<u32>,
+    client_id: Option<Vec<u8>>,
+    asks_for: Option<Vec<u8>>,
+    subnet: Option<Ipv4Addr>,
     vendor_class: Vec<u8>,
     arch: Option<u16>,
     ipxe: bool,
     machine: Option<Vec<u8>>,
-    relay: Option<Vec<u8>>,
+    relay: Option<RelayInfo>,
 }
 
 impl Options {
@@ -157,6 +193,9 @@ impl Options {
                 OptionCode::AddressLeaseTime => {
                     options.lease_seconds = <[u8; 4]>::try_from(data).ok().map(u32::from_be_bytes);
                 }
+                OptionCode::ClientIdentifier => options.client_id = Some(data.to_vec()),
+                OptionCode::ParameterRequestList => options.asks_for = Some(data.to_vec()),
+                OptionCode::SubnetSelection => options.subnet = address(),
                 OptionCode::ClassIdentifier => options.vendor_class = data.to_vec(),
                 // A list (RFC 4578 §2.1); the first is what the client is.
                 OptionCode::ClientSystemArchitecture => {
@@ -167,12 +206,12 @@ impl Options {
                 // iPXE's own encapsulated options (features, bus id).
                 OptionCode::Unknown(175) => options.ipxe = true,
                 OptionCode::ClientMachineIdentifier => options.machine = Some(data.to_vec()),
-                OptionCode::RelayAgentInformation => options.relay = Some(data.to_vec()),
+                // More than one option's worth couldn't be echoed as one.
+                OptionCode::RelayAgentInformation if data.len() <= 255 => options.relay = Some(RelayInfo::read(data)),
                 _ => {}
             }
         }
         options.machine = options.machine.filter(|data| data.len() == 17);
-        options.relay = options.relay.filter(|data| data.len() <= 255);
         options
     }
 
@@ -228,7 +267,25 @@ pub(crate) mod tests {
             ("x64", vec![discover, pxe, (93, &[0, 7])], Loader::Pxe(Firmware::UefiX64)),
             ("EFI BC is x64", vec![discover, pxe, (93, &[0, 9])], Loader::Pxe(Firmware::UefiX64)),
             ("a list of architectures", vec![discover, pxe, (93, &[0, 7, 0, 6])], Loader::Pxe(Firmware::UefiX64)),
-            ("ARM64", vec![discover, pxe, (93, &[0, 11])], Loader::Pxe(Firmware::Other(11))),
+            ("IA32", vec![discover, pxe, (93, &[0, 6])], Loader::Pxe(Firmware::UefiIa32)),
+            ("ARM32", vec![discover, pxe, (93, &[0, 10])], Loader::Pxe(Firmware::UefiArm32)),
+            ("ARM64", vec![discover, pxe, (93, &[0, 11])], Loader::Pxe(Firmware::UefiArm64)),
+            ("RISC-V", vec![discover, pxe, (93, &[0, 27])], Loader::Pxe(Firmware::Other(27))),
+            (
+                "HTTP boot, IA32",
+                vec![discover, (60, b"HTTPClient"), (93, &[0, 15])],
+                Loader::UefiHttp(Firmware::UefiIa32),
+            ),
+            (
+                "HTTP boot, ARM32",
+                vec![discover, (60, b"HTTPClient"), (93, &[0, 18])],
+                Loader::UefiHttp(Firmware::UefiArm32),
+            ),
+            (
+                "HTTP boot, ARM64",
+                vec![discover, (60, b"HTTPClient"), (93, &[0, 19])],
+                Loader::UefiHttp(Firmware::UefiArm64),
+            ),
             (
                 "HTTP boot",
                 vec![discover, (60, b"HTTPClient:Arch:00016:UNDI:003001"), (93, &[0, 16])],
@@ -273,12 +330,20 @@ pub(crate) mod tests {
 
     #[test]
     fn uuid_is_the_one_that_linux_shows() {
-        let smbios = [0x78, 0x56, 0x34, 0x12, 0xbc, 0x9a, 0xf0, 0xde, 0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde, 0xf0];
-        let option: Vec<u8> = [&[0][..], &smbios].concat();
-        let uuid = |data: &[u8]| Request::parse(&packet(MAC, &[(53, &[1]), (97, data)])).and_then(|r| r.uuid());
-        assert_eq!(uuid(&option).map(|u| u.to_string()).as_deref(), Some("12345678-9abc-def0-1234-56789abcdef0"));
-        assert_eq!(uuid(&option[..16]), None, "short");
-        assert_eq!(uuid(&[&[1][..], &smbios].concat()), None, "of another type");
+        let text = "12345678-9abc-4ef0-9234-56789abcdef0";
+        let uuid: Uuid = text.parse().expect("a UUID");
+        let option = |kind: u8, bytes: &[u8]| [&[kind][..], bytes].concat();
+        let anything: Vec<u8> = (1..=16).collect();
+        for (name, data, want) in [
+            ("SMBIOS's order", option(0, &uuid.to_bytes_le()), Some(text)),
+            ("the text's order", option(0, uuid.as_bytes()), Some(text)),
+            ("of no version", option(0, &anything), Some("04030201-0605-0807-090a-0b0c0d0e0f10")),
+            ("short", option(0, &uuid.as_bytes()[1..]), None),
+            ("of another type", option(1, uuid.as_bytes()), None),
+        ] {
+            let request = Request::parse(&packet(MAC, &[(53, &[1]), (97, &data)])).expect(name);
+            assert_eq!(request.uuid().map(|u| u.to_string()).as_deref(), want, "{name}");
+        }
     }
 
     proptest! {

@@ -5,42 +5,76 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use drophammer_protocol::event::{Phase, Step};
+use drophammer_protocol::id::Mac;
 use nix::errno::Errno;
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, recv};
 use socket2::{Domain, Protocol, Socket, Type};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
-use super::boot::{self, Next};
-use super::decide::{Decision, POOL_IS_FULL, Policy, Verdict, decide};
-use super::leases::{Entry, Leases};
-use super::request::{Kind, Loader, Request};
+use super::boot::{Loaders, Site};
+use super::decide::{Decision, Policy, QUARANTINE_SECONDS, decide};
+use super::leases::{Change, Entry, Leases};
+use super::network;
+use super::probe::{Arp, Held, Ping};
+use super::proxy::{self, Port};
+use super::report;
+use super::request::Request;
 use super::store::Store;
 use super::wire::Wire;
-use crate::config::Settings;
-use crate::identity;
+use crate::config::{Dhcp as Mode, Network, Settings};
 use crate::observe::Observer;
 
 /// Requests that are decided on before one flush to disk.
-const BATCH: usize = 64;
+const BATCH: usize = 512;
 /// How often the loop looks whether it should end.
-const PATIENCE_MS: u16 = 250;
+const PATIENCE: Duration = Duration::from_millis(250);
+/// Room for what comes in while leases are flushed to disk.
+const RECEIVE_BUFFER: usize = 4 << 20;
 
 #[derive(Debug)]
 pub struct Dhcp {
-    socket: UdpSocket,
-    wire: Wire,
-    policy: Policy,
+    interfaces: Vec<Interface>,
+    doors: Vec<Door>,
+    networks: Vec<Network>,
+    /// For each network.
+    sites: Vec<Site>,
+    /// For each network; those that give out no addresses have none.
+    leases: Vec<Leases>,
     store: Store,
-    leases: Leases,
     unsaved: Unsaved,
+    ping: Option<Ping>,
+    held: Held<(Asked, Decision)>,
+}
+
+#[derive(Debug)]
+struct Interface {
+    name: String,
+    wire: Wire,
+    arp: Option<Arp>,
+}
+
+/// A socket that requests come to.
+#[derive(Debug)]
+struct Door {
+    socket: UdpSocket,
+    interface: usize,
+    port: Port,
+}
+
+/// A request, how it came, and the place of its network.
+#[derive(Clone, Debug)]
+struct Asked {
+    request: Request,
+    door: usize,
+    sender: SocketAddrV4,
+    network: usize,
 }
 
 /// Changes that aren't on disk, and so were told to nobody: none, but for a disk that is full or failing.
@@ -51,79 +85,213 @@ struct Unsaved {
 }
 
 impl Dhcp {
-    pub fn bind(settings: &Settings, uefi_file: &'static str) -> Result<Self> {
-        let (interface, port) = (&settings.interface, settings.ports.dhcp);
-        let index = if_nametoindex(interface.as_str())
-            .with_context(|| format!("looking for the network interface {interface} (network.interface)"))?;
-        let socket = open(interface, port).with_context(|| {
-            format!(
-                "binding UDP port {port} on {interface} for DHCP (is another DHCP server running? `lsof -i :{port}`; \
-                 below port 1024 it needs root)"
-            )
-        })?;
-        let out = socket.try_clone().context("duplicating the DHCP socket")?;
-        let wire = Wire::new(out, index, SocketAddrV4::new(settings.subnet.server, port))?;
+    /// `None` if DHCP is off in every network.
+    pub fn bind(settings: &Settings, loaders: &Loaders) -> Result<Option<Self>> {
+        let networks: Vec<_> = settings.networks.iter().filter(|n| n.dhcp != Mode::Off).cloned().collect();
+        if networks.is_empty() {
+            return Ok(None);
+        }
+        let mut names: Vec<_> = networks.iter().map(|n| n.interface.clone()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let mut interfaces = vec![];
+        let mut doors = vec![];
+        for name in names {
+            let probes = |n: &Network| n.interface == name && !n.relayed && leasing_probe(n).is_some();
+            let (port, proxy_port) = (settings.ports.dhcp, settings.ports.proxy_dhcp);
+            for (port, kind) in [(port, Port::Dhcp), (proxy_port, Port::ProxyDhcp)] {
+                let socket = open(&name, port).with_context(|| {
+                    format!(
+                        "binding UDP port {port} on {name} for DHCP (is another DHCP server running? `lsof -i :{port}`; \
+                         below port 1024 it needs root or CAP_NET_BIND_SERVICE)"
+                    )
+                })?;
+                doors.push(Door { socket, interface: interfaces.len(), port: kind });
+            }
+            let index = index(&name)?;
+            let arp = networks.iter().any(probes).then(|| Arp::bind(index, mac(&name)?)).transpose()?;
+            interfaces.push(Interface { wire: Wire::new(index, port)?, arp, name });
+        }
+        let pings = |n: &Network| n.relayed && leasing_probe(n).is_some();
+        let ping = networks.iter().any(pings).then(Ping::open).transpose()?;
         let (store, rows) = Store::open(&settings.state_dir.join("leases.redb"))?;
-        let leases = Leases::new(settings.pool.clone(), rows);
-        Ok(Self { socket, wire, policy: Policy::of(settings, uefi_file), store, leases, unsaved: Unsaved::default() })
+        let leases = networks
+            .iter()
+            .map(|network| match &network.dhcp {
+                Mode::Server(leasing) => Leases::new(leasing.pool.clone(), rows.iter().copied()),
+                Mode::Proxy | Mode::Off => Leases::none(),
+            })
+            .collect();
+        let sites = networks.iter().map(|n| Site::new(n.address, settings.ports.http, loaders.clone())).collect();
+        let (unsaved, held) = (Unsaved::default(), Held::default());
+        Ok(Some(Self { interfaces, doors, networks, sites, leases, store, unsaved, ping, held }))
     }
 
     /// Serves until `stop`. An error is one that no client caused and that trying again wouldn't mend.
     pub fn run(mut self, stop: &AtomicBool, observer: &Observer) -> Result<()> {
         let mut buffer = vec![0; 2048];
         while !stop.load(Ordering::Relaxed) {
-            if !self.wait()? {
-                continue;
+            self.wait()?;
+            let conflicts = self.hear()?;
+            let batch = self.receive(&mut buffer)?;
+            let due = self.held.due(Instant::now());
+            if !(conflicts.is_empty() && batch.is_empty() && due.is_empty()) {
+                self.answer(conflicts, batch, due, observer)?;
             }
-            let mut batch = vec![];
-            while batch.len() < BATCH {
-                match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                    Ok(length) => batch.extend(buffer.get(..length).and_then(Request::parse)),
-                    Err(Errno::EAGAIN) => break,
-                    // What an earlier answer ran into is reported here (ICMP unreachable, link down).
-                    Err(Errno::EINTR | Errno::ECONNREFUSED | Errno::ENETDOWN | Errno::EHOSTUNREACH) => {}
-                    Err(e) => return Err(e).context("receiving DHCP requests"),
-                }
-            }
-            self.answer(&batch, observer)?;
         }
         Ok(())
     }
 
-    fn wait(&self) -> Result<bool> {
-        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::from(PATIENCE_MS)) {
-            Ok(n) => Ok(n > 0),
-            Err(Errno::EINTR) => Ok(false),
+    /// Until there is something to read, an offer to make, or it's time to look whether to stop.
+    fn wait(&self) -> Result<()> {
+        let doors = self.doors.iter().map(|door| door.socket.as_fd());
+        let arps = self.interfaces.iter().filter_map(|i| i.arp.as_ref()).map(AsFd::as_fd);
+        let ping = self.ping.iter().map(AsFd::as_fd);
+        let mut fds: Vec<_> = doors.chain(arps).chain(ping).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let until = self.held.next().map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()).min(PATIENCE));
+        // Rounded up: waking a moment early would be waking again and again.
+        let ms = u16::try_from(until.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
+        match poll(&mut fds, PollTimeout::from(ms)) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(e) => Err(e).context("waiting for DHCP requests"),
         }
     }
 
-    fn answer(&mut self, batch: &[Request], observer: &Observer) -> Result<()> {
+    /// Reads who has which address, and takes back the offers of addresses that turn out to be in use.
+    fn hear(&mut self) -> Result<Vec<(Asked, Ipv4Addr, Option<Mac>)>> {
+        let mut conflicts = vec![];
+        let Self { interfaces, ping, held, .. } = self;
+        let mut heard = |address, mac: Option<Mac>| {
+            // A client may still have the address that it is about to be offered.
+            if let Some((asked, decision)) = held.take(address) {
+                if mac == Some(asked.request.mac) {
+                    held.hold(address, (asked, decision), Instant::now(), Duration::ZERO);
+                } else {
+                    conflicts.push((asked, address, mac));
+                }
+            }
+        };
+        for arp in interfaces.iter().filter_map(|i| i.arp.as_ref()) {
+            while let Some((address, mac)) = arp.heard()? {
+                heard(address, Some(mac));
+            }
+        }
+        if let Some(ping) = ping {
+            while let Some(address) = ping.heard()? {
+                heard(address, None);
+            }
+        }
+        Ok(conflicts)
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> Result<Vec<Asked>> {
+        let mut batch = vec![];
+        for (door, Door { socket, interface, .. }) in self.doors.iter().enumerate() {
+            let interface = self.interfaces.get(*interface).map(|i| i.name.as_str()).unwrap_or_default();
+            while batch.len() < BATCH {
+                let (length, sender) = match socket.recv_from(buffer) {
+                    Ok((length, std::net::SocketAddr::V4(sender))) => (length, sender),
+                    Ok(_) => continue,
+                    Err(e) => match Errno::from_raw(e.raw_os_error().unwrap_or(0)) {
+                        Errno::EAGAIN => break,
+                        // What an earlier answer ran into is reported here (ICMP unreachable, link down).
+                        Errno::EINTR | Errno::ECONNREFUSED | Errno::ENETDOWN | Errno::EHOSTUNREACH => continue,
+                        _ => return Err(e).with_context(|| format!("receiving DHCP requests on {interface}")),
+                    },
+                };
+                let Some(request) = buffer.get(..length).and_then(Request::parse) else { continue };
+                match network::find(&request, interface, &self.networks) {
+                    Some(network) => batch.push(Asked { request, door, sender, network }),
+                    None => report::stranger(&request, interface),
+                }
+            }
+        }
+        Ok(batch)
+    }
+
+    fn answer(
+        &mut self,
+        conflicts: Vec<(Asked, Ipv4Addr, Option<Mac>)>,
+        batch: Vec<Asked>,
+        due: Vec<(Asked, Decision)>,
+        observer: &Observer,
+    ) -> Result<()> {
         let now =
             SystemTime::now().duration_since(UNIX_EPOCH).context("reading the clock: it is before 1970")?.as_secs();
-        let mut decisions = Vec::with_capacity(batch.len());
-        for request in batch {
-            let decision = decide(request, &self.policy, &self.leases, now);
+        let mut ready = due;
+        let mut again = vec![];
+        for (asked, address, mac) in conflicts {
+            report::conflict(&asked.request, address, mac);
+            self.change(asked.network, Change::Quarantine { address, until: now.saturating_add(QUARANTINE_SECONDS) });
+            again.push(asked);
+        }
+        for asked in again.into_iter().chain(batch) {
+            let decision = self.decide(&asked, now);
             if let Some(change) = decision.change {
-                self.unsaved.rows.extend(self.leases.apply(change));
+                self.change(asked.network, change);
             }
-            decisions.push((request, decision));
+            ready.extend(self.unless_held(asked, decision));
         }
         let saved = self.save();
-        for (request, decision) in decisions {
+        for (asked, decision) in ready {
             // RFC 2131 §4.3.1 asks for it, and without it two machines would share an address after a crash.
             if decision.change.is_some() && !saved {
                 continue;
             }
+            let Some((network, site)) = self.networks.get(asked.network).zip(self.sites.get(asked.network)) else {
+                continue;
+            };
             if let Some(answer) = &decision.answer
-                && let Err(error) = self.wire.send(answer)
+                && let Some(door) = self.doors.get(asked.door)
+                && let Some(interface) = self.interfaces.get(door.interface)
+                && let Err(error) = interface.wire.send(answer, &door.socket, asked.sender, network.address)
             {
-                warn!(mac = %request.mac, "{error:#}");
+                warn!(mac = %asked.request.mac, "{error:#}");
             }
-            report(request, &decision, &self.policy, observer);
+            report::decided(&asked.request, &decision, network, site, observer);
         }
         Ok(())
+    }
+
+    fn decide(&self, asked: &Asked, now: u64) -> Decision {
+        let Asked { request, door, network: place, .. } = asked;
+        let (network, site, leases) = (&self.networks[*place], &self.sites[*place], &self.leases[*place]);
+        let port = self.doors.get(*door).map_or(Port::Dhcp, |door| door.port);
+        match (&network.dhcp, port) {
+            (Mode::Server(leasing), Port::Dhcp) => decide(request, Policy { network, leasing, site }, leases, now),
+            _ => proxy::decide(request, port, network, site),
+        }
+    }
+
+    fn change(&mut self, network: usize, change: Change) {
+        if let Some(leases) = self.leases.get_mut(network) {
+            self.unsaved.rows.extend(leases.apply(change));
+        }
+    }
+
+    /// Holds an offer back while somebody may still say that its address is in use.
+    fn unless_held(&mut self, asked: Asked, decision: Decision) -> Option<(Asked, Decision)> {
+        let network = self.networks.get(asked.network)?;
+        let (Some(patience), Some(Change::Offer { address, .. })) = (leasing_probe(network), decision.change) else {
+            return Some((asked, decision));
+        };
+        if decision.probe && !self.held.is_full() {
+            let door = self.doors.get(asked.door)?;
+            let arp = self.interfaces.get(door.interface).and_then(|i| i.arp.as_ref());
+            let sent = match (&self.ping, arp) {
+                (Some(ping), _) if network.relayed => ping.ask(address),
+                (_, Some(arp)) => arp.ask(network.address, address),
+                _ => return Some((asked, decision)),
+            };
+            if let Err(error) = sent {
+                warn!(%address, "looking whether an address is in use, before it is offered: {error}");
+                return Some((asked, decision));
+            }
+        } else if !self.held.has(address) {
+            return Some((asked, decision));
+        }
+        self.held.hold(address, (asked, decision), Instant::now(), patience);
+        None
     }
 
     /// Whether everything is on disk. What can't be written now is written with the next change: clients ask again.
@@ -151,64 +319,33 @@ impl Dhcp {
     }
 }
 
+fn leasing_probe(network: &Network) -> Option<Duration> {
+    match &network.dhcp {
+        Mode::Server(leasing) => leasing.probe,
+        Mode::Proxy | Mode::Off => None,
+    }
+}
+
 fn open(interface: &str, port: u16) -> std::io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_broadcast(true)?;
+    socket.set_nonblocking(true)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     socket.bind_device(Some(interface.as_bytes()))?;
     // Any address, because clients without one send to 255.255.255.255.
     socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into())?;
     Ok(socket.into())
 }
 
-fn report(request: &Request, decision: &Decision, policy: &Policy, observer: &Observer) {
-    let mac = request.mac;
-    debug!(%mac, kind = ?request.kind, loader = ?request.loader, verdict = ?decision.verdict, "dhcp");
-    match (decision.verdict, request.server) {
-        (Verdict::Silent(POOL_IS_FULL), _) => warn!(%mac, "no address for a client: {POOL_IS_FULL}"),
-        (Verdict::Silent(_), Some(other)) if request.kind == Kind::Request && other != policy.subnet.server => {
-            warn!(%mac, %other, "another DHCP server is active on the boot network, and this client took its offer");
-        }
-        (Verdict::Declined(address), _) => {
-            warn!(%mac, %address, "a client found its address in use by somebody else; it isn't handed out for a while");
-        }
-        (Verdict::Ack(address), _) => info!(%mac, %address, loader = ?request.loader, "leased"),
-        _ => {}
-    }
-    if let Verdict::Ack(address) | Verdict::Renew(address) = decision.verdict {
-        observer.saw(address.into(), mac, request.uuid().and_then(identity::of_uuid));
-    }
-    if let Some((phase, step, message)) = event(request, decision.verdict, policy) {
-        observer.observe(mac, request.uuid().and_then(identity::of_uuid), phase, step, message);
-    }
+fn index(interface: &str) -> Result<libc::c_int> {
+    let index = if_nametoindex(interface)
+        .with_context(|| format!("looking for the network interface {interface} (network.interface)"))?;
+    Ok(libc::c_int::try_from(index)?)
 }
 
-/// What the timeline of a boot says about this exchange. Operating systems aren't booting any more and report themselves.
-fn event(request: &Request, verdict: Verdict, policy: &Policy) -> Option<(Phase, Step, String)> {
-    let who = match request.loader {
-        Loader::None => return None,
-        Loader::Pxe(firmware) => format!("{} firmware", firmware.name()),
-        Loader::UefiHttp(firmware) => format!("{} firmware (HTTP boot)", firmware.name()),
-        Loader::Ipxe(firmware) => format!("iPXE on {}", firmware.name()),
-    };
-    match verdict {
-        Verdict::Offer(address) => {
-            Some((Phase::Dhcp, Step::Started, format!("{who} asks for an address: offered {address}")))
-        }
-        Verdict::Ack(address) => Some(match boot::next(request.loader, &policy.site) {
-            Some(next) => {
-                let next = match next {
-                    Next::Tftp { file, .. } => format!("{file} by TFTP"),
-                    Next::Http { url } => url,
-                    Next::Script { .. } => "the boot script".into(),
-                };
-                (Phase::Dhcp, Step::Done, format!("{who} has {address}; next is {next}"))
-            }
-            None => (Phase::Dhcp, Step::Failed, format!("{who} has {address}, but there is no boot file for it")),
-        }),
-        Verdict::Nak(why) => Some((Phase::Dhcp, Step::Failed, format!("{who} was refused its address: {why}"))),
-        Verdict::Silent(POOL_IS_FULL) => {
-            Some((Phase::Dhcp, Step::Failed, format!("{who} gets no address: {POOL_IS_FULL}")))
-        }
-        Verdict::Renew(_) | Verdict::Inform | Verdict::Released(_) | Verdict::Declined(_) | Verdict::Silent(_) => None,
-    }
+fn mac(interface: &str) -> Result<Mac> {
+    let addresses = getifaddrs().context("listing the network interfaces")?;
+    let link = |of: InterfaceAddress| of.address.as_ref().and_then(|a| a.as_link_addr()?.addr());
+    let mac = addresses.filter(|address| address.interface_name == interface).find_map(link);
+    mac.map(Mac).with_context(|| format!("{interface} is not an Ethernet interface (network.interface)"))
 }

@@ -24,12 +24,14 @@ use drophammer_protocol::event::{Phase, Progress, Step};
 use drophammer_protocol::id::{BootId, Mac};
 use drophammer_protocol::manifest::is_plain_name;
 use drophammer_protocol::sign::Signed;
-use drophammer_protocol::ticket::{BootTicket, ServerTime, TICKET_PATH};
+use drophammer_protocol::ticket::{BootTicket, Reach, ServerTime, TICKET_PATH};
 use ed25519_dalek::SigningKey;
 use serde::Deserialize;
 use tracing::{debug, error};
 
 use self::content::{Content, Sent};
+use crate::config::Ports;
+use crate::dhcp::boot::http_url;
 use crate::observe::Observer;
 use crate::{identity, script, tftp};
 
@@ -39,21 +41,30 @@ pub(crate) struct Boot {
     pub(crate) control: Control,
     pub(crate) observer: Observer,
     pub(crate) time_key: SigningKey,
-    pub(crate) boot_url: String,
+    pub(crate) ports: Ports,
     pub(crate) agent_cmdline: String,
     pub(crate) boot_dir: PathBuf,
     pub(crate) images_dir: PathBuf,
     pub(crate) files: tftp::Files,
 }
 
-/// Who is at the other end of a connection; the listener adds it to every request.
+/// Both ends of a connection; the listener adds them to every request.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(pub(crate) SocketAddr);
+pub(crate) struct Peer {
+    pub(crate) remote: SocketAddr,
+    pub(crate) local: SocketAddr,
+}
 
 impl Peer {
     /// An IPv4 client is the same one on an IPv6 socket.
     fn address(self) -> IpAddr {
-        self.0.ip().to_canonical()
+        self.remote.ip().to_canonical()
+    }
+
+    /// The addresses of the network that the client came from.
+    fn reach(self, ports: Ports) -> Reach {
+        let address = self.local.ip().to_canonical();
+        Reach { server: format!("https://{address}:{}", ports.https), boot_server: http_url(address, ports.http) }
     }
 }
 
@@ -62,7 +73,7 @@ pub(crate) fn router(boot: Arc<Boot>) -> Router {
         .route(BOOT_SCRIPT, get(boot_script))
         .route(BOOT_KERNEL, get(kernel))
         .route(&format!("{BOOT_INITRAMFS}/{{boot}}"), get(initramfs))
-        .route(&format!("/boot/{}", boot.files.uefi), get(ipxe))
+        .route("/boot/{loader}", get(loader))
         .route(BOOT_TIME, get(time))
         .route(&format!("{IMAGES}/{{name}}/{{version}}/{{file}}"), get(image))
         .fallback(async || refuse(StatusCode::NOT_FOUND, "there is nothing at this path on a boot server"))
@@ -85,13 +96,13 @@ async fn boot_script(
         return refuse(StatusCode::BAD_REQUEST, format_args!("mac={:?} is not an Ethernet address", asking.mac));
     };
     let machine = asking.uuid.parse().ok().and_then(identity::of_uuid).unwrap_or_else(|| identity::of_mac(mac));
-    let address = peer.address();
+    let (address, reach) = (peer.address(), peer.reach(boot.ports));
     boot.observer.saw(address, mac, Some(machine));
-    let control = boot.control.clone();
-    let (text, step, said) = match off_thread(move || control.boot_script_asked(mac, machine, address)).await {
+    let (control, url) = (boot.control.clone(), reach.boot_server.clone());
+    let (text, step, said) = match off_thread(move || control.boot_script_asked(mac, machine, address, &reach)).await {
         Ok(BootDecision::Agent(ticket)) => {
             let said = "asked what to boot: the agent".to_owned();
-            (script::agent(&boot.boot_url, ticket.boot, &boot.agent_cmdline), Step::Note, said)
+            (script::agent(&url, ticket.boot, &boot.agent_cmdline), Step::Note, said)
         }
         Ok(BootDecision::LocalDisk) => {
             (script::local_disk(), Step::Note, "asked what to boot: its own disk".to_owned())
@@ -100,7 +111,7 @@ async fn boot_script(
         Err(error) => {
             error!(%mac, %machine, "deciding what a machine boots: {error:#}");
             let said = format!("no decision on what to boot: {error:#}");
-            (script::trouble(&boot.boot_url, &said), Step::Failed, said)
+            (script::trouble(&url, &said), Step::Failed, said)
         }
     };
     boot.observer.observe(mac, Some(machine), Phase::Http, step, said);
@@ -139,10 +150,10 @@ async fn initramfs(
 }
 
 /// iPXE for UEFI firmware that boots by HTTP.
-async fn ipxe(State(boot): State<Arc<Boot>>) -> Response {
-    match boot.files.get(boot.files.uefi) {
+async fn loader(State(boot): State<Arc<Boot>>, Path(name): Path<String>) -> Response {
+    match boot.files.get(&name) {
         Some((_, bytes)) => ([(header::CONTENT_TYPE, "application/efi")], bytes).into_response(),
-        None => refuse(StatusCode::NOT_FOUND, "there is no boot file for UEFI"),
+        None => refuse(StatusCode::NOT_FOUND, format_args!("there is no boot loader {name:?} here")),
     }
 }
 
@@ -177,7 +188,7 @@ async fn image(
     match Content::open(&boot.images_dir.join(&name).join(&version).join(&file)).await {
         // Chunks come by the hundred, and the agent reports their progress itself: they stay out of the timeline.
         Ok(Some(content)) => content
-            .respond(&headers, move |sent| debug!(peer = %peer.0, name, version, file, ?sent, "image"))
+            .respond(&headers, move |sent| debug!(peer = %peer.remote, name, version, file, ?sent, "image"))
             .unwrap_or_else(|error| broken(format_args!("{error:#}"))),
         Ok(None) => refuse(StatusCode::NOT_FOUND, format_args!("image {name}/{version} has no {file} here")),
         Err(error) => broken(format_args!("{error:#}")),

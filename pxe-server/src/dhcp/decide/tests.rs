@@ -4,19 +4,42 @@ use proptest::prelude::*;
 
 use super::super::leases::tests::{ip, mac, pool};
 use super::super::leases::{Entry, Holder};
+use super::super::request::Firmware;
 use super::super::request::tests::packet;
 use super::*;
+use crate::config::{Config, Dhcp};
 
 const NOW: u64 = 1000;
 
-fn policy() -> Policy {
-    Policy {
-        subnet: Subnet { server: ip(1), prefix: 24 },
-        router: Some(ip(254)),
-        dns: vec![ip(1)],
-        ntp: vec![],
-        lease_seconds: 3600,
-        site: boot::Site { url: "http://10.77.0.1".into(), uefi_file: "ipxe.efi" },
+/// A network with every option, whose pool is .10 to .13, and a site with everything but ARM32's loader.
+struct Fixture {
+    network: Network,
+    site: Site,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let text = r#"
+            [[network]]
+            interface = "eth0"
+            address = "10.77.0.1"
+            subnet = "10.77.0.0/24"
+            pool = [{ first = "10.77.0.10", last = "10.77.0.13" }]
+            router = "10.77.0.254"
+            dns = ["10.77.0.1"]
+            ntp = ["10.77.0.2"]
+            mtu = 9000
+            search = ["rack.example.org", "example.org"]
+            routes = [{ to = "10.0.0.0/8", via = "10.77.0.253" }]
+            reservations = [{ uuid = "12345678-9abc-4ef0-9234-56789abcdef0", address = "10.77.0.20", hostname = "db1" }]
+        "#;
+        let config: Config = toml::from_str(text).expect("TOML");
+        Self { network: config.check().expect("makes sense").networks.remove(0), site: boot::tests::site() }
+    }
+
+    fn decide(&self, request: &Request, leases: &Leases, now: u64) -> Decision {
+        let Dhcp::Server(leasing) = &self.network.dhcp else { panic!("a server") };
+        decide(request, Policy { network: &self.network, leasing, site: &self.site }, leases, now)
     }
 }
 
@@ -36,8 +59,11 @@ fn ask(client: u8, kind: u8, options: &[(u8, &[u8])]) -> Request {
 }
 
 fn verdict(request: &Request) -> Verdict {
-    decide(request, &policy(), &leases(), NOW).verdict
+    Fixture::new().decide(request, &leases(), NOW).verdict
 }
+
+/// Option 97 of the machine that .20 is kept for.
+const DB1: &[u8] = &[0, 0x78, 0x56, 0x34, 0x12, 0xbc, 0x9a, 0xf0, 0x4e, 0x92, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde, 0xf0];
 
 #[test]
 fn rfc_2131_4_3_case_by_case() {
@@ -79,10 +105,18 @@ fn rfc_2131_4_3_case_by_case() {
         ("releasing", at(ask(2, 7, &[]), 11), Released(ip(11))),
         ("releasing another's", at(ask(1, 7, &[]), 11), Silent("it releases an address that it doesn't have from us")),
         ("informing", at(ask(1, 8, &[]), 77), Inform),
+        ("discover with what is kept for it", ask(1, 1, &[(97, DB1)]), Offer(ip(20))),
+        ("discover, wanting what is kept for another", ask(1, 1, &[(50, &[10, 77, 0, 20])]), Offer(ip(10))),
+        ("selecting what is kept for another", ask(1, 3, &[ours, (50, &[10, 77, 0, 20])]), taken),
         (
-            "behind a foreign relay",
-            Request { giaddr: Ipv4Addr::new(10, 78, 0, 1), ..ask(1, 1, &[]) },
-            Silent("it came through a relay in a network that isn't ours"),
+            "selecting by the name that the relay gave us",
+            ask(1, 3, &[(54, &[10, 77, 0, 200]), want10, (82, &[11, 4, 10, 77, 0, 200])]),
+            Ack(ip(10)),
+        ),
+        (
+            "discover by what has no boot file",
+            ask(1, 1, &[(60, b"PXEClient"), (93, &[0, 10])]),
+            Unbootable(boot::Unbootable::NoLoader(Firmware::UefiArm32)),
         ),
     ] {
         assert_eq!(verdict(&request), want, "{name}");
@@ -92,7 +126,7 @@ fn rfc_2131_4_3_case_by_case() {
 #[test]
 fn a_full_pool_is_said_so() {
     let rows = (10..=12).map(|n| (ip(n), Entry { holder: Holder::Bound(mac(n)), until: 5000 }));
-    let decision = decide(&ask(1, 1, &[]), &policy(), &Leases::new(pool(10, 12), rows), NOW);
+    let decision = Fixture::new().decide(&ask(1, 1, &[]), &Leases::new(pool(10, 12), rows), NOW);
     assert_eq!(decision.verdict, Verdict::Silent(POOL_IS_FULL));
 }
 
@@ -112,7 +146,7 @@ fn answers_go_where_the_client_hears_them() {
         ("a refusal behind a relay", Request { giaddr: ip(200), ..steal() }, Destination::Relay(ip(200))),
         ("options only", Request { ciaddr: ip(77), ..ask(1, 8, &[]) }, Destination::Configured(ip(77))),
     ] {
-        let answer = decide(&request, &policy(), &leases(), NOW).answer.expect(name);
+        let answer = Fixture::new().decide(&request, &leases(), NOW).answer.expect(name);
         assert_eq!(answer.to, want, "{name}");
     }
 }
@@ -126,7 +160,7 @@ fn leases_are_as_long_as_asked_within_limits() {
         ("silly", Some(1), 60),
     ] {
         let request = Request { lease_seconds: asked, ..ask(1, 1, &[]) };
-        let answer = decide(&request, &policy(), &leases(), NOW).answer.expect(name);
+        let answer = Fixture::new().decide(&request, &leases(), NOW).answer.expect(name);
         let got = answer.message.opts().get(OptionCode::AddressLeaseTime);
         assert_eq!(got, Some(&DhcpOption::AddressLeaseTime(want)), "{name}");
     }
@@ -137,15 +171,56 @@ fn relays_and_pxe_clients_see_their_options_again() {
     let machine: Vec<u8> = (0..17).collect();
     let options: [(u8, &[u8]); 4] = [(60, b"PXEClient"), (93, &[0, 7]), (97, &machine), (82, &[1, 2, 3, 4])];
     let request = Request { giaddr: ip(200), ..ask(1, 1, &options) };
-    let answer = decide(&request, &policy(), &leases(), NOW).answer.expect("an offer").message;
+    let answer = Fixture::new().decide(&request, &leases(), NOW).answer.expect("an offer").message;
     let bytes = super::super::wire::datagram(&answer).expect("encodes");
     let back = dhcproto::v4::borrowed::Message::new(&bytes).expect("decodes");
     let data = |code: u8| back.opts().find(|o| u8::from(o.code()) == code).map(|o| o.data().to_vec());
     assert_eq!(data(97), Some(machine));
     assert_eq!(data(82), Some(vec![1, 2, 3, 4]));
-    assert_eq!(data(67).as_deref(), Some(&b"ipxe.efi"[..]));
-    assert_eq!(back.fname(), b"ipxe.efi");
+    assert_eq!(data(67).as_deref(), Some(&b"snponly.efi"[..]));
+    assert_eq!(back.fname(), b"snponly.efi");
     assert_eq!(back.siaddr(), ip(1));
+}
+
+#[test]
+fn clients_hear_what_they_ask_for() {
+    let options = |asks: &[u8]| {
+        let request = ask(1, 1, &[(97, DB1), (55, asks)]);
+        let answer = Fixture::new().decide(&request, &leases(), NOW).answer.expect("an offer").message;
+        let bytes = super::super::wire::datagram(&answer).expect("encodes");
+        let back = dhcproto::v4::borrowed::Message::new(&bytes).expect("decodes");
+        let all = back.opts().map(|o| (u8::from(o.code()), o.data().to_vec()));
+        all.collect::<HashMap<_, _>>()
+    };
+    let everything = options(&[12, 15, 26, 42, 119, 121]);
+    for (name, code, want) in [
+        ("netmask", 1, vec![255, 255, 255, 0]),
+        ("router", 3, vec![10, 77, 0, 254]),
+        ("DNS", 6, vec![10, 77, 0, 1]),
+        ("host name", 12, b"db1".to_vec()),
+        ("domain", 15, b"rack.example.org".to_vec()),
+        ("MTU", 26, 9000_u16.to_be_bytes().to_vec()),
+        ("NTP", 42, vec![10, 77, 0, 2]),
+        ("search", 119, b"\x04rack\x07example\x03org\0\x07example\x03org\0".to_vec()),
+        ("routes, and the router among them", 121, vec![8, 10, 10, 77, 0, 253, 0, 10, 77, 0, 254]),
+    ] {
+        assert_eq!(everything.get(&code), Some(&want), "{name}");
+    }
+    let little = options(&[1, 3]);
+    assert!([12, 15, 26, 42, 119, 121].iter().all(|code| !little.contains_key(code)), "{little:?}");
+    assert!(little.contains_key(&1) && little.contains_key(&3));
+}
+
+#[test]
+fn only_an_address_that_is_new_for_the_client_is_looked_for_first() {
+    for (name, request, want) in [
+        ("a stranger", ask(1, 1, &[]), true),
+        ("a holder", ask(2, 1, &[]), false),
+        ("a stranger with a reservation", ask(1, 1, &[(97, DB1)]), true),
+        ("a request", ask(1, 3, &[(54, &[10, 77, 0, 1]), (50, &[10, 77, 0, 10])]), false),
+    ] {
+        assert_eq!(Fixture::new().decide(&request, &leases(), NOW).probe, want, "{name}");
+    }
 }
 
 /// What a client of the model below does next.
@@ -178,7 +253,7 @@ proptest! {
     /// restarts from what it stored, no two of them hold one address at one time.
     #[test]
     fn no_address_has_two_holders(acts in prop::collection::vec((0_u8..6, act(), prop::bool::weighted(0.1)), 1..200)) {
-        let policy = policy();
+        let fixture = Fixture::new();
         let mut leases = Leases::new(pool(10, 13), []);
         let mut disk: HashMap<Ipv4Addr, Entry> = HashMap::new();
         let mut offered: HashMap<u8, Ipv4Addr> = HashMap::new();
@@ -201,7 +276,7 @@ proptest! {
                 Act::Decline => mine.map(|a| Request { wanted: Some(a), ..asking(4, &[ours]) }),
             };
             let Some(request) = request else { continue };
-            let decision = decide(&request, &policy, &leases, now);
+            let decision = fixture.decide(&request, &leases, now);
             for (address, entry) in decision.change.map(|c| leases.apply(c)).unwrap_or_default() {
                 match entry {
                     Some(entry) => disk.insert(address, entry),
@@ -211,14 +286,14 @@ proptest! {
             match decision.verdict {
                 Verdict::Offer(address) => { offered.insert(client, address); }
                 Verdict::Ack(address) | Verdict::Renew(address) => {
-                    let until = now + u64::from(policy.lease_seconds);
+                    let until = now + 3600;
                     let others = held.iter().filter(|(c, (a, u))| **c != client && *a == address && *u > now);
                     prop_assert_eq!(others.count(), 0, "{} went to two clients", address);
                     prop_assert!((10..=13).map(ip).any(|a| a == address));
                     held.insert(client, (address, until));
                 }
                 Verdict::Nak(_) | Verdict::Released(_) | Verdict::Declined(_) => { held.remove(&client); }
-                Verdict::Inform | Verdict::Silent(_) => {}
+                Verdict::Inform | Verdict::Guide | Verdict::Unbootable(_) | Verdict::Silent(_) => {}
             }
         }
     }
@@ -229,7 +304,7 @@ proptest! {
         raw.pop();
         raw.extend(bytes);
         if let Some(request) = Request::parse(&raw)
-            && let Some(answer) = decide(&request, &policy(), &leases(), NOW).answer
+            && let Some(answer) = Fixture::new().decide(&request, &leases(), NOW).answer
         {
             prop_assert!(super::super::wire::datagram(&answer.message).is_ok());
         }

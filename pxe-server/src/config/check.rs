@@ -1,0 +1,408 @@
+//! From what the file says to what it means.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use drophammer_protocol::sign::PublicKey;
+use ipnet::Ipv4Net;
+
+use super::complaint::{Complaints, Key};
+use super::settings::{Dhcp, Leasing, Network, RelayMatch, Reservation, Settings, Who, has_host};
+use super::{Config, Mode, NetworkConfig, Ports, RelayConfig, ReservationConfig, SOCKET};
+use crate::dhcp::leases::Pool;
+
+/// Every answer has to fit into the 576 bytes that any DHCP client takes (RFC 2131 §2), with a boot URL in it.
+const MOST_SERVERS: usize = 8;
+const MOST_ROUTES: usize = 8;
+const LONGEST_SEARCH: usize = 100;
+
+impl Config {
+    /// What this configuration means, or what is wrong with it.
+    pub fn check(&self) -> Result<Settings, Complaints> {
+        let mut wrong = Complaints::default();
+        let networks: Vec<_> = self
+            .networks
+            .iter()
+            .enumerate()
+            .filter_map(|(n, network)| check_network(network, &Key::of("network").item(n), &mut wrong))
+            .collect();
+        wrong.unless(!self.networks.is_empty(), &Key::of("network"), || {
+            "there is no [[network]]: a boot server needs one to boot machines from".into()
+        });
+        check_together(&networks, &mut wrong);
+        check_ports(self.ports, &mut wrong);
+        for (key, text) in [("agent_cmdline", &self.agent_cmdline), ("install_cmdline", &self.install_cmdline)] {
+            // iPXE would take `${` for a setting and a line break for the next command.
+            let plain = !text.contains("${") && !text.chars().any(char::is_control) && text.is_ascii();
+            wrong.unless(plain, &Key::of(key), || {
+                format!("kernel arguments are one line of ASCII without ${{…}}, not {text:?}")
+            });
+        }
+        if let Some(hook) = &self.power_hook {
+            wrong.unless(hook.is_file(), &Key::of("power_hook"), || format!("{} is not a file", hook.display()));
+        }
+        let mut image_keys = vec![];
+        for (n, key) in self.image_keys.iter().enumerate() {
+            match image_key(key) {
+                Ok(key) => image_keys.push(key),
+                Err(error) => wrong.add(Key::of("image_keys").item(n), format!("{key:?}: {error:#}")),
+            }
+        }
+        let within = |path: &Option<PathBuf>, name| path.clone().unwrap_or_else(|| self.state_dir.join(name));
+        wrong.or(|| Settings {
+            images_dir: within(&self.images_dir, "images"),
+            boot_dir: within(&self.boot_dir, "boot"),
+            socket: within(&self.socket, SOCKET),
+            state_dir: self.state_dir.clone(),
+            image_keys,
+            networks,
+            ports: self.ports,
+            agent_cmdline: self.agent_cmdline.trim().to_owned(),
+            install_cmdline: self.install_cmdline.trim().to_owned(),
+            power_hook: self.power_hook.clone(),
+            max_failures: self.max_failures.max(1),
+            router_advertisements: self.router_advertisements,
+        })
+    }
+}
+
+fn check_ports(ports: Ports, wrong: &mut Complaints) {
+    let key = |name| Key::of("ports").then(name);
+    let udp = [("dhcp", ports.dhcp), ("proxy_dhcp", ports.proxy_dhcp), ("tftp", ports.tftp)];
+    for taken in [&udp[..], &[("http", ports.http), ("https", ports.https)]] {
+        for (n, (name, port)) in taken.iter().enumerate() {
+            wrong.unless(*port != 0, &key(name), || "0 is not a port".into());
+            let other = taken.iter().take(n).find(|(_, other)| other == port);
+            if let Some((other, _)) = other {
+                wrong.add(key(name), format!("{port} is already ports.{other}"));
+            }
+        }
+    }
+}
+
+fn check_network(net: &NetworkConfig, key: &Key, wrong: &mut Complaints) -> Option<Network> {
+    let subnet = net.subnet;
+    wrong.unless(!net.interface.is_empty() && net.interface.len() < libc::IFNAMSIZ, &key.then("interface"), || {
+        format!("{:?} is not the name of a network interface", net.interface)
+    });
+    let sane = wrong.unless(subnet == subnet.trunc(), &key.then("subnet"), || {
+        format!("{subnet} is an address in a network; the network is {}", subnet.trunc())
+    }) & wrong.unless((12..=30).contains(&subnet.prefix_len()), &key.then("subnet"), || {
+        format!("{subnet} has a prefix outside 12 to 30: more than a million or less than 2 hosts aren't supported")
+    });
+    if !sane {
+        return None;
+    }
+    wrong.unless(net.relayed || has_host(subnet, net.address), &key.then("address"), || {
+        format!("{} is not a host's address in {subnet} (for a network behind relays: `relayed = true`)", net.address)
+    });
+    let relay = relay_match(&net.relay);
+    wrong.unless(net.relayed || relay.is_any(), &key.then("relay"), || {
+        "only relays say where a client is: it needs `relayed = true`".into()
+    });
+    let dhcp = match net.dhcp {
+        Mode::Server => Dhcp::Server(Box::new(check_leasing(net, key, wrong))),
+        mode => {
+            let unused = [
+                ("pool", net.pool.is_empty()),
+                ("share", net.share.is_none()),
+                ("reservations", net.reservations.is_empty()),
+            ];
+            for (name, _) in unused.into_iter().filter(|(_, unused)| !unused) {
+                wrong.add(key.then(name), "only `dhcp = \"server\"` gives out addresses".to_owned());
+            }
+            if mode == Mode::Proxy { Dhcp::Proxy } else { Dhcp::Off }
+        }
+    };
+    Some(Network {
+        name: net.name.clone().unwrap_or_else(|| net.interface.clone()),
+        interface: net.interface.clone(),
+        address: net.address,
+        subnet,
+        relayed: net.relayed,
+        relay,
+        dhcp,
+    })
+}
+
+fn check_leasing(net: &NetworkConfig, key: &Key, wrong: &mut Complaints) -> Leasing {
+    let subnet = net.subnet;
+    let here = |address: Ipv4Addr, key: &Key, wrong: &mut Complaints| {
+        wrong.unless(has_host(subnet, address), key, || format!("{address} is not a host's address in {subnet}"))
+    };
+    wrong.unless(!net.pool.is_empty() || !net.reservations.is_empty(), &key.then("pool"), || {
+        "there is neither a pool nor a reservation: nobody could be given an address".into()
+    });
+    for (n, range) in net.pool.iter().enumerate() {
+        let key = key.then("pool").item(n);
+        here(range.first, &key.then("first"), wrong);
+        here(range.last, &key.then("last"), wrong);
+        wrong.unless(range.first <= range.last, &key, || {
+            format!("first ({}) comes after last ({})", range.first, range.last)
+        });
+    }
+    if let Some(share) = net.share {
+        wrong.unless((1..=64).contains(&share.of) && (1..=share.of).contains(&share.part), &key.then("share"), || {
+            format!("part {} of {} is not a share: of 1 to 64 servers, each has a part from 1", share.part, share.of)
+        });
+    }
+    if let Some(router) = net.router {
+        here(router, &key.then("router"), wrong);
+    }
+    for (name, list) in [("dns", &net.dns), ("ntp", &net.ntp)] {
+        wrong.unless(list.len() <= MOST_SERVERS, &key.then(name), || {
+            format!("at most {MOST_SERVERS} servers fit into an answer, not {}", list.len())
+        });
+    }
+    wrong.unless(net.routes.len() <= MOST_ROUTES, &key.then("routes"), || {
+        format!("at most {MOST_ROUTES} routes fit into an answer, not {}", net.routes.len())
+    });
+    for (n, route) in net.routes.iter().enumerate() {
+        here(route.via, &key.then("routes").item(n).then("via"), wrong);
+    }
+    for (n, domain) in net.search.iter().enumerate() {
+        wrong.unless(is_domain(domain), &key.then("search").item(n), || format!("{domain:?} is not a domain name"));
+    }
+    wrong.unless(net.search.iter().map(|d| d.len() + 2).sum::<usize>() <= LONGEST_SEARCH, &key.then("search"), || {
+        format!("the domains are more than the {LONGEST_SEARCH} bytes that fit into an answer")
+    });
+    if let Some(mtu) = net.mtu {
+        // RFC 791: what every host takes. RFC 2132 §5.1 allows 68, with which nothing boots.
+        wrong.unless(mtu >= 576, &key.then("mtu"), || format!("{mtu} is less than the 576 that IPv4 needs"));
+    }
+    wrong.unless(net.lease_seconds >= 60, &key.then("lease_seconds"), || {
+        format!("{} is less than a minute, which a slow boot loader outlives", net.lease_seconds)
+    });
+    wrong.unless(net.probe_ms <= 2000, &key.then("probe_ms"), || {
+        format!("{} is longer than boot loaders wait for an offer; 2000 is the most", net.probe_ms)
+    });
+    let mut reservations: Vec<Reservation> = vec![];
+    for (n, reservation) in net.reservations.iter().enumerate() {
+        let key = key.then("reservations").item(n);
+        here(reservation.address, &key.then("address"), wrong);
+        wrong.unless(reservation.address != net.address, &key.then("address"), || {
+            format!("{} is this server's own address", reservation.address)
+        });
+        wrong.unless(reservations.iter().all(|r| r.address != reservation.address), &key.then("address"), || {
+            format!("{} is reserved twice", reservation.address)
+        });
+        let who = who(reservation);
+        wrong.unless(who != Who::default(), &key, || {
+            "it says nothing about whom the address is for: mac, uuid, client_id, circuit_id or remote_id".into()
+        });
+        wrong.unless(reservations.iter().all(|r| r.who != who), &key, || {
+            format!("another reservation is for the same client; {} would never be used", reservation.address)
+        });
+        if let Some(hostname) = &reservation.hostname {
+            wrong.unless(is_domain(hostname), &key.then("hostname"), || format!("{hostname:?} is not a host name"));
+        }
+        reservations.push(Reservation { who, address: reservation.address, hostname: reservation.hostname.clone() });
+    }
+    let own = [Some(net.address), net.router].into_iter().flatten();
+    Leasing {
+        pool: Pool {
+            ranges: net.pool.iter().map(|range| (range.first, range.last)).collect(),
+            share: net.share.map(|share| (share.part, share.of)),
+            taken: own.collect(),
+            reserved: reservations.iter().map(|r| (r.address, r.who.mac)).collect(),
+        },
+        reservations,
+        lease_seconds: net.lease_seconds,
+        probe: (net.probe_ms > 0).then(|| Duration::from_millis(net.probe_ms.into())),
+        router: net.router,
+        dns: net.dns.clone(),
+        ntp: net.ntp.clone(),
+        mtu: net.mtu,
+        search: net.search.clone(),
+        routes: net.routes.clone(),
+    }
+}
+
+/// A packet has to belong to one network, and an address to one pool.
+fn check_together(networks: &[Network], wrong: &mut Complaints) {
+    for (n, network) in networks.iter().enumerate() {
+        let key = Key::of("network").item(n);
+        for other in networks.iter().take(n) {
+            wrong.unless(network.name != other.name, &key.then("name"), || {
+                format!("another network is called {} already", other.name)
+            });
+            let wires = [network, other].map(|n| (!n.relayed).then_some(&n.interface));
+            wrong.unless(wires[0].is_none() || wires[0] != wires[1], &key.then("interface"), || {
+                format!("{} is the interface of network {} already", network.interface, other.name)
+            });
+            let told_apart = network.relayed && other.relayed && !network.relay.is_any() && !other.relay.is_any();
+            wrong.unless(told_apart || !overlap(network.subnet, other.subnet), &key.then("subnet"), || {
+                format!("{} overlaps {} of network {}", network.subnet, other.subnet, other.name)
+            });
+            if let (Dhcp::Server(mine), Dhcp::Server(theirs)) = (&network.dhcp, &other.dhcp) {
+                let shared = mine.pool.ranges.iter().any(|(first, last)| {
+                    theirs
+                        .pool
+                        .ranges
+                        .iter()
+                        .any(|(other_first, other_last)| first <= other_last && other_first <= last)
+                });
+                wrong.unless(!shared, &key.then("pool"), || {
+                    format!("it has addresses of the pool of network {}", other.name)
+                });
+            }
+        }
+    }
+}
+
+fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
+    a.contains(&b) || b.contains(&a)
+}
+
+fn who(reservation: &ReservationConfig) -> Who {
+    Who {
+        mac: reservation.mac,
+        uuid: reservation.uuid,
+        client_id: reservation.client_id.clone(),
+        relay: RelayMatch { circuit_id: reservation.circuit_id.clone(), remote_id: reservation.remote_id.clone() },
+    }
+}
+
+fn relay_match(relay: &RelayConfig) -> RelayMatch {
+    RelayMatch { circuit_id: relay.circuit_id.clone(), remote_id: relay.remote_id.clone() }
+}
+
+/// RFC 1035 §2.3.1, as lax as the world is about digits and underscores.
+fn is_domain(name: &str) -> bool {
+    let letter = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    name.len() <= 253 && name.split('.').all(|label| (1..=63).contains(&label.len()) && label.bytes().all(letter))
+}
+
+fn image_key(text: &str) -> Result<PublicKey> {
+    if let Ok(key) = text.parse() {
+        return Ok(key);
+    }
+    let content = fs::read_to_string(text).context("neither 64 hex digits nor a file that can be read")?;
+    Ok(content.parse()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const SMALL: &str = r#"
+        [[network]]
+        interface = "br0"
+        address = "10.77.0.1"
+        subnet = "10.77.0.0/24"
+        pool = [{ first = "10.77.0.100", last = "10.77.0.199" }]
+    "#;
+
+    #[test]
+    fn the_smallest_file_is_enough() {
+        let config: Config = toml::from_str(SMALL).expect("the smallest configuration");
+        let settings = config.check().expect("makes sense");
+        assert_eq!(settings.images_dir, Path::new("/var/lib/drophammer/images"));
+        assert_eq!(settings.ports, Ports { dhcp: 67, proxy_dhcp: 4011, tftp: 69, http: 80, https: 443 });
+        let [network] = &settings.networks[..] else { panic!("one network") };
+        assert_eq!((network.name.as_str(), network.relayed), ("br0", false));
+        let Dhcp::Server(leasing) = &network.dhcp else { panic!("a DHCP server") };
+        assert!(leasing.pool.taken.contains(&Ipv4Addr::new(10, 77, 0, 1)));
+        assert_eq!(leasing.probe, Some(Duration::from_millis(100)));
+    }
+
+    /// The keys of all complaints about a file with `more` in its network and `top` before it.
+    fn complaints(top: &str, more: &str) -> String {
+        let network: String = SMALL
+            .lines()
+            .filter(|line| {
+                let key = line.split('=').next().unwrap_or_default().trim();
+                key.is_empty() || !more.lines().any(|l| l.split('=').next().unwrap_or_default().trim() == key)
+            })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let text = format!("{top}\n{network}\n{more}\n");
+        let config: Config = toml::from_str(&text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        config.check().expect_err(&text).located(&text).to_string()
+    }
+
+    #[test]
+    fn complaints_name_their_key() {
+        let reserve = |text: &str| format!("reservations = [{text}]");
+        let mac = r#"mac = "52:54:00:00:00:01""#;
+        for (want, top, more) in [
+            ("network.interface", "", r#"interface = "an-interface-too-long""#.to_owned()),
+            ("network.subnet", "", r#"subnet = "10.77.0.0/31""#.into()),
+            ("network.subnet", "", r#"subnet = "10.77.0.1/24""#.into()),
+            ("network.address", "", r#"address = "10.77.0.255""#.into()),
+            ("network.relay", "", r#"relay = { circuit_id = "x" }"#.into()),
+            ("network.pool", "", "pool = []".into()),
+            ("network.pool.last", "", r#"pool = [{ first = "10.77.0.9", last = "10.78.0.9" }]"#.into()),
+            ("network.pool.last", "", r#"pool = [{ first = "10.77.0.9", last = "10.77.0.255" }]"#.into()),
+            ("network.pool", "", r#"pool = [{ first = "10.77.0.9", last = "10.77.0.8" }]"#.into()),
+            ("network.pool", "", "dhcp = \"proxy\"\npool = [{ first = \"10.77.0.9\", last = \"10.77.0.9\" }]".into()),
+            ("network.share", "", "share = { part = 3, of = 2 }".into()),
+            ("network.router", "", r#"router = "192.168.0.1""#.into()),
+            ("network.dns", "", format!("dns = [{}]", r#""10.0.0.1","#.repeat(9))),
+            ("network.search", "", r#"search = ["a b"]"#.into()),
+            ("network.search", "", format!("search = [{}]", r#""some.long.example.org","#.repeat(5))),
+            ("network.mtu", "", "mtu = 68".into()),
+            ("network.routes.via", "", r#"routes = [{ to = "10.0.0.0/8", via = "10.78.0.1" }]"#.into()),
+            ("network.lease_seconds", "", "lease_seconds = 5".into()),
+            ("network.probe_ms", "", "probe_ms = 5000".into()),
+            ("network.reservations", "", reserve(r#"{ address = "10.77.0.9" }"#)),
+            ("network.reservations.address", "", reserve(&format!(r#"{{ {mac}, address = "10.78.0.9" }}"#))),
+            ("network.reservations.address", "", reserve(&format!(r#"{{ {mac}, address = "10.77.0.1" }}"#))),
+            (
+                "network.reservations",
+                "",
+                reserve(&[9, 8].map(|n| format!(r#"{{ {mac}, address = "10.77.0.{n}" }}"#)).join(",")),
+            ),
+            ("ports.http", "ports = { http = 0 }", String::new()),
+            ("ports.https", "ports = { https = 80 }", String::new()),
+            ("ports.tftp", "ports = { tftp = 67 }", String::new()),
+            ("agent_cmdline", "agent_cmdline = \"quiet\\nreboot\"", String::new()),
+            ("install_cmdline", "install_cmdline = \"${net0/mac}\"", String::new()),
+            ("power_hook", "power_hook = \"/nonexistent/hook\"", String::new()),
+            ("image_keys", "image_keys = [\"/nonexistent/key\"]", String::new()),
+        ] {
+            let said = complaints(top, &more);
+            let (line, rest) = said.split_once(": ").expect("a line");
+            assert!(line.starts_with("line ") && rest.starts_with(&format!("{want}: ")), "{want}, {more}: {said}");
+            assert_eq!(said.lines().count(), 1, "{said}");
+        }
+    }
+
+    #[test]
+    fn networks_have_to_be_told_apart() {
+        let other = |interface: &str, address: &str, subnet: &str, more: &str| {
+            let [a, b, c, _] = address.parse::<Ipv4Addr>().expect("an address").octets();
+            format!(
+                "{SMALL}\n[[network]]\nname = \"b\"\ninterface = \"{interface}\"\naddress = \"{address}\"\n\
+                 subnet = \"{subnet}\"\npool = [{{ first = \"{a}.{b}.{c}.20\", last = \"{a}.{b}.{c}.29\" }}]\n{more}\n"
+            )
+        };
+        for (name, text, want) in [
+            ("two wires", other("br1", "10.78.0.1", "10.78.0.0/24", ""), None),
+            ("one wire", other("br0", "10.78.0.1", "10.78.0.0/24", ""), Some("network.interface")),
+            ("a relayed one beside", other("br0", "10.78.0.1", "10.78.0.0/24", "relayed = true"), None),
+            ("one inside the other", other("br1", "10.77.0.1", "10.77.0.0/16", ""), Some("network.subnet")),
+            (
+                "one name",
+                other("br1", "10.78.0.1", "10.78.0.0/24", "").replace("\"b\"", "\"br0\""),
+                Some("network.name"),
+            ),
+        ] {
+            let config: Config = toml::from_str(&text).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let said = config.check().map_err(|c| c.to_string()).err();
+            assert_eq!(said.as_deref().and_then(|s| s.split(": ").next()), want, "{name}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_networks_and_one_with_unknown_keys() {
+        let empty: Config = toml::from_str("").expect("an empty file");
+        assert!(empty.check().expect_err("no network").to_string().contains("there is no [[network]]"));
+        assert!(toml::from_str::<Config>(&SMALL.replace("subnet", "netmask")).is_err());
+    }
+}

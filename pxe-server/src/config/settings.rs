@@ -1,0 +1,126 @@
+//! A configuration that was found to make sense. Nothing here has to be questioned again.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use drophammer_protocol::id::Mac;
+use drophammer_protocol::sign::PublicKey;
+use ipnet::Ipv4Net;
+use uuid::Uuid;
+
+use super::{Octets, Ports, Route};
+use crate::dhcp::leases::Pool;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub state_dir: PathBuf,
+    pub images_dir: PathBuf,
+    pub boot_dir: PathBuf,
+    pub socket: PathBuf,
+    pub image_keys: Vec<PublicKey>,
+    /// At least one.
+    pub networks: Vec<Network>,
+    pub ports: Ports,
+    pub agent_cmdline: String,
+    pub install_cmdline: String,
+    pub power_hook: Option<PathBuf>,
+    pub max_failures: u32,
+    pub router_advertisements: bool,
+}
+
+impl Settings {
+    /// The addresses that machines come to, each with the interface that has it.
+    pub fn addresses(&self) -> Vec<(Ipv4Addr, &str)> {
+        let mut addresses: Vec<_> = self.networks.iter().map(|n| (n.address, n.interface.as_str())).collect();
+        addresses.sort_unstable();
+        addresses.dedup_by_key(|(address, _)| *address);
+        addresses
+    }
+}
+
+/// A network that machines boot from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    pub name: String,
+    /// Where its packets come in.
+    pub interface: String,
+    /// This server's own address, as its machines use it.
+    pub address: Ipv4Addr,
+    pub subnet: Ipv4Net,
+    /// It is behind relays, not on the interface itself.
+    pub relayed: bool,
+    /// Which relayed clients are of this network.
+    pub relay: RelayMatch,
+    pub dhcp: Dhcp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dhcp {
+    /// Somebody else says where to boot from.
+    Off,
+    /// Somebody else gives out addresses.
+    Proxy,
+    Server(Box<Leasing>),
+}
+
+impl Dhcp {
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Proxy => "proxy",
+            Self::Server(_) => "server",
+        }
+    }
+}
+
+/// What a full DHCP server gives out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leasing {
+    pub pool: Pool,
+    pub reservations: Vec<Reservation>,
+    pub lease_seconds: u32,
+    /// How long an address is listened for before it is offered to somebody new.
+    pub probe: Option<Duration>,
+    pub router: Option<Ipv4Addr>,
+    pub dns: Vec<Ipv4Addr>,
+    pub ntp: Vec<Ipv4Addr>,
+    pub mtu: Option<u16>,
+    pub search: Vec<String>,
+    pub routes: Vec<Route>,
+}
+
+/// An address that only one client gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    pub who: Who,
+    pub address: Ipv4Addr,
+    pub hostname: Option<String>,
+}
+
+/// How a client is recognised; all that is given has to fit, and something is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Who {
+    pub mac: Option<Mac>,
+    pub uuid: Option<Uuid>,
+    pub client_id: Option<Octets>,
+    pub relay: RelayMatch,
+}
+
+/// What a relay says about where a client is (option 82); nothing given fits everybody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RelayMatch {
+    pub circuit_id: Option<Octets>,
+    pub remote_id: Option<Octets>,
+}
+
+impl RelayMatch {
+    pub fn is_any(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Whether a host can have this address: neither the network's own nor its broadcast address.
+pub(super) fn has_host(subnet: Ipv4Net, address: Ipv4Addr) -> bool {
+    subnet.contains(&address) && address != subnet.network() && address != subnet.broadcast()
+}
