@@ -2,10 +2,13 @@
 //!
 //! [`Sources`] finds the archive: a mirror that was named, else the one that this host uses for its own Debian
 //! packages, else mmdebstrap's default. [`Apt`] is a private apt over it, with its own lists and cache, that believes
-//! Debian's archive keys and nobody else's.
+//! Debian's archive keys and nobody else's. [`Archive`] unpacks packages into the cache, and [`Programs`] runs what is in
+//! them from there.
 
 mod apt;
+mod programs;
 mod sources;
+mod unpacked;
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +16,9 @@ use anyhow::Result;
 
 pub(crate) use apt::host_acquire_options as acquire_options;
 pub use apt::{Apt, Package};
+pub use programs::Programs;
 pub use sources::{KEYRING, Sources};
+pub use unpacked::{Archive, Unpacked};
 
 /// The Debian release that kernels and images come from unless a recipe says otherwise.
 pub const SUITE: &str = "bookworm";

@@ -6,9 +6,9 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
+use drophammer_images::debian::Unpacked;
 
 use crate::elf::{Linkage, linkage};
-use crate::packages::Unpacked;
 
 /// Where Debian's loader looks by default; libraries are shipped in the first.
 const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result};
-use drophammer_images::debian::Package;
+use drophammer_images::debian::{Package, Unpacked};
 
 use crate::closure;
 use crate::cpio::Archive;
 use crate::kernel::Kernel;
 use crate::modules::{self, Selection, Set};
-use crate::packages::Unpacked;
 
 /// Where the agent looks for it.
 const MKE2FS: &str = "usr/sbin/mke2fs";

@@ -17,14 +17,13 @@ mod elf;
 mod kernel;
 pub mod modules;
 mod output;
-mod packages;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use drophammer_images::debian::Package;
+use drophammer_images::debian::{Archive, Package};
 use sha2::{Digest as _, Sha256};
 
 pub use agent::{build_agent, repository};
@@ -34,7 +33,6 @@ pub use modules::Set;
 use contents::Contents;
 use kernel::Kernel;
 use output::{Output, Record};
-use packages::Archive;
 
 pub const KERNEL: &str = "vmlinuz";
 pub const INITRAMFS: &str = "initramfs";

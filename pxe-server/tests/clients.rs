@@ -1,88 +1,55 @@
 //! The whole server against clients that other people wrote: BusyBox's DHCP client and curl, on a pair of virtual Ethernet
 //! cards in a network namespace of its own. Needs no root where user namespaces are allowed.
 
+mod common;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use drophammer_protocol::sign::Signed;
 use drophammer_protocol::ticket::{BootTicket, ServerTime, TICKET_PATH};
-use drophammer_pxe_server::{Settings, config, serve};
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
-const INSIDE: &str = "DROPHAMMER_TEST_INSIDE";
-const TOOLS: [(&str, &str); 5] = [
-    ("unshare", "util-linux"),
-    ("mount", "mount"),
-    ("ip", "iproute2"),
-    ("busybox", "busybox-static"),
-    ("curl", "curl"),
-];
+use common::{configure, curl, in_a_network, output, run, script, start, try_curl};
 
 #[test]
 fn real_clients_are_served_across_a_restart_and_a_full_disk() {
-    if std::env::var_os(INSIDE).is_some() {
-        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        return runtime.block_on(inside());
-    }
-    for (tool, package) in TOOLS {
-        let there = Command::new(tool).arg("--help").output().is_ok();
-        assert!(there, "{tool} isn't installed; it is in the Debian package {package}");
-    }
-    let namespace = ["--user", "--map-root-user", "--net", "--mount"];
-    let done = Command::new("unshare")
-        .args(namespace)
-        .arg(std::env::current_exe().expect("this test"))
-        .args(["--exact", "real_clients_are_served_across_a_restart_and_a_full_disk", "--nocapture"])
-        .env(INSIDE, "1")
-        .status();
-    assert!(done.expect("runs").success(), "see above");
+    in_a_network("real_clients_are_served_across_a_restart_and_a_full_disk", || {}, inside());
 }
 
 async fn inside() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let dir = dir.path();
-    run("ip link set lo up");
     run("ip link add server0 type veth peer name client0");
     run("ip link set client0 address 52:54:00:77:01:01 up");
     run("ip link set server0 up");
     run("ip address add 10.77.0.1/24 dev server0");
 
-    let boot = dir.join("boot");
-    fs::create_dir(&boot).expect("made");
     let loader: Vec<u8> = (0..100_000_u32).flat_map(u32::to_be_bytes).collect();
-    for (name, content) in [
-        ("vmlinuz", &b"a kernel"[..]),
+    let files: [(&str, &[u8]); 4] = [
+        ("vmlinuz", b"a kernel"),
         // Of a length that needs padding before the ticket.
         ("initramfs", b"an initramfs."),
         ("undionly.kpxe", b"for BIOS"),
         ("snponly.efi", &loader),
-    ] {
-        fs::write(boot.join(name), content).expect("written");
-    }
-    let state = dir.join("state");
-    fs::create_dir(&state).expect("made");
-    run(&format!("mount -t tmpfs -o size=4m,mode=700 state {}", state.display()));
-    let text = format!(
+    ];
+    let config = configure(
+        dir,
+        &files,
         r#"
-        state_dir = {state:?}
-        boot_dir = {boot:?}
-        agent_cmdline = "console=ttyS0"
-        router_advertisements = false
         [[network]]
         interface = "server0"
         address = "10.77.0.1"
         subnet = "10.77.0.0/24"
-        pool = [{{ first = "10.77.0.100", last = "10.77.0.101" }}]
+        pool = [{ first = "10.77.0.100", last = "10.77.0.101" }]
         dns = ["10.77.0.1"]
         lease_seconds = 600
-        "#
+        "#,
     );
-    let path = dir.join("config.toml");
-    fs::write(&path, text).expect("written");
-    let config = config::read(&path).expect("is understood");
+    let state = config.state_dir.clone();
+    fs::create_dir(&state).expect("made");
+    run(&format!("mount -t tmpfs -o size=4m,mode=700 state {}", state.display()));
 
     let (stop, server) = start(&config).await;
     let first = dhcp(dir).await;
@@ -166,63 +133,17 @@ fn ticket(segment: &[u8]) -> (BootTicket, String) {
     (ticket, token)
 }
 
-/// A server that is ready to be talked to.
-async fn start(config: &Settings) -> (oneshot::Sender<()>, JoinHandle<anyhow::Result<()>>) {
-    let (stop, stopped) = oneshot::channel::<()>();
-    let config = config.clone();
-    let server = tokio::spawn(serve(config, async { drop(stopped.await) }));
-    // Ports are bound one after the other and the socket is served last.
-    for _ in 0..200 {
-        if server.is_finished() || try_curl(&["http://10.77.0.1/boot/vmlinuz"]).await.status.success() {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-    assert!(!server.is_finished(), "{:?}", server.await);
-    (stop, server)
-}
-
 async fn dhcp(dir: &Path) -> String {
     try_dhcp(dir).await.expect("a lease")
 }
 
 /// Runs a DHCP client to its first lease.
 async fn try_dhcp(dir: &Path) -> Option<String> {
-    let script = dir.join("got");
-    if !script.exists() {
-        fs::write(&script, "#!/bin/sh\n[ \"$1\" != bound ] || echo \"lease $ip $mask $dns $lease\"\n")
-            .expect("written");
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).expect("made executable");
-    }
+    let script = script(dir, "got", r#"[ "$1" != bound ] || echo "lease $ip $mask $dns $lease""#);
     let arguments = ["udhcpc", "-i", "client0", "-n", "-q", "-f", "-t", "3", "-T", "1", "-s"];
     let output = output(Command::new("busybox").args(arguments).arg(script)).await;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let words: Vec<&str> = text.lines().find_map(|l| l.strip_prefix("lease "))?.split(' ').collect();
     assert_eq!(words[1..], ["24", "10.77.0.1", "600"], "{text}");
     Some(words[0].to_owned())
-}
-
-async fn curl(arguments: &[&str]) -> Vec<u8> {
-    let output = try_curl(arguments).await;
-    assert!(output.status.success(), "curl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
-}
-
-async fn try_curl(arguments: &[&str]) -> Output {
-    output(
-        Command::new("curl").args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "60"]).args(arguments),
-    )
-    .await
-}
-
-/// Off the runtime's threads: the server under test runs on them.
-async fn output(command: &mut Command) -> Output {
-    let mut taken = std::mem::replace(command, Command::new("true"));
-    tokio::task::spawn_blocking(move || taken.output()).await.expect("no panic").expect("runs")
-}
-
-fn run(command: &str) {
-    let mut words = command.split(' ');
-    let done = Command::new(words.next().expect("a program")).args(words).status();
-    assert!(done.expect("runs").success(), "{command}");
 }

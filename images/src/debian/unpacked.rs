@@ -1,46 +1,51 @@
-//! Debian packages, unpacked once per version into the cache. Nothing of the host's own files goes into a boot directory,
-//! so that the same archive state gives the same bytes everywhere.
+//! Debian packages, unpacked once per version into the cache: what is made from them is the same on every host, and
+//! nothing is installed on any.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::{Apt, Package, SUITE, Sources};
 use anyhow::{Context as _, Result, ensure};
-use drophammer_images::debian::{Apt, Package, SUITE, Sources};
 
 /// What an unpacked tree is called while it isn't whole.
 const PARTIAL: &str = ".unpacking-";
 
 /// A package and the directory that stands for `/` in it.
 #[derive(Debug, Clone)]
-pub(crate) struct Unpacked {
-    pub(crate) package: Package,
-    pub(crate) tree: PathBuf,
+pub struct Unpacked {
+    pub package: Package,
+    pub tree: PathBuf,
 }
 
-/// The archive that all parts come from.
+/// Debian's archive, and what was unpacked from it before.
 #[derive(Debug)]
-pub(crate) struct Archive {
+pub struct Archive {
     apt: Apt,
     cache: PathBuf,
 }
 
 impl Archive {
-    pub(crate) fn open() -> Result<Self> {
-        let cache = drophammer_images::cache_dir()?.join("unpacked");
+    pub fn open() -> Result<Self> {
+        let cache = crate::cache_dir()?.join("unpacked");
         fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
         Ok(Self { apt: Apt::open(&Sources::for_suite(SUITE)?)?, cache })
     }
 
     /// The package that `linux-image-{flavour}` stands for at present, and `others`, in this order.
-    pub(crate) fn kernel_and(&self, flavour: &str, others: &[&str]) -> Result<Vec<Package>> {
+    pub fn kernel_and(&self, flavour: &str, others: &[&str]) -> Result<Vec<Package>> {
         let kernel = self.apt.resolve_kernel(flavour)?;
         let names: Vec<&str> = [kernel.as_str()].into_iter().chain(others.iter().copied()).collect();
         self.apt.candidates(&names)
     }
 
-    pub(crate) fn unpack(&self, packages: &[Package]) -> Result<Vec<Unpacked>> {
+    /// `packages` and everything that they depend on.
+    pub fn closure(&self, packages: &[&str]) -> Result<Vec<Package>> {
+        self.apt.closure(packages)
+    }
+
+    pub fn unpack(&self, packages: &[Package]) -> Result<Vec<Unpacked>> {
         let unpacked = packages
             .iter()
             .map(|package| Ok(Unpacked { package: package.clone(), tree: self.cache.join(tree_name(package)?) }))
@@ -78,7 +83,8 @@ impl Archive {
 /// The hash is part of it: an archive that changed a package without changing its version gets another tree.
 fn tree_name(package: &Package) -> Result<String> {
     let digest = package.sha256.get(..16).with_context(|| format!("apt gave no hash for {}", package.file))?;
-    Ok(format!("{}_{}_{digest}", package.name, package.version))
+    // Lists of directories are separated by colons.
+    Ok(format!("{}_{}_{digest}", package.name, package.version.replace(':', "%3a")))
 }
 
 fn extract(deb: &Path, tree: &Path) -> Result<()> {
