@@ -106,7 +106,7 @@ fn base(dir: &Path, say: &mut dyn FnMut(&str)) -> Result<Kit> {
     };
     let boot_dir = dir.join("boot");
     say("building the agent and its initramfs");
-    let options = Options { flavour: Flavour::Cloud, set: Set::Vm, agent: None, out: boot_dir.clone() };
+    let options = Options { flavour: Flavour::Cloud, set: Set::Vm, agent: None, uki: None, out: boot_dir.clone() };
     let built = drophammer_initramfs::build(&options).context("preparing the boot files")?;
     say(&format!(
         "kernel {}, initramfs of {:.1} MB{}",

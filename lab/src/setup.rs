@@ -54,6 +54,8 @@ pub const TEST_NEEDS: &[Need] = &[
     need("dosfstools", Proof::Program("fsck.vfat"), "judging FAT"),
     need("e2fsprogs", Proof::Program("e2fsck"), "judging ext4"),
     need("gdisk", Proof::Program("sgdisk"), "judging partition tables"),
+    need("openssl", Proof::Program("openssl"), "keys and certificates of another make"),
+    need("sbsigntool", Proof::Program("sbverify"), "judging signatures for Secure Boot"),
 ];
 
 /// Only for those who aren't root: a whole system's user ids take a range of them.
