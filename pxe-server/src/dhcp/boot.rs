@@ -1,8 +1,10 @@
 //! What a boot loader is sent on to: the part of an answer that isn't about addresses.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 
 use dhcproto::v4::{DhcpOption, Message, OptionCode, UnknownOption};
+use drophammer_protocol::api::{BOOT_TICKET, BOOT_UKI};
 
 use super::request::{Firmware, Loader, Request};
 
@@ -20,6 +22,24 @@ pub struct Site {
     pub url: String,
     /// One of [`UEFI_FILES`].
     pub uefi_file: &'static str,
+    /// For UEFI firmware that boots by HTTP.
+    pub http_file: HttpFile,
+}
+
+/// What UEFI firmware that boots by HTTP is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpFile {
+    /// The agent itself, with nothing in between.
+    Uki,
+    /// iPXE, as by TFTP.
+    Ipxe,
+}
+
+impl HttpFile {
+    /// The best that the boot directory has.
+    pub fn in_dir(boot_dir: &Path) -> Self {
+        if boot_dir.join(drophammer_initramfs::UKI).exists() { Self::Uki } else { Self::Ipxe }
+    }
 }
 
 /// Where the next step of a boot is.
@@ -31,6 +51,8 @@ pub enum Next {
     Http { url: String },
     /// The script for iPXE. It is never given a file: that would load iPXE again, for ever.
     Script { url: String },
+    /// Where our agent gets the ticket that it may have come without.
+    Ticket { url: String },
 }
 
 /// `None` for clients that don't boot from the network and for firmware that there's no boot file for.
@@ -41,15 +63,19 @@ pub fn next(loader: Loader, site: &Site) -> Option<Next> {
         // EDK2 takes an offer with PXE vendor options for one that wants a boot server asked first; without them it
         // simply fetches the file.
         Loader::Pxe(Firmware::UefiX64) => Some(Next::Tftp { file: site.uefi_file, discovery_control: false }),
-        Loader::UefiHttp(Firmware::UefiX64) => {
-            Some(Next::Http { url: format!("{}/boot/{}", site.url, site.uefi_file) })
-        }
+        Loader::UefiHttp(Firmware::UefiX64) => Some(Next::Http {
+            url: match site.http_file {
+                HttpFile::Uki => format!("{}{BOOT_UKI}", site.url),
+                HttpFile::Ipxe => format!("{}/boot/{}", site.url, site.uefi_file),
+            },
+        }),
         // BIOS doesn't boot by HTTP; if it says so, it isn't what it says.
         Loader::UefiHttp(Firmware::Bios) | Loader::Pxe(Firmware::Other(_)) | Loader::UefiHttp(Firmware::Other(_)) => {
             None
         }
         Loader::Ipxe(Firmware::Bios | Firmware::UefiX64) => Some(Next::Script { url: script_url(&site.url) }),
         Loader::Ipxe(Firmware::Other(_)) => None,
+        Loader::Agent => Some(Next::Ticket { url: format!("{}{BOOT_TICKET}", site.url) }),
     }
 }
 
@@ -80,6 +106,9 @@ pub fn describe(next: &Next, request: &Request, server: Ipv4Addr, answer: &mut M
             options.insert(DhcpOption::ClassIdentifier(b"HTTPClient".to_vec()));
             options.insert(DhcpOption::BootfileName(url.as_bytes().to_vec()));
         }
+        Next::Ticket { url } => {
+            answer.opts_mut().insert(DhcpOption::BootfileName(url.as_bytes().to_vec()));
+        }
         Next::Script { url } => {
             let options = answer.opts_mut();
             options.insert(DhcpOption::BootfileName(url.as_bytes().to_vec()));
@@ -98,7 +127,8 @@ mod tests {
 
     #[test]
     fn every_loader_has_its_next_step() {
-        let site = Site { url: "http://10.77.0.1".into(), uefi_file: "snponly.efi" };
+        let ipxe = Site { url: "http://10.77.0.1".into(), uefi_file: "snponly.efi", http_file: HttpFile::Ipxe };
+        let uki = Site { http_file: HttpFile::Uki, ..ipxe.clone() };
         let script =
             Some(Next::Script { url: "http://10.77.0.1/boot/script.ipxe?mac=${netX/mac:hexhyp}&uuid=${uuid}".into() });
         for (loader, want) in [
@@ -110,8 +140,12 @@ mod tests {
             (Loader::UefiHttp(Firmware::Other(19)), None),
             (Loader::Ipxe(Firmware::Bios), script.clone()),
             (Loader::Ipxe(Firmware::UefiX64), script),
+            (Loader::Agent, Some(Next::Ticket { url: "http://10.77.0.1/boot/ticket".into() })),
         ] {
-            assert_eq!(next(loader, &site), want, "{loader:?}");
+            assert_eq!(next(loader, &ipxe), want, "{loader:?}");
+            let by_http = matches!(want, Some(Next::Http { .. }));
+            let want = if by_http { Some(Next::Http { url: "http://10.77.0.1/boot/agent.efi".into() }) } else { want };
+            assert_eq!(next(loader, &uki), want, "{loader:?}, with a unified kernel image");
         }
     }
 }

@@ -27,14 +27,14 @@ pub struct Policy {
 }
 
 impl Policy {
-    pub fn of(settings: &Settings, uefi_file: &'static str) -> Self {
+    pub fn of(settings: &Settings, uefi_file: &'static str, http_file: boot::HttpFile) -> Self {
         Self {
             subnet: settings.subnet,
             router: settings.router,
             dns: settings.dns.clone(),
             ntp: settings.ntp.clone(),
             lease_seconds: settings.lease_seconds,
-            site: boot::Site { url: settings.boot_url(), uefi_file },
+            site: boot::Site { url: settings.boot_url(), uefi_file, http_file },
         }
     }
 }

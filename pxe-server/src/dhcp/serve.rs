@@ -52,6 +52,7 @@ struct Unsaved {
 
 impl Dhcp {
     pub fn bind(settings: &Settings, uefi_file: &'static str) -> Result<Self> {
+        let policy = Policy::of(settings, uefi_file, boot::HttpFile::in_dir(&settings.boot_dir));
         let (interface, port) = (&settings.interface, settings.ports.dhcp);
         let index = if_nametoindex(interface.as_str())
             .with_context(|| format!("looking for the network interface {interface} (network.interface)"))?;
@@ -65,7 +66,7 @@ impl Dhcp {
         let wire = Wire::new(out, index, SocketAddrV4::new(settings.subnet.server, port))?;
         let (store, rows) = Store::open(&settings.state_dir.join("leases.redb"))?;
         let leases = Leases::new(settings.pool.clone(), rows);
-        Ok(Self { socket, wire, policy: Policy::of(settings, uefi_file), store, leases, unsaved: Unsaved::default() })
+        Ok(Self { socket, wire, policy, store, leases, unsaved: Unsaved::default() })
     }
 
     /// Serves until `stop`. An error is one that no client caused and that trying again wouldn't mend.
@@ -182,10 +183,11 @@ fn report(request: &Request, decision: &Decision, policy: &Policy, observer: &Ob
     }
 }
 
-/// What the timeline of a boot says about this exchange. Operating systems aren't booting any more and report themselves.
+/// What the timeline of a boot says about this exchange. Operating systems aren't booting any more, nor is our agent, and
+/// report themselves.
 fn event(request: &Request, verdict: Verdict, policy: &Policy) -> Option<(Phase, Step, String)> {
     let who = match request.loader {
-        Loader::None => return None,
+        Loader::None | Loader::Agent => return None,
         Loader::Pxe(firmware) => format!("{} firmware", firmware.name()),
         Loader::UefiHttp(firmware) => format!("{} firmware (HTTP boot)", firmware.name()),
         Loader::Ipxe(firmware) => format!("iPXE on {}", firmware.name()),
@@ -200,6 +202,7 @@ fn event(request: &Request, verdict: Verdict, policy: &Policy) -> Option<(Phase,
                     Next::Tftp { file, .. } => format!("{file} by TFTP"),
                     Next::Http { url } => url,
                     Next::Script { .. } => "the boot script".into(),
+                    Next::Ticket { .. } => "its ticket".into(),
                 };
                 (Phase::Dhcp, Step::Done, format!("{who} has {address}; next is {next}"))
             }

@@ -16,7 +16,7 @@ fn policy() -> Policy {
         dns: vec![ip(1)],
         ntp: vec![],
         lease_seconds: 3600,
-        site: boot::Site { url: "http://10.77.0.1".into(), uefi_file: "ipxe.efi" },
+        site: boot::Site { url: "http://10.77.0.1".into(), uefi_file: "ipxe.efi", http_file: boot::HttpFile::Ipxe },
     }
 }
 
