@@ -38,7 +38,7 @@ pub const NEEDS: &[Need] = &[
     need("qemu-system-x86", Proof::Program("qemu-system-x86_64"), "the virtual servers"),
     need("qemu-system-data", Proof::File("/usr/share/qemu"), "their devices' ROMs"),
     need("seabios", Proof::File("/usr/share/seabios/bios-256k.bin"), "their BIOS"),
-    need("ovmf", Proof::File(qemu::OVMF_CODE), "their UEFI"),
+    need("ovmf", Proof::File(qemu::SNAKEOIL_KEY), "their UEFI"),
     need("ipxe-qemu", Proof::File("/usr/lib/ipxe/qemu/pxe-virtio.rom"), "their network boot"),
     need("iproute2", Proof::Program("ip"), "their private network"),
     need("openssh-client", Proof::Program("ssh-keygen"), "logging in to them"),
