@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -39,17 +39,10 @@ fn http_boot_needs_no_ipxe_and_gives_way_to_a_tenant() {
 #[test]
 fn secure_boot_starts_what_is_signed_and_nothing_else() {
     let dir = tempfile::tempdir().expect("a directory");
-    let boot_dir = dir.path().join("boot");
     let unsigned = fs::read(kit().boot_dir.join(UKI)).expect("a unified kernel image");
-    fs::create_dir(&boot_dir).expect("made");
-    for entry in fs::read_dir(&kit().boot_dir).expect("boot files") {
-        let file = entry.expect("a boot file");
-        if file.file_name() != UKI {
-            symlink(file.path(), boot_dir.join(file.file_name())).expect("linked");
-        }
-    }
+    let signed = snakeoil(dir.path()).sign(&unsigned).expect("signed");
+    let boot_dir = boot_dir_with(dir.path(), UKI, &signed);
     let uki = boot_dir.join(UKI);
-    fs::write(&uki, snakeoil(dir.path()).sign(&unsigned).expect("signed")).expect("written");
 
     let rig = Rig::of(1, ServerSpec { boot_dir, ..common::server() });
     let machine = http_machine(&rig, Firmware::SecureBoot);
@@ -65,6 +58,36 @@ fn secure_boot_starts_what_is_signed_and_nothing_else() {
     let since: Vec<_> = rig.events(&machine).into_iter().filter(|e| e.position > before).collect();
     assert!(since.iter().any(fetched), "{}", rig.story(&machine));
     assert!(since.iter().all(|e| e.phase != Phase::Enrol && e.phase != Phase::Agent), "{}", rig.story(&machine));
+}
+
+/// Firmware that starts the agent without having been told to, as from a USB stick: here by PXE, which can't be told "your
+/// own disk".
+#[test]
+fn an_agent_without_a_ticket_leaves_a_tenants_machine_to_its_disk() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let uki = fs::read(kit().boot_dir.join(UKI)).expect("a unified kernel image");
+    let boot_dir = boot_dir_with(dir.path(), "snponly.efi", &uki);
+    let rig = Rig::of(1, ServerSpec { boot_dir, ..common::server() });
+    let machine = rig.running(1, Firmware::Uefi);
+
+    machine.power_cycle().expect("off and on, network first");
+    let said = machine.wait_console("tiny: up m1-host", rig.limit(90)).expect("the tenant's system");
+    assert!(said.contains("this machine boots its own disk; rebooting, the firmware starts"), "{said}");
+    assert_eq!(said.matches("Start PXE over IPv4").count(), 1, "the network doesn't get another turn: {said}");
+}
+
+/// The lab's boot files, one of them replaced.
+fn boot_dir_with(dir: &Path, name: &str, content: &[u8]) -> PathBuf {
+    let boot_dir = dir.join("boot");
+    fs::create_dir(&boot_dir).expect("made");
+    for entry in fs::read_dir(&kit().boot_dir).expect("boot files") {
+        let file = entry.expect("a boot file");
+        if file.file_name() != name {
+            symlink(file.path(), boot_dir.join(file.file_name())).expect("linked");
+        }
+    }
+    fs::write(boot_dir.join(name), content).expect("written");
+    boot_dir
 }
 
 fn http_machine(rig: &Rig, firmware: Firmware) -> Arc<Machine> {
