@@ -1,4 +1,5 @@
-//! The firmware's boot entries (UEFI 2.10 §3.1 and §10.3): which one this boot came from, and which one starts a disk.
+//! What the firmware remembers (UEFI 2.10 §3.1, §3.3 and §10.3): which entry this boot came from, which one starts a disk,
+//! and whether it lets everything boot.
 //!
 //! Total: variables are whatever firmware and former systems left there.
 
@@ -20,14 +21,24 @@ const LOAD_OPTION_ACTIVE: u32 = 0x1;
 
 /// The network card that firmware booted from, if it did so from one.
 pub(crate) fn booted_from(root: &Path) -> Option<Mac> {
-    let current = numbers(&variable(root, "BootCurrent")?).next()?;
-    Entry::read(root, current)?.card
+    Entry::read(root, current(root)?)?.card
 }
 
-/// Has the next boot start from the first disk in the firmware's order. Its name, or `None` if there is no disk in it.
+/// `None` where there is no such thing, as on a BIOS.
+pub(crate) fn secure_boot(root: &Path) -> Option<bool> {
+    match variable(root, "SecureBoot")?.as_slice() {
+        [value] => Some(*value == 1),
+        _ => None,
+    }
+}
+
+/// Has the next boot start from the first disk in the firmware's order, but not from what this boot came from: that would
+/// bring us here again. Its name, or `None` if there is no such disk.
 pub(crate) fn next_boot_from_disk(root: &Path) -> anyhow::Result<Option<String>> {
     let order = variable(root, "BootOrder").unwrap_or_default();
-    let mut entries = numbers(&order).filter_map(|number| Some((number, Entry::read(root, number)?)));
+    let current = current(root);
+    let others = numbers(&order).filter(|number| Some(*number) != current);
+    let mut entries = others.filter_map(|number| Some((number, Entry::read(root, number)?)));
     let Some((number, entry)) = entries.find(|(_, entry)| entry.active && entry.disk) else { return Ok(None) };
     let path = root.join(VARIABLES).join(format!("BootNext-{GLOBAL}"));
     let bytes = [&BOOT_NEXT_ATTRIBUTES.to_le_bytes()[..], &number.to_le_bytes()].concat();
@@ -35,6 +46,10 @@ pub(crate) fn next_boot_from_disk(root: &Path) -> anyhow::Result<Option<String>>
     let open = fs::File::options().write(true).create(true).truncate(false).open(&path);
     open.and_then(|mut file| file.write_all(&bytes)).with_context(|| format!("writing {}", path.display()))?;
     Ok(Some(entry.name))
+}
+
+fn current(root: &Path) -> Option<u16> {
+    numbers(&variable(root, "BootCurrent")?).next()
 }
 
 fn variable(root: &Path, name: &str) -> Option<Vec<u8>> {
@@ -181,6 +196,12 @@ mod tests {
         assert_eq!(next_boot_from_disk(root.path()).expect("written").as_deref(), Some("UEFI QEMU NVMe Ctrl"));
         let next = fs::read(folder.join(format!("BootNext-{GLOBAL}"))).expect("is there");
         assert_eq!(next, [7, 0, 0, 0, 3, 0]);
+
+        put("BootCurrent", &[3, 0]);
+        assert_eq!(booted_from(root.path()), None, "from a disk");
+        next_boot_from_disk(root.path()).expect("written");
+        let next = fs::read(folder.join(format!("BootNext-{GLOBAL}"))).expect("is there");
+        assert_eq!(next, [7, 0, 0, 0, 4, 0], "not what this boot came from");
     }
 
     proptest! {

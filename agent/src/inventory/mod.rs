@@ -14,6 +14,7 @@ use drophammer_protocol::id::MachineId;
 use drophammer_protocol::inventory::{Bmc, Bus, Disk, Firmware, FirmwareKind, Inventory};
 use drophammer_protocol::words::{bytes, count};
 
+use crate::efi;
 use crate::reporter::Reporter;
 use crate::sys::{ethtool, nvme, nvme_id};
 
@@ -83,7 +84,7 @@ fn from_tree(root: &Path) -> Inventory {
             vendor: board.vendor,
             version: board.version,
             date: board.date,
-            secure_boot: secure_boot(root),
+            secure_boot: efi::secure_boot(root),
         },
         memory_bytes,
         cpus,
@@ -95,16 +96,6 @@ fn from_tree(root: &Path) -> Inventory {
         tpm: devices::tpm(root),
         bmc: bmc(board.bmc, devices::ipmi(root)),
         gaps,
-    }
-}
-
-/// UEFI specification, section 3.3: `SecureBoot` of the global vendor is one byte; efivarfs puts four of attributes
-/// before it.
-fn secure_boot(root: &Path) -> Option<bool> {
-    let variable = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
-    match sysfs::bytes(&root.join(variable))?.as_slice() {
-        [_, _, _, _, value] => Some(*value == 1),
-        _ => None,
     }
 }
 
