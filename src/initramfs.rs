@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
-use drophammer_initramfs::{Flavour, Options, Set};
+use drophammer_initramfs::{Flavour, Options, Set, Signing, UKI, UkiOptions};
 use drophammer_protocol::words;
 
 use crate::output;
@@ -37,6 +37,18 @@ enum Command {
         /// A static drophammer-agent.
         #[arg(long, value_name = "FILE")]
         agent: Option<PathBuf>,
+        /// Also make agent.efi, a unified kernel image: UEFI firmware boots it by HTTP with nothing in between.
+        #[arg(long)]
+        uki: bool,
+        /// Kernel arguments in agent.efi, such as console=ttyS0,115200. Everybody can read them.
+        #[arg(long, value_name = "TEXT", default_value = "", requires = "uki", allow_hyphen_values = true)]
+        cmdline: String,
+        /// Sign agent.efi for Secure Boot with this RSA key (PEM).
+        #[arg(long, value_name = "FILE", requires_all = ["uki", "sign_cert"])]
+        sign_key: Option<PathBuf>,
+        /// The certificate of that key, which the machines' firmware has to have (PEM).
+        #[arg(long, value_name = "FILE", requires = "sign_key")]
+        sign_cert: Option<PathBuf>,
     },
 }
 
@@ -57,7 +69,7 @@ enum Modules {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let Command::Build { output, kernel, modules, agent } = args.command;
+    let Command::Build { output, kernel, modules, agent, uki, cmdline, sign_key, sign_cert } = args.command;
     let flavour = match kernel {
         Kernel::Cloud => Flavour::Cloud,
         Kernel::Generic => Flavour::Generic,
@@ -66,7 +78,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Modules::Vm => Set::Vm,
         Modules::Metal => Set::Metal,
     };
-    let built = drophammer_initramfs::build(&Options { flavour, set, agent, out: output.clone() })?;
+    let signing = sign_key.zip(sign_cert).map(|(key, certificate)| Signing { key, certificate });
+    let uki = uki.then_some(UkiOptions { arguments: cmdline, signing });
+    let built = drophammer_initramfs::build(&Options { flavour, set, agent, uki, out: output.clone() })?;
     if args.json {
         return output::json(&serde_json::json!({
             "kernel": built.kernel,
@@ -74,6 +88,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
             "kernel_release": built.kernel_release,
             "up_to_date": built.fresh,
             "bytes": built.sizes,
+            "uki": built.uki.map(|uki| serde_json::json!({
+                "path": output.join(UKI),
+                "bytes": uki.bytes,
+                "command_line": uki.command_line,
+                "signed_by": uki.signed_by,
+            })),
             "absent_modules": built.absent,
         }));
     }
@@ -88,6 +108,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         words::bytes(sizes.modules),
         words::bytes(sizes.tools),
     ))?;
+    if let Some(uki) = built.uki {
+        let signed = uki.signed_by.map_or("not signed".to_owned(), |subject| format!("signed by {subject}"));
+        output::line(&format!("{UKI:<10} {}, {signed}, with {}", words::bytes(uki.bytes), uki.command_line))?;
+    }
     if !built.absent.is_empty() {
         output::line(&format!("not in this kernel: {}", built.absent.join(" ")))?;
     }

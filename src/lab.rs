@@ -54,9 +54,9 @@ enum Command {
         /// What can be installed. Can be given several times.
         #[arg(long = "image", default_values = ["debian-12", "tiny"])]
         images: Vec<Image>,
-        /// Boot UEFI machines by iPXE in the network card instead of the firmware's own PXE: half as long to the kernel.
-        #[arg(long)]
-        fast_rom: bool,
+        /// What network-boots UEFI machines.
+        #[arg(long, value_enum, default_value_t = Rom::Native)]
+        rom: Rom,
     },
     /// Switch everything off and forget it.
     Down,
@@ -118,6 +118,26 @@ impl From<Firmware> for qemu::Firmware {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum Rom {
+    /// The firmware's own PXE: iPXE by TFTP.
+    Native,
+    /// The firmware's own HTTP boot: the agent as one program, with no iPXE.
+    Http,
+    /// iPXE in the network card: half as long to the kernel.
+    Ipxe,
+}
+
+impl From<Rom> for qemu::Rom {
+    fn from(rom: Rom) -> Self {
+        match rom {
+            Rom::Native => Self::Native,
+            Rom::Http => Self::Http,
+            Rom::Ipxe => Self::Ipxe,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum Switch {
     /// Switch it on.
     On,
@@ -147,8 +167,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
             demo::demo(&DemoOptions { firmware: firmware.into(), machines, image, keep })
         }
         Command::Verify { filter } => verify::verify(filter.as_deref()),
-        Command::Up { firmware, machines, images, fast_rom } => {
-            let status = up::up(&UpOptions { firmware: firmware.into(), fast_rom, machines, images }, &mut say)?;
+        Command::Up { firmware, machines, images, rom } => {
+            let options = UpOptions { firmware: firmware.into(), rom: rom.into(), machines, images };
+            let status = up::up(&options, &mut say)?;
             show(&status)?;
             output::line("`drophammer machine list` shows how far they are; `drophammer lab down` ends it")
         }

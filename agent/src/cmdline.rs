@@ -1,4 +1,4 @@
-//! What the boot script told us through the kernel command line.
+//! What we are told through the kernel command line, by the boot script or by who built the unified kernel image.
 
 use drophammer_protocol::id::Mac;
 
@@ -6,6 +6,8 @@ use drophammer_protocol::id::Mac;
 pub(crate) struct Cmdline {
     /// The port that the firmware booted from.
     pub(crate) boot_mac: Option<Mac>,
+    /// `http://address:port` of the boot server, for networks whose DHCP server doesn't say where it is.
+    pub(crate) boot_server: Option<String>,
 }
 
 impl Cmdline {
@@ -14,7 +16,11 @@ impl Cmdline {
         let mac = |key: &str, shorten: fn(&str) -> &str| {
             text.split_whitespace().filter_map(|w| w.strip_prefix(key)).find_map(|v| shorten(v).parse().ok())
         };
-        Self { boot_mac: mac("drophammer.mac=", |v| v).or_else(|| mac("BOOTIF=", bootif)) }
+        let server = text.split_whitespace().find_map(|w| w.strip_prefix("drophammer.server="));
+        Self {
+            boot_mac: mac("drophammer.mac=", |v| v).or_else(|| mac("BOOTIF=", bootif)),
+            boot_server: server.filter(|url| url.starts_with("http://")).map(str::to_owned),
+        }
     }
 }
 
@@ -44,6 +50,17 @@ mod tests {
             ("broken", "BOOTIF=", None),
         ] {
             assert_eq!(Cmdline::parse(text).boot_mac, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_boot_server_is_found() {
+        for (name, text, want) in [
+            ("nothing", "quiet", None),
+            ("ours", "quiet drophammer.server=http://10.0.0.1:8080", Some("http://10.0.0.1:8080")),
+            ("something else", "drophammer.server=tftp://10.0.0.1", None),
+        ] {
+            assert_eq!(Cmdline::parse(text).boot_server.as_deref(), want, "{name}");
         }
     }
 }

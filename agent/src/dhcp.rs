@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use dhcproto::v4::{DhcpOption, DhcpOptions, Flags, Message, MessageType, Opcode, OptionCode};
 use dhcproto::{Encodable, Encoder};
+use drophammer_protocol::api::{AGENT_VENDOR_CLASS, BOOT_TICKET};
 use drophammer_protocol::id::Mac;
 
 use self::reply::{Options, Reply};
@@ -33,6 +34,8 @@ pub(crate) struct Lease {
     pub(crate) domain: Option<String>,
     pub(crate) mtu: Option<u16>,
     pub(crate) server: Ipv4Addr,
+    /// Where this boot's ticket is, for an agent that came without one.
+    pub(crate) ticket_url: Option<String>,
     /// After how long to renew, to ask anybody, and to stop using the address; `None` never.
     pub(crate) times: Option<Times>,
 }
@@ -234,7 +237,7 @@ impl Client {
         options.insert(DhcpOption::MessageType(kind));
         // As iPXE identifies itself (hardware type, then address): the same machine keeps the same lease.
         options.insert(DhcpOption::ClientIdentifier([&[1], self.mac.0.as_slice()].concat()));
-        options.insert(DhcpOption::ClassIdentifier(b"drophammer-agent".to_vec()));
+        options.insert(DhcpOption::ClassIdentifier(AGENT_VENDOR_CLASS.as_bytes().to_vec()));
         options.insert(DhcpOption::MaxMessageSize(1472));
         options.insert(DhcpOption::ParameterRequestList(vec![
             OptionCode::SubnetMask,
@@ -244,6 +247,7 @@ impl Client {
             OptionCode::DomainNameServer,
             OptionCode::DomainName,
             OptionCode::InterfaceMtu,
+            OptionCode::BootfileName,
             OptionCode::AddressLeaseTime,
             OptionCode::Renewal,
             OptionCode::Rebinding,
@@ -276,6 +280,8 @@ fn lease(address: Ipv4Addr, server: Ipv4Addr, options: Options) -> Lease {
         // RFC 2132 §5.1 allows 68; below 576 (RFC 791) it's a mistake that would cut us off.
         mtu: options.mtu.filter(|mtu| *mtu >= 576),
         server,
+        // Servers that know nothing of us name a boot file to everybody.
+        ticket_url: options.boot_file.filter(|url| url.starts_with("http://") && url.ends_with(BOOT_TICKET)),
         times: times(options.lease_seconds, options.renew_seconds, options.rebind_seconds),
     }
 }

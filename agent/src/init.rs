@@ -15,6 +15,7 @@ use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, sync};
 
+use crate::efi;
 use crate::events::{Events, uptime};
 use crate::install::Ready;
 use crate::reporter::Reporter;
@@ -25,6 +26,8 @@ use crate::watchdog::Watchdog;
 pub(crate) enum Exit {
     /// As ordered, or because this boot's time is over.
     Reboot { reason: String },
+    /// The machine has a tenant: to its own disk, by way of the firmware.
+    OwnDisk,
     /// It can't go on; the next boot may do better.
     StartOver { reason: String },
     /// Into the installed system, whose kernel is already loaded.
@@ -132,6 +135,17 @@ pub(crate) fn leave(exit: Exit, events: &Events, watchdog: &Watchdog) -> ! {
         Exit::Reboot { reason } => {
             reporter.note(Phase::Agent, format!("rebooting: {reason}"));
             tell(events);
+            restart();
+        }
+        Exit::OwnDisk => {
+            let next = match efi::next_boot_from_disk(Path::new("/")) {
+                Ok(Some(name)) => format!("the firmware starts {name:?} next"),
+                Ok(None) => "the firmware's own order says what is next".to_owned(),
+                Err(error) => format!("the firmware's own order says what is next ({error:#})"),
+            };
+            reporter.note(Phase::Agent, format!("this machine boots its own disk; rebooting, {next}"));
+            // Nobody to tell: this boot never enrolled.
+            thread::sleep(BEFORE_REBOOT);
             restart();
         }
         Exit::StartOver { reason } => reason,

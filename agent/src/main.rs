@@ -4,6 +4,7 @@ mod by_hand;
 mod cmdline;
 mod dhcp;
 mod disk;
+mod efi;
 mod erase;
 mod events;
 mod init;

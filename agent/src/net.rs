@@ -1,6 +1,8 @@
 //! From bare network ports to an address: every port is switched on and asks by DHCP; the one that answers is used,
-//! with the port that the firmware booted from going first.
+//! with the port that the firmware booted from going first, and before all the port on which there is this boot's ticket,
+//! if that is wanted.
 
+use std::cmp::Reverse;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
@@ -21,7 +23,7 @@ use crate::sys::linux;
 
 /// A rack that was switched on at once has switches that boot slower than its servers.
 const GIVE_UP: Duration = Duration::from_secs(15 * 60);
-/// How long another port's lease waits for one on the port that we booted from.
+/// How long another port's lease waits for one on the port that is wished for.
 const PREFERENCE: Duration = Duration::from_secs(20);
 /// New ports and carriers are looked for this often.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -52,6 +54,22 @@ pub(crate) fn ports(root: &Path) -> Vec<Port> {
     ports
 }
 
+/// Which port is better than the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wish {
+    /// The one that we booted from.
+    pub(crate) mac: Option<Mac>,
+    /// One whose DHCP server says where this boot's ticket is.
+    pub(crate) ticket: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Uplink {
+    pub(crate) mac: Mac,
+    pub(crate) ticket_url: Option<String>,
+}
+
 /// A port that is asking.
 struct Asking {
     port: Port,
@@ -62,7 +80,7 @@ struct Asking {
 }
 
 /// Gets this machine onto the network and keeps its lease from then on, in a thread. Returns when there is an address.
-pub(crate) fn bring_up(preferred: Option<Mac>, reporter: &Reporter) -> anyhow::Result<()> {
+pub(crate) fn bring_up(wish: Wish, reporter: &Reporter) -> anyhow::Result<Uplink> {
     let began = Instant::now();
     let root = Path::new("/");
     linux::link_up("lo")?;
@@ -100,8 +118,10 @@ pub(crate) fn bring_up(preferred: Option<Mac>, reporter: &Reporter) -> anyhow::R
                 a.lease = news.ok().map(|lease| (lease, now));
             }
         }
-        let leases: Vec<_> = asking.iter().map(|a| (a.port.mac, a.lease.as_ref().map(|(_, at)| *at))).collect();
-        if let Some(index) = choose(&leases, preferred, now) {
+        let held =
+            |a: &Asking| a.lease.as_ref().map(|(lease, at)| Held { since: *at, ticket: lease.ticket_url.is_some() });
+        let leases: Vec<_> = asking.iter().map(|a| (a.port.mac, held(a))).collect();
+        if let Some(index) = choose(&leases, wish, now) {
             break asking.swap_remove(index);
         }
         if now >= said + SAY_EVERY {
@@ -124,9 +144,10 @@ pub(crate) fn bring_up(preferred: Option<Mac>, reporter: &Reporter) -> anyhow::R
     let (lease, _) = lease.context("only a port with a lease is chosen")?;
     apply(&port.name, &lease)?;
     reporter.note(Phase::Agent, format!("{} ({}): {}", port.name, port.mac, in_words(&lease)));
+    let uplink = Uplink { mac: port.mac, ticket_url: lease.ticket_url.clone() };
     let reporter = reporter.clone();
     thread::spawn(move || keep(&port, &socket, client, lease, &reporter));
-    Ok(())
+    Ok(uplink)
 }
 
 fn start(port: Port, now: Instant) -> anyhow::Result<Asking> {
@@ -136,16 +157,27 @@ fn start(port: Port, now: Instant) -> anyhow::Result<Asking> {
     Ok(Asking { port, socket, client, carrier: false, lease: None })
 }
 
-/// Which port to use: the one that we booted from as soon as it has a lease, another one if that takes too long.
-fn choose(leases: &[(Mac, Option<Instant>)], preferred: Option<Mac>, now: Instant) -> Option<usize> {
-    let of_preferred = leases.iter().position(|(mac, lease)| Some(*mac) == preferred && lease.is_some());
+/// A lease, as far as the choice goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    since: Instant,
+    ticket: bool,
+}
+
+/// Which port to use: one that is all that's wished for as soon as it has a lease, the next best if that takes too long.
+fn choose(leases: &[(Mac, Option<Held>)], wish: Wish, now: Instant) -> Option<usize> {
     // The port we booted from may belong to another operating system's idea of the machine: then nobody goes first.
-    let patience =
-        if preferred.is_some_and(|p| leases.iter().any(|(mac, _)| *mac == p)) { PREFERENCE } else { Duration::ZERO };
-    of_preferred.or_else(|| {
-        let leased = leases.iter().enumerate().filter_map(|(index, (_, at))| Some(((*at)?, index)));
-        leased.min().filter(|(at, _)| now >= *at + patience).map(|(_, index)| index)
-    })
+    let mac = wish.mac.filter(|wished| leases.iter().any(|(mac, _)| mac == wished));
+    let held = || leases.iter().enumerate().filter_map(|(index, (mac, held))| Some((index, *mac, (*held)?)));
+    let (index, suits) = held()
+        .map(|(index, of, held)| {
+            let suits = (held.ticket || !wish.ticket, mac.is_none_or(|wished| wished == of));
+            (index, suits, held.since)
+        })
+        .max_by_key(|(index, suits, since)| (*suits, Reverse((*since, *index))))
+        .map(|(index, suits, _)| (index, suits))?;
+    let waited = held().any(|(.., held)| now >= held.since + PREFERENCE);
+    (suits == (true, true) || waited).then_some(index)
 }
 
 /// Why there is no lease any more.
@@ -257,7 +289,7 @@ fn describe<'a>(ports: impl Iterator<Item = (&'a str, bool, bool)>) -> String {
         .map(|(name, carrier, lease)| match (carrier, lease) {
             (false, _) => format!("{name} has no link"),
             (true, false) => format!("{name} has a link, nobody answers"),
-            (true, true) => format!("{name} has a lease, but isn't the port that we booted from"),
+            (true, true) => format!("{name} has a lease, but another port may be the right one"),
         })
         .collect();
     if words.is_empty() {
@@ -286,16 +318,27 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let (a, b) = (Mac([1; 6]), Mac([2; 6]));
-        for (name, leases, preferred, now, want) in [
-            ("nobody answered", vec![(a, None), (b, None)], None, 9, None),
-            ("the only one", vec![(a, None), (b, Some(at(1)))], None, 1, Some(1)),
-            ("the first one", vec![(a, Some(at(2))), (b, Some(at(1)))], None, 2, Some(1)),
-            ("the preferred one, though later", vec![(a, Some(at(2))), (b, Some(at(1)))], Some(a), 2, Some(0)),
-            ("another one waits", vec![(a, None), (b, Some(at(1)))], Some(a), 20, None),
-            ("but not for ever", vec![(a, None), (b, Some(at(1)))], Some(a), 21, Some(1)),
-            ("preferring what isn't there", vec![(b, Some(at(1)))], Some(a), 1, Some(0)),
+        let plain = |seconds| Some(Held { since: at(seconds), ticket: false });
+        let ticket = |seconds| Some(Held { since: at(seconds), ticket: true });
+        let booted = |mac| Wish { mac: Some(mac), ticket: false };
+        let (any, wanting, both) =
+            (Wish::default(), Wish { mac: None, ticket: true }, Wish { mac: Some(a), ticket: true });
+        for (name, leases, wish, now, want) in [
+            ("nobody answered", vec![(a, None), (b, None)], any, 9, None),
+            ("the only one", vec![(a, None), (b, plain(1))], any, 1, Some(1)),
+            ("the first one", vec![(a, plain(2)), (b, plain(1))], any, 2, Some(1)),
+            ("the one that booted, though later", vec![(a, plain(2)), (b, plain(1))], booted(a), 2, Some(0)),
+            ("another one waits", vec![(a, None), (b, plain(1))], booted(a), 20, None),
+            ("but not for ever", vec![(a, None), (b, plain(1))], booted(a), 21, Some(1)),
+            ("booted from what isn't there", vec![(b, plain(1))], booted(a), 1, Some(0)),
+            ("without a ticket it waits", vec![(a, plain(1)), (b, None)], wanting, 20, None),
+            ("the one with the ticket", vec![(a, plain(1)), (b, ticket(2))], wanting, 2, Some(1)),
+            ("no ticket anywhere", vec![(a, plain(1)), (b, plain(2))], wanting, 21, Some(0)),
+            ("booted, and the ticket", vec![(a, ticket(3)), (b, ticket(1))], both, 3, Some(0)),
+            ("the ticket is elsewhere", vec![(a, plain(1)), (b, ticket(2))], both, 20, None),
+            ("the ticket counts for more", vec![(a, plain(1)), (b, ticket(2))], both, 21, Some(1)),
         ] {
-            assert_eq!(choose(&leases, preferred, at(now)), want, "{name}");
+            assert_eq!(choose(&leases, wish, at(now)), want, "{name}");
         }
     }
 
@@ -309,6 +352,7 @@ mod tests {
             domain: Some("lab.test".into()),
             mtu: None,
             server: Ipv4Addr::new(10, 0, 0, 1),
+            ticket_url: None,
             times: None,
         };
         assert_eq!(resolv_conf(&lease), "search lab.test\nnameserver 10.0.0.1\nnameserver 10.0.0.2\n");

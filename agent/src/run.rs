@@ -1,21 +1,22 @@
-//! The story of one boot, in order: ticket, network, time, enrol, inventory, then one order after the other.
+//! The story of one boot, in order: network, ticket, time, enrol, inventory, then one order after the other.
 //!
 //! It returns how to leave the machine and leaves it to nobody but `main`. What can't go on ends in a reboot with its
 //! reason; the server counts boots that get nowhere.
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use drophammer_protocol::api::Enrol;
+use drophammer_protocol::api::{AGENT_VENDOR_CLASS, BOOT_TICKET, Enrol};
 use drophammer_protocol::event::Phase;
 use drophammer_protocol::id::{Mac, OrderId};
 use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::order::{Order, Outcome, Task};
 use drophammer_protocol::sign::PublicKey;
-use drophammer_protocol::ticket::{BootTicket, TICKET_PATH};
+use drophammer_protocol::ticket::{BootDecision, BootTicket, TICKET_PATH};
 use ed25519_dalek::SigningKey;
 
 use crate::cmdline::Cmdline;
@@ -24,11 +25,12 @@ use crate::events::Events;
 use crate::init::Exit;
 use crate::install::{self, InstallError};
 use crate::modules::{self, Coldplug};
+use crate::net::{self, Uplink, Wish};
 use crate::reporter::Reporter;
 use crate::server::{self, CallError, Outage, Server};
 use crate::sys::linux;
 use crate::watchdog::Watchdog;
-use crate::{inventory, net};
+use crate::{efi, inventory};
 
 /// Longest silences of the steps that make them. Each has limits of its own inside; these are for when those fail.
 const SILENCE_AT_START: Duration = Duration::from_secs(30 * 60);
@@ -58,9 +60,18 @@ fn until_exit(events: &Events, watchdog: &Watchdog) -> anyhow::Result<Exit> {
     start_watchdog(watchdog, reporter);
     crate::init::mount_efivars(reporter);
 
-    let ticket = read_ticket(Path::new(TICKET_PATH))?;
+    let carried = read_ticket(Path::new(TICKET_PATH))?;
     let cmdline = Cmdline::parse(&fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?);
-    net::bring_up(cmdline.boot_mac, reporter)?;
+    let wish = Wish {
+        mac: cmdline.boot_mac.or_else(|| efi::booted_from(Path::new("/"))),
+        ticket: carried.is_none() && cmdline.boot_server.is_none(),
+    };
+    let uplink = net::bring_up(wish, reporter)?;
+    let decision = match carried {
+        Some(ticket) => BootDecision::Agent(ticket),
+        None => ask_ticket(&cmdline, &uplink, reporter)?,
+    };
+    let BootDecision::Agent(ticket) = decision else { return Ok(Exit::OwnDisk) };
     set_clock(&ticket, reporter)?;
     let (server, key) = enrol(&ticket, reporter)?;
     events.deliver_to(server.clone());
@@ -192,11 +203,32 @@ fn start_watchdog(watchdog: &Watchdog, reporter: &Reporter) {
     reporter.note(Phase::Agent, watchdog.start(reporter));
 }
 
-fn read_ticket(path: &Path) -> anyhow::Result<BootTicket> {
-    let text = fs::read_to_string(path).with_context(|| {
-        format!("reading the boot ticket {}, which the boot server appends to the initramfs", path.display())
+/// `None` in a unified kernel image, which is the same for every machine.
+fn read_ticket(path: &Path) -> anyhow::Result<Option<BootTicket>> {
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        read => read.with_context(|| format!("reading the boot ticket {}", path.display()))?,
+    };
+    let ticket = serde_json::from_str(&text);
+    ticket.map(Some).with_context(|| format!("understanding the boot ticket {}", path.display()))
+}
+
+/// What this machine is to boot, from the server that DHCP or the command line names.
+fn ask_ticket(cmdline: &Cmdline, uplink: &Uplink, reporter: &Reporter) -> anyhow::Result<BootDecision> {
+    let named = cmdline.boot_server.as_ref().map(|server| format!("{}{BOOT_TICKET}", server.trim_end_matches('/')));
+    let url = named.or_else(|| uplink.ticket_url.clone()).with_context(|| {
+        format!(
+            "this boot brought no ticket, and the DHCP server doesn't say where there is one: let it answer the vendor \
+             class {AGENT_VENDOR_CLASS} with http://BOOT-SERVER{BOOT_TICKET} in option 67, or put \
+             drophammer.server=http://BOOT-SERVER into the kernel arguments"
+        )
     })?;
-    serde_json::from_str(&text).with_context(|| format!("understanding the boot ticket {}", path.display()))
+    reporter.note(Phase::Agent, format!("this boot brought no ticket; asking {url}"));
+    let http = server::plain_http()?;
+    let outage = Outage::new(reporter.clone(), Phase::Agent);
+    let id = inventory::id(Path::new("/"));
+    server::persist(server::UNTIL_ENROLLED, &outage, || server::ask_ticket(&http, &url, uplink.mac, id))
+        .with_context(|| format!("asking {url} for this boot's ticket"))
 }
 
 /// Certificates and what we sign both need the right time; the machine's own clock may say anything.

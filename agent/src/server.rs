@@ -1,4 +1,8 @@
-//! Talking to the server: the signed time over plain HTTP, everything else over HTTPS with the ticket's CA alone.
+//! Talking to the server: the ticket, if the boot brought none, and the signed time over plain HTTP, everything else over
+//! HTTPS with the ticket's CA alone.
+//!
+//! A ticket that is asked for is worth as much as one that came with the initramfs: both come over plain HTTP from where
+//! DHCP says, so both are as good as the boot network is. What the ticket says is what this boot trusts.
 //!
 //! All retrying is in [`Server::persist`] and [`persist`]: an answer that didn't come is asked for again with growing
 //! pauses until a stated limit, so a server may be killed and restarted at any moment. A refusal is an answer.
@@ -11,11 +15,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use drophammer_protocol::api;
 use drophammer_protocol::event::{Event, Phase};
-use drophammer_protocol::id::OrderId;
+use drophammer_protocol::id::{Mac, MachineId, OrderId};
 use drophammer_protocol::inventory::Inventory;
 use drophammer_protocol::order::{Order, Outcome};
 use drophammer_protocol::sign::PublicKey;
-use drophammer_protocol::ticket::BootTicket;
+use drophammer_protocol::ticket::{BootDecision, BootTicket};
 use reqwest::StatusCode;
 use reqwest::blocking::{Client, RequestBuilder, Response};
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
@@ -77,7 +81,7 @@ pub(crate) fn https(ca: &str, clock: Arc<dyn TimeProvider>) -> anyhow::Result<Cl
     client(tls)
 }
 
-/// For the signed time, before any certificate can be judged.
+/// For the ticket and the signed time, before any certificate can be judged.
 pub(crate) fn plain_http() -> anyhow::Result<Client> {
     let tls = rustls::ClientConfig::builder_with_details(ring(), Arc::new(DefaultTimeProvider))
         .with_safe_default_protocol_versions()
@@ -103,6 +107,14 @@ fn client(tls: rustls::ClientConfig) -> anyhow::Result<Client> {
 
 fn ring() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
+}
+
+// --- ticket -------------------------------------------------------------------------------------------------------
+
+/// Asks once what this machine is to boot.
+pub(crate) fn ask_ticket(http: &Client, url: &str, mac: Mac, id: Option<MachineId>) -> Result<BootDecision, CallError> {
+    let id = id.map(|id| format!("&uuid={id}")).unwrap_or_default();
+    json(url, send(url, http.get(format!("{url}?mac={mac}{id}")))?)
 }
 
 // --- time ---------------------------------------------------------------------------------------------------------

@@ -424,11 +424,11 @@ fn serial(text: Option<&str>) -> Option<String> {
 mod tests {
     use drophammer_protocol::id::Mac;
     use drophammer_protocol::sign::PublicKey;
-    use drophammer_protocol::ticket::Reach;
+    use drophammer_protocol::ticket::{BootDecision, Reach};
     use ed25519_dalek::SigningKey;
 
     use super::*;
-    use crate::{BootDecision, Config, unix_ms};
+    use crate::{Config, unix_ms};
 
     #[test]
     fn a_ticket_is_good_for_ten_minutes() {
@@ -448,7 +448,7 @@ mod tests {
         let machine = MachineId(Uuid::from_u128(1));
         let reach = Reach { server: String::new(), boot_server: String::new() };
         let mac = Mac([2, 0, 0, 0, 0, 1]);
-        let asked = control.boot_script_asked(mac, machine, [10, 0, 0, 1].into(), &reach).expect("decides");
+        let asked = control.boot_asked(mac, machine, [10, 0, 0, 1].into(), &reach).expect("decides");
         let BootDecision::Agent(ticket) = asked else { panic!("the agent's boot") };
         let enrol = Enrol { machine, key, macs: vec![], agent_version: String::new() };
         let minute = 60_000;

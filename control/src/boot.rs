@@ -6,7 +6,7 @@ use anyhow::Result;
 use drophammer_protocol::event::{Phase, Progress, Step};
 use drophammer_protocol::id::{BootId, Mac, MachineId};
 use drophammer_protocol::machine::State;
-use drophammer_protocol::ticket::{BootTicket, Reach};
+use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach};
 use uuid::Uuid;
 
 use crate::lifecycle::{self, Input, NetBoot};
@@ -16,14 +16,6 @@ use crate::store::Txn;
 use crate::timeline::{self, Said};
 use crate::{Control, unix_ms};
 
-/// What a machine that boots from the network gets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BootDecision {
-    Agent(BootTicket),
-    /// It has a tenant, or is about to.
-    LocalDisk,
-}
-
 /// From the script to the agent's enrolment: firmware, a download over a slow link, a kernel.
 const TICKET_LIFE_MS: u64 = 10 * 60 * 1000;
 
@@ -31,14 +23,9 @@ const TICKET_LIFE_MS: u64 = 10 * 60 * 1000;
 const MAX_DISCOVERED: usize = 4096;
 
 impl Control {
-    /// Decides what this machine boots. A machine that nobody knew is known from here on.
-    pub fn boot_script_asked(
-        &self,
-        mac: Mac,
-        machine: MachineId,
-        address: IpAddr,
-        reach: &Reach,
-    ) -> Result<BootDecision> {
+    /// Decides what this machine boots, for a boot script or for an agent without a ticket. A machine that nobody knew is
+    /// known from here on.
+    pub fn boot_asked(&self, mac: Mac, machine: MachineId, address: IpAddr, reach: &Reach) -> Result<BootDecision> {
         let now = unix_ms();
         let seen = self.inner.observed.claim(mac, machine);
         let (decision, forgotten) = self.store().transact(|txn| -> Result<_> {
@@ -89,6 +76,12 @@ impl Control {
         self.saw(machine, now);
         self.inner.wakes.wake(machine);
         Ok(decision)
+    }
+
+    /// Whether [`Control::boot_asked`] would send this machine to its own disk. Changes nothing.
+    pub fn boots_own_disk(&self, machine: MachineId) -> Result<bool> {
+        let record = self.store().get::<Record>(&records::machine_key(machine))?;
+        Ok(record.is_some_and(|record| lifecycle::net_boot(record.state) == NetBoot::LocalDisk))
     }
 
     /// The ticket of a boot, as long as it can be used: until its agent has enrolled or its time is over.

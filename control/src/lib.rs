@@ -50,7 +50,6 @@ use drophammer_protocol::sign::PublicKey;
 use uuid::Uuid;
 
 pub use crate::auth::{Auth, Role};
-pub use crate::boot::BootDecision;
 use crate::denied::Denied;
 use crate::images::Images;
 use crate::lifecycle::Input;

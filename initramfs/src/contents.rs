@@ -108,7 +108,7 @@ fn notice(packages: &[Unpacked]) -> String {
         "This boot directory holds programs of others, unmodified, as Debian distributes them, each under its own licence.\n\
          The Linux kernel, its modules, e2fsprogs and iPXE are free software under the GNU General Public License,\n\
          version 2 (iPXE: 2 or later; parts of it and of e2fsprogs under compatible licences); the GNU C library is under\n\
-         the GNU Lesser General Public License. They come without any warranty.\n\
+         the GNU Lesser General Public License, and so is systemd's stub where there is one. They come without any warranty.\n\
          \n\
          The licence of each package is in licences/PACKAGE beside the kernel, and the full source code of each is what\n\
          `apt-get source PACKAGE=VERSION` fetches from Debian's archive or its snapshots:\n\

@@ -3,13 +3,14 @@
 //! ```text
 //! Debian packages ─ kernel, mke2fs, iPXE ─┐
 //! source tree ────── agent ───────────────┼─ build ─▶ OUT/{vmlinuz, initramfs, undionly.kpxe, snponly.efi}
-//! modules.list ───── closed over needs ───┘
+//! modules.list ───── closed over needs ───┘                └───────┴─ with systemd's stub ─▶ OUT/agent.efi, signed
 //! ```
 //!
 //! The same packages and the same source give the same bytes, on any machine and in any directory. All that changes from
 //! boot to boot (addresses, keys, one-time tokens) comes in a [`cpio::segment`] that the boot server appends.
 
 mod agent;
+mod authenticode;
 mod closure;
 mod contents;
 pub mod cpio;
@@ -17,6 +18,8 @@ mod elf;
 mod kernel;
 pub mod modules;
 mod output;
+mod pe;
+mod uki;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,15 +30,24 @@ use drophammer_images::debian::{Archive, Package};
 use sha2::{Digest as _, Sha256};
 
 pub use agent::{build_agent, repository};
+pub use authenticode::Signer;
 pub use kernel::Flavour;
 pub use modules::Set;
+pub use uki::{Signing, Uki, UkiOptions};
 
 use contents::Contents;
 use kernel::Kernel;
 use output::{Output, Record};
+use uki::Recipe;
 
 pub const KERNEL: &str = "vmlinuz";
 pub const INITRAMFS: &str = "initramfs";
+/// The unified kernel image, for UEFI firmware that boots by HTTP or from a disk.
+pub const UKI: &str = "agent.efi";
+
+/// What the kernel of every agent is told: one that dies leaves its last words on the screen for a while, then the machine
+/// starts over.
+pub const AGENT_ARGUMENTS: &str = "panic=30";
 
 /// Besides the kernel: iPXE, mke2fs and the libraries that it is linked against.
 const PACKAGES: [&str; 7] = ["ipxe", "e2fsprogs", "libblkid1", "libc6", "libcom-err2", "libext2fs2", "libuuid1"];
@@ -48,14 +60,17 @@ const IPXE: [(&str, &str); 2] =
 const ZSTD_LEVEL: i32 = 19;
 
 /// What this crate does is as much an input of a build as what it does it to.
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 11] = [
     include_str!("lib.rs"),
+    include_str!("authenticode.rs"),
     include_str!("closure.rs"),
     include_str!("contents.rs"),
     include_str!("cpio.rs"),
     include_str!("elf.rs"),
     include_str!("kernel.rs"),
     include_str!("modules.rs"),
+    include_str!("pe.rs"),
+    include_str!("uki.rs"),
     modules::LIST,
 ];
 
@@ -65,6 +80,8 @@ pub struct Options {
     pub set: Set,
     /// A static agent; without one it is built from the source tree.
     pub agent: Option<PathBuf>,
+    /// Make a unified kernel image, too.
+    pub uki: Option<UkiOptions>,
     /// The boot directory to make.
     pub out: PathBuf,
 }
@@ -79,6 +96,7 @@ pub struct Built {
     /// Whether everything was there already.
     pub fresh: bool,
     pub sizes: Sizes,
+    pub uki: Option<Uki>,
     /// Modules of the list that are part of this kernel itself.
     pub builtin: Vec<String>,
     /// Modules of the list that this kernel doesn't have in any form.
@@ -98,6 +116,7 @@ pub struct Sizes {
 
 /// Makes `options.out` a boot directory: kernel, initramfs, iPXE, licences. What is there and up to date is left alone.
 pub fn build(options: &Options) -> Result<Built> {
+    let recipe = options.uki.as_ref().map(Recipe::of).transpose()?;
     let agent = match &options.agent {
         Some(path) => path.clone(),
         None => build_agent(&repository()?)?,
@@ -107,8 +126,9 @@ pub fn build(options: &Options) -> Result<Built> {
 
     let output = Output::open(&options.out)?;
     let archive = Archive::open()?;
-    let packages = archive.kernel_and(options.flavour.debian(), &PACKAGES)?;
-    let inputs = digest_of_inputs(&agent, options.set, &packages);
+    let names: Vec<&str> = PACKAGES.into_iter().chain(recipe.as_ref().map(|_| uki::PACKAGE)).collect();
+    let packages = archive.kernel_and(options.flavour.debian(), &names)?;
+    let inputs = digest_of_inputs(&agent, options.set, recipe.as_ref(), &packages);
     if let Some(record) = output.up_to_date(&inputs)? {
         return Ok(built(&options.out, record, true));
     }
@@ -131,17 +151,31 @@ pub fn build(options: &Options) -> Result<Built> {
         modules: contents.module_bytes,
         tools: contents.tool_bytes,
     };
-    let mut files = BTreeMap::from([(KERNEL.to_owned(), image), (INITRAMFS.to_owned(), initramfs)]);
+    let packaged = |path| closure::read(&unpacked, path)?.with_context(|| format!("no package has {path}"));
+    let mut files = BTreeMap::new();
     for (name, path) in IPXE {
-        let content = closure::read(&unpacked, path)?.with_context(|| format!("no package has {path}"))?;
-        files.insert(name.to_owned(), content);
+        files.insert(name.to_owned(), packaged(path)?);
     }
+    let mut made = None;
+    if let Some(recipe) = recipe {
+        let stub = packaged(uki::STUB)?;
+        let parts = uki::Parts { stub: &stub, kernel: &image, kernel_release: &kernel.release, initramfs: &initramfs };
+        let program = recipe.join(&parts)?;
+        made = Some(Uki {
+            bytes: program.len() as u64,
+            command_line: recipe.command_line,
+            signed_by: recipe.signer.as_ref().map(Signer::subject),
+        });
+        files.insert(UKI.to_owned(), program);
+    }
+    files.extend([(KERNEL.to_owned(), image), (INITRAMFS.to_owned(), initramfs)]);
     files.insert("NOTICE".to_owned(), contents.notice.into_bytes());
     files.extend(contents.licences.into_iter().map(|(package, text)| (format!("licences/{package}"), text)));
     let record = Record {
         inputs,
         kernel_release: kernel.release,
         sizes,
+        uki: made,
         builtin: contents.selection.builtin,
         absent: contents.selection.absent,
         files: BTreeMap::new(),
@@ -156,12 +190,13 @@ fn built(out: &Path, record: Record, fresh: bool) -> Built {
         kernel_release: record.kernel_release,
         fresh,
         sizes: record.sizes,
+        uki: record.uki,
         builtin: record.builtin,
         absent: record.absent,
     }
 }
 
-fn digest_of_inputs(agent: &[u8], set: Set, packages: &[Package]) -> String {
+fn digest_of_inputs(agent: &[u8], set: Set, uki: Option<&Recipe>, packages: &[Package]) -> String {
     let mut hash = Sha256::new();
     let mut add = |part: &[u8]| {
         hash.update((part.len() as u64).to_le_bytes());
@@ -169,6 +204,10 @@ fn digest_of_inputs(agent: &[u8], set: Set, packages: &[Package]) -> String {
     };
     SOURCES.iter().for_each(|source| add(source.as_bytes()));
     add(format!("{set:?}").as_bytes());
+    if let Some(Recipe { command_line, signer }) = uki {
+        add(command_line.as_bytes());
+        add(signer.as_ref().map_or(&[], Signer::certificate_der));
+    }
     packages
         .iter()
         .for_each(|package| add(format!("{} {} {}", package.name, package.version, package.sha256).as_bytes()));
@@ -201,13 +240,19 @@ mod tests {
             sha256: "00".into(),
             file: String::new(),
         };
-        let one = digest_of_inputs(b"agent", Set::Vm, &[package("1")]);
-        assert_eq!(one, digest_of_inputs(b"agent", Set::Vm, &[package("1")]));
+        let recipe = |arguments: &str| Some(Recipe { command_line: arguments.into(), signer: None });
+        let digest = |agent: &[u8], set, uki: Option<Recipe>, packages: &[Package]| {
+            digest_of_inputs(agent, set, uki.as_ref(), packages)
+        };
+        let one = digest(b"agent", Set::Vm, recipe("a"), &[package("1")]);
+        assert_eq!(one, digest(b"agent", Set::Vm, recipe("a"), &[package("1")]));
         for (case, other) in [
-            ("agent", digest_of_inputs(b"Agent", Set::Vm, &[package("1")])),
-            ("set", digest_of_inputs(b"agent", Set::Metal, &[package("1")])),
-            ("version", digest_of_inputs(b"agent", Set::Vm, &[package("2")])),
-            ("number of packages", digest_of_inputs(b"agent", Set::Vm, &[package("1"), package("1")])),
+            ("agent", digest(b"Agent", Set::Vm, recipe("a"), &[package("1")])),
+            ("set", digest(b"agent", Set::Metal, recipe("a"), &[package("1")])),
+            ("no unified kernel image", digest(b"agent", Set::Vm, None, &[package("1")])),
+            ("kernel arguments", digest(b"agent", Set::Vm, recipe("b"), &[package("1")])),
+            ("version", digest(b"agent", Set::Vm, recipe("a"), &[package("2")])),
+            ("number of packages", digest(b"agent", Set::Vm, recipe("a"), &[package("1"), package("1")])),
         ] {
             assert_ne!(one, other, "{case}");
         }

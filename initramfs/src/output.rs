@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
-use crate::Sizes;
+use crate::{Sizes, Uki};
 
 const RECORD: &str = "boot.json";
 
@@ -22,6 +22,7 @@ pub(crate) struct Record {
     pub(crate) inputs: String,
     pub(crate) kernel_release: String,
     pub(crate) sizes: Sizes,
+    pub(crate) uki: Option<Uki>,
     pub(crate) builtin: Vec<String>,
     pub(crate) absent: Vec<String>,
     /// SHA-256 by file name.
@@ -47,12 +48,7 @@ impl Output {
 
     /// The record, if it is about these inputs and every file is what it says.
     pub(crate) fn up_to_date(&self, inputs: &str) -> Result<Option<Record>> {
-        let Some(text) = self.read(RECORD)? else { return Ok(None) };
-        // A record of another version is no record; everything is made anew.
-        let Ok(record) = serde_json::from_slice::<Record>(&text) else { return Ok(None) };
-        if record.inputs != inputs {
-            return Ok(None);
-        }
+        let Some(record) = self.record()?.filter(|record| record.inputs == inputs) else { return Ok(None) };
         for (name, digest) in &record.files {
             if self.read(name)?.map(Sha256::digest).map(hex::encode).as_ref() != Some(digest) {
                 return Ok(None);
@@ -61,16 +57,36 @@ impl Output {
         Ok(Some(record))
     }
 
-    /// Writes all files, and last the record of them.
+    /// Writes all files, and last the record of them. What the build before made and this one doesn't is removed: a boot
+    /// server would hand it out.
     pub(crate) fn write(&self, mut record: Record, files: &BTreeMap<String, Vec<u8>>) -> Result<Record> {
+        let before = self.record()?.map(|record| record.files).unwrap_or_default();
         for (name, content) in files {
             self.replace(name, content)?;
             record.files.insert(name.clone(), hex::encode(Sha256::digest(content)));
+        }
+        for name in before.keys().filter(|name| !files.contains_key(*name)) {
+            self.remove(name)?;
         }
         let mut text = serde_json::to_vec_pretty(&record).context("writing the record of the boot directory")?;
         text.push(b'\n');
         self.replace(RECORD, &text)?;
         Ok(record)
+    }
+
+    /// A record of another version is no record; everything is made anew.
+    fn record(&self) -> Result<Option<Record>> {
+        Ok(self.read(RECORD)?.and_then(|text| serde_json::from_slice(&text).ok()))
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        let path = self.directory.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", path.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
@@ -106,6 +122,7 @@ mod tests {
             inputs: inputs.into(),
             kernel_release: "6.1".into(),
             sizes: Sizes { kernel: 1, initramfs: 2, unpacked: 3, agent: 4, modules: 5, tools: 6 },
+            uki: None,
             builtin: vec!["nvme".into()],
             absent: Vec::new(),
             files: BTreeMap::new(),
@@ -134,6 +151,19 @@ mod tests {
             output.write(record("a"), &files).expect("writable");
             damage().expect(case);
             assert_eq!(output.up_to_date("a").expect("readable"), None, "{case}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_longer_made_is_removed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let output = Output::open(directory.path()).expect("a boot directory");
+        let files = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), b"x".to_vec())).collect();
+        fs::write(directory.path().join("theirs"), "x").expect("a file that isn't ours");
+        output.write(record("a"), &files(&["vmlinuz", "agent.efi", "licences/stub"])).expect("writable");
+        output.write(record("b"), &files(&["vmlinuz"])).expect("writable");
+        for (name, there) in [("vmlinuz", true), ("agent.efi", false), ("licences/stub", false), ("theirs", true)] {
+            assert_eq!(directory.path().join(name).exists(), there, "{name}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use drophammer_initramfs::{Flavour, Options, Set, build};
+use drophammer_initramfs::{Flavour, Options, Set, UkiOptions, build};
 
 /// The smallest file that passes for a static program: an ELF header and nothing else.
 fn agent(directory: &Path) -> std::path::PathBuf {
@@ -39,6 +39,7 @@ fn a_boot_directory_is_complete_reproducible_and_made_once() {
         flavour: Flavour::Cloud,
         set: Set::Vm,
         agent: Some(agent.clone()),
+        uki: Some(UkiOptions::default()),
         out: directory.path().join(out),
     };
     let first = build(&options("one")).expect("a boot directory");
@@ -46,11 +47,13 @@ fn a_boot_directory_is_complete_reproducible_and_made_once() {
     let (one, two) = (files(&directory.path().join("one")), files(&directory.path().join("two")));
     assert_eq!(
         one.keys().collect::<Vec<_>>(),
-        ["NOTICE", "boot.json", "initramfs", "snponly.efi", "undionly.kpxe", "vmlinuz"]
+        ["NOTICE", "agent.efi", "boot.json", "initramfs", "snponly.efi", "undionly.kpxe", "vmlinuz"]
     );
     assert!(one == two, "two directories, the same bytes");
     assert_eq!(one["initramfs"].len() % 4, 0, "a segment can follow");
     assert!(first.sizes.initramfs <= 4 << 20, "{} bytes without an agent", first.sizes.initramfs);
+    let parts = one["vmlinuz"].len() + one["initramfs"].len();
+    assert!((parts..parts + (256 << 10)).contains(&one["agent.efi"].len()), "kernel, initramfs and a small stub");
     assert!(!first.fresh && build(&options("one")).expect("a boot directory").fresh);
 }
 
@@ -61,6 +64,7 @@ fn every_name_in_the_list_is_a_module_of_the_generic_kernel() {
         flavour: Flavour::Generic,
         set: Set::Metal,
         agent: Some(agent(directory.path())),
+        uki: None,
         out: directory.path().join("out"),
     })
     .expect("a boot directory");

@@ -18,7 +18,7 @@ use crate::accel::{self, Accel};
 use crate::kit::{self, Image};
 use crate::lab::{self, Lab};
 use crate::live::Display;
-use crate::qemu::{self, Firmware, MachineSpec};
+use crate::qemu::{self, Firmware, MachineSpec, Rom};
 use crate::up::{self, UpOptions};
 use crate::{console, server, setup, slots, socket, timeline};
 
@@ -109,7 +109,7 @@ impl Stage {
     fn build(options: &DemoOptions, say: &mut dyn FnMut(&str)) -> Result<Self> {
         let up = UpOptions {
             firmware: options.firmware,
-            fast_rom: false,
+            rom: Rom::Native,
             machines: options.machines,
             images: vec![options.image],
         };
@@ -234,6 +234,7 @@ impl Watch<'_> {
             message: match self.spec.firmware {
                 Firmware::Bios => "power-on, BIOS".into(),
                 Firmware::Uefi => "power-on, UEFI".into(),
+                Firmware::SecureBoot => "power-on, UEFI with Secure Boot".into(),
             },
             progress: None,
         }

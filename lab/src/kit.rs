@@ -12,12 +12,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
 use drophammer_images::{BuildOptions, PackOptions, Recipe, cache_dir};
-use drophammer_initramfs::{Flavour, Options, Set};
+use drophammer_initramfs::{Flavour, Options, Set, UkiOptions};
 use drophammer_protocol::manifest::MANIFEST_FILE;
 use drophammer_protocol::sign::PublicKey;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::server::CONSOLE;
 
 pub use drophammer_initramfs::repository;
 
@@ -106,7 +108,8 @@ fn base(dir: &Path, say: &mut dyn FnMut(&str)) -> Result<Kit> {
     };
     let boot_dir = dir.join("boot");
     say("building the agent and its initramfs");
-    let options = Options { flavour: Flavour::Cloud, set: Set::Vm, agent: None, out: boot_dir.clone() };
+    let uki = UkiOptions { arguments: CONSOLE.to_owned(), signing: None };
+    let options = Options { flavour: Flavour::Cloud, set: Set::Vm, agent: None, uki: Some(uki), out: boot_dir.clone() };
     let built = drophammer_initramfs::build(&options).context("preparing the boot files")?;
     say(&format!(
         "kernel {}, initramfs of {:.1} MB{}",

@@ -1,7 +1,5 @@
 //! What a virtual server is made of, and the QEMU command that is it.
 
-use std::path::{Path, PathBuf};
-
 use drophammer_protocol::id::{Mac, MachineId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -48,6 +46,24 @@ pub enum Firmware {
     Bios,
     /// OVMF.
     Uefi,
+    /// OVMF that starts only what the owner of [`SNAKEOIL_KEY`] signed.
+    SecureBoot,
+}
+
+impl Firmware {
+    /// `None` for a BIOS.
+    pub fn ovmf(self) -> Option<Ovmf> {
+        match self {
+            Self::Bios => None,
+            Self::Uefi => {
+                Some(Ovmf { code: "/usr/share/OVMF/OVMF_CODE_4M.fd", vars: "/usr/share/OVMF/OVMF_VARS_4M.fd" })
+            }
+            Self::SecureBoot => Some(Ovmf {
+                code: "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
+                vars: "/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd",
+            }),
+        }
+    }
 }
 
 /// What network-boots a UEFI machine.
@@ -56,6 +72,8 @@ pub enum Firmware {
 pub enum Rom {
     /// The firmware's own PXE, as in a real server: DHCP, then iPXE by TFTP, then HTTP.
     Native,
+    /// The firmware's own HTTP boot, with no PXE before it: DHCP, then the agent as one program.
+    Http,
     /// iPXE in the card's ROM: half as long to the kernel.
     Ipxe,
 }
@@ -102,15 +120,17 @@ pub enum BootFrom {
     Disk,
 }
 
-/// OVMF's two halves: code, and the template of what a machine remembers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// OVMF's two halves, from Debian's package ovmf: code, and the template of what a machine remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ovmf {
-    pub code: PathBuf,
-    pub vars: PathBuf,
+    pub code: &'static str,
+    pub vars: &'static str,
 }
 
-pub const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
-pub const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// Everybody has this key, which is why it's for tests only; its passphrase is [`SNAKEOIL_PASSPHRASE`].
+pub const SNAKEOIL_KEY: &str = "/usr/share/ovmf/PkKek-1-snakeoil.key";
+pub const SNAKEOIL_CERTIFICATE: &str = "/usr/share/ovmf/PkKek-1-snakeoil.pem";
+pub const SNAKEOIL_PASSPHRASE: &str = "snakeoil";
 
 pub(crate) const MONITOR: &str = "monitor.sock";
 pub(crate) const CONSOLE: &str = "console.sock";
@@ -126,13 +146,21 @@ pub(crate) fn nbd_socket(disk: usize) -> String {
 }
 
 /// Arguments for `qemu-system-x86_64`, run in the machine's own directory: every path of the machine is relative to it.
-pub fn arguments(spec: &MachineSpec, tap: &str, accel: Accel, from: BootFrom, ovmf_code: &Path) -> Vec<String> {
+pub fn arguments(spec: &MachineSpec, tap: &str, accel: Accel, from: BootFrom) -> Vec<String> {
     let mut args: Vec<String> = Vec::new();
     let mut arg = |name: &str, value: String| args.extend([name.to_owned(), value]);
 
     arg("-name", spec.name.clone());
     // graphics=off makes SeaBIOS, and with it iPXE and GRUB, speak on the serial port.
-    arg("-machine", "q35,graphics=off".into());
+    let machine = "q35,graphics=off".to_owned();
+    match spec.firmware {
+        Firmware::Bios | Firmware::Uefi => arg("-machine", machine),
+        // What the firmware remembers is out of the system's reach: only code in system management mode writes it.
+        Firmware::SecureBoot => {
+            arg("-machine", machine + ",smm=on");
+            arg("-global", "driver=cfi.pflash01,property=secure,value=on".into());
+        }
+    }
     arg("-accel", accel.argument().into());
     arg("-cpu", "max".into());
     // Room for a second processor, which never comes: where there can be only one, the emulator leaves out the guest's
@@ -145,11 +173,14 @@ pub fn arguments(spec: &MachineSpec, tap: &str, accel: Accel, from: BootFrom, ov
     arg("-smbios", format!("type=1,manufacturer=drophammer,product=lab,serial={},uuid={}", spec.name, spec.uuid));
     // SeaBIOS would otherwise go through floppies and CDs that aren't there.
     arg("-boot", "menu=off,strict=on".into());
-    if spec.firmware == Firmware::Uefi {
-        arg("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file={}", ovmf_code.display()));
+    if let Some(Ovmf { code, .. }) = spec.firmware.ovmf() {
+        arg("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file={code}"));
         arg("-drive", format!("if=pflash,format=raw,unit=1,file={VARS}"));
         // Nobody answers PXE over IPv6 here, and waiting for that is most of a minute before the next boot entry's turn.
         arg("-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n".into());
+        if spec.rom == Rom::Http {
+            arg("-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=n".into());
+        }
     }
 
     arg("-chardev", format!("socket,id=console,path={CONSOLE},server=on,wait=off,logfile={CONSOLE_LOG},logappend=on"));
@@ -163,8 +194,10 @@ pub fn arguments(spec: &MachineSpec, tap: &str, accel: Accel, from: BootFrom, ov
     let mut boot_index = || next_boot_index.next().map(|n| format!(",bootindex={n}")).unwrap_or_default();
     let nic = match (from, spec.firmware, spec.rom) {
         (BootFrom::Disk, ..) => ",romfile=".into(),
-        (BootFrom::Network, Firmware::Uefi, Rom::Native) => format!(",romfile={}", boot_index()),
         (BootFrom::Network, Firmware::Bios, _) | (_, _, Rom::Ipxe) => boot_index(),
+        (BootFrom::Network, Firmware::Uefi | Firmware::SecureBoot, Rom::Native | Rom::Http) => {
+            format!(",romfile={}", boot_index())
+        }
     };
     arg("-netdev", format!("tap,id={NIC},ifname={tap},script=no,downscript=no"));
     arg("-device", format!("virtio-net-pci,id=nic0,netdev={NIC},mac={}{nic}", spec.mac));
@@ -213,21 +246,26 @@ mod tests {
     #[test]
     fn the_command_says_what_the_spec_says() {
         use BootFrom::{Disk, Network};
-        use Firmware::{Bios, Uefi};
+        use Firmware::{Bios, SecureBoot, Uefi};
         let nic = "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:77:00:01";
-        for (name, firmware, rom, from, want_nic, want_disk, pflash) in [
-            ("bios", Bios, Rom::Native, Network, format!("{nic},bootindex=1"), 2, 0),
-            ("uefi", Uefi, Rom::Native, Network, format!("{nic},romfile=,bootindex=1"), 2, 2),
-            ("uefi, fast", Uefi, Rom::Ipxe, Network, format!("{nic},bootindex=1"), 2, 2),
-            ("bios, disk", Bios, Rom::Native, Disk, format!("{nic},romfile="), 1, 0),
-            ("uefi, disk", Uefi, Rom::Ipxe, Disk, format!("{nic},romfile="), 1, 2),
+        for (name, firmware, rom, from, want_nic, want_disk, pflash, pxe) in [
+            ("bios", Bios, Rom::Native, Network, format!("{nic},bootindex=1"), 2, 0, true),
+            ("uefi", Uefi, Rom::Native, Network, format!("{nic},romfile=,bootindex=1"), 2, 2, true),
+            ("uefi, http", Uefi, Rom::Http, Network, format!("{nic},romfile=,bootindex=1"), 2, 2, false),
+            ("secure boot", SecureBoot, Rom::Http, Network, format!("{nic},romfile=,bootindex=1"), 2, 2, false),
+            ("uefi, fast", Uefi, Rom::Ipxe, Network, format!("{nic},bootindex=1"), 2, 2, true),
+            ("bios, disk", Bios, Rom::Native, Disk, format!("{nic},romfile="), 1, 0, true),
+            ("uefi, disk", Uefi, Rom::Ipxe, Disk, format!("{nic},romfile="), 1, 2, true),
         ] {
             let spec = MachineSpec { rom, ..MachineSpec::numbered(1, firmware) };
-            let args = arguments(&spec, "tap1", Accel::Tcg, from, Path::new(OVMF_CODE));
+            let args = arguments(&spec, "tap1", Accel::Tcg, from);
             assert!(args.contains(&want_nic), "{name}: {args:?}");
             let disk = format!("nvme,id=nvme0,serial=m1-nvme0,drive=disk0,bootindex={want_disk}");
             assert!(args.contains(&disk), "{name}: {args:?}");
             assert_eq!(args.iter().filter(|a| a.starts_with("if=pflash")).count(), pflash, "{name}");
+            assert_eq!(!args.iter().any(|a| a.contains("IPv4PXESupport")), pxe, "{name}");
+            let guarded = args.iter().any(|a| a.contains("smm=on")) && args.iter().any(|a| a.contains("=secure,"));
+            assert_eq!(guarded, firmware == SecureBoot, "{name}");
             let smbios =
                 "type=1,manufacturer=drophammer,product=lab,serial=m1,uuid=64726f70-6861-4d6d-a572-000000000001";
             assert!(args.contains(&smbios.to_owned()), "{name}: {args:?}");

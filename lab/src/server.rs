@@ -23,6 +23,9 @@ const CONFIG: &str = "server.toml";
 const LOG: &str = "server.log";
 const HOOK: &str = "power-hook";
 
+/// The serial port is the only console that a lab's machine has.
+pub(crate) const CONSOLE: &str = "console=ttyS0,115200";
+
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// `sun_path` of unix(7), with its terminating zero.
 const MAX_SOCKET_PATH: usize = 107;
@@ -141,8 +144,7 @@ pub fn client(dir: &Path) -> Result<Client> {
 
 fn config(spec: &ServerSpec, dir: &Path) -> Config {
     let [a, b, c, d] = net::SERVER_ADDRESS;
-    // The serial port is the only console that a lab's machine has.
-    let console = "console=ttyS0,115200".to_owned();
+    let console = CONSOLE.to_owned();
     Config {
         state_dir: dir.join("state"),
         images_dir: Some(spec.images_dir.clone()),

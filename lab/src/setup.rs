@@ -38,7 +38,7 @@ pub const NEEDS: &[Need] = &[
     need("qemu-system-x86", Proof::Program("qemu-system-x86_64"), "the virtual servers"),
     need("qemu-system-data", Proof::File("/usr/share/qemu"), "their devices' ROMs"),
     need("seabios", Proof::File("/usr/share/seabios/bios-256k.bin"), "their BIOS"),
-    need("ovmf", Proof::File(qemu::OVMF_CODE), "their UEFI"),
+    need("ovmf", Proof::File(qemu::SNAKEOIL_KEY), "their UEFI"),
     need("ipxe-qemu", Proof::File("/usr/lib/ipxe/qemu/pxe-virtio.rom"), "their network boot"),
     need("iproute2", Proof::Program("ip"), "their private network"),
     need("openssh-client", Proof::Program("ssh-keygen"), "logging in to them"),
@@ -54,6 +54,8 @@ pub const TEST_NEEDS: &[Need] = &[
     need("dosfstools", Proof::Program("fsck.vfat"), "judging FAT"),
     need("e2fsprogs", Proof::Program("e2fsck"), "judging ext4"),
     need("gdisk", Proof::Program("sgdisk"), "judging partition tables"),
+    need("openssl", Proof::Program("openssl"), "keys and certificates of another make"),
+    need("sbsigntool", Proof::Program("sbverify"), "judging signatures for Secure Boot"),
 ];
 
 /// Only for those who aren't root: a whole system's user ids take a range of them.

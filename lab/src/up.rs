@@ -28,8 +28,7 @@ use crate::{console, setup, slots};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpOptions {
     pub firmware: Firmware,
-    /// iPXE in the card instead of the firmware's own PXE, for UEFI.
-    pub fast_rom: bool,
+    pub rom: Rom,
     pub machines: u8,
     /// What the server will have to install.
     pub images: Vec<Image>,
@@ -166,8 +165,7 @@ pub(crate) fn start(dir: &Path, options: &UpOptions, kit: Kit) -> Result<Lab> {
     };
     let lab = Lab::start(LabSpec { dir: dir.to_owned(), server, machines: options.machines.into() })?;
     for n in 1..=options.machines {
-        let rom = if options.fast_rom { Rom::Ipxe } else { Rom::Native };
-        lab.add_machine(MachineSpec { rom, ..MachineSpec::numbered(n, options.firmware) })?;
+        lab.add_machine(MachineSpec { rom: options.rom, ..MachineSpec::numbered(n, options.firmware) })?;
     }
     Ok(lab)
 }

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::accel::Accel;
 use crate::net::{self, Loss, Namespace, Process};
-use crate::qemu::{self, BootFrom, Firmware, MachineSpec};
+use crate::qemu::{self, BootFrom, MachineSpec, Ovmf};
 use crate::qmp::Qmp;
 use crate::{QEMU, console, nbd};
 
@@ -58,9 +58,8 @@ impl Machine {
                 nbd::serve(&path, &dir.join(qemu::nbd_socket(n)), vice)?;
             }
         }
-        if spec.firmware == Firmware::Uefi {
-            fs::copy(qemu::OVMF_VARS, dir.join(qemu::VARS))
-                .with_context(|| format!("copying {}, from the package ovmf", qemu::OVMF_VARS))?;
+        if let Some(Ovmf { vars, .. }) = spec.firmware.ovmf() {
+            fs::copy(vars, dir.join(qemu::VARS)).with_context(|| format!("copying {vars}, from the package ovmf"))?;
         }
         let namespace = namespace.clone();
         Ok(Self { spec, dir: dir.to_owned(), tap, namespace, accel, power: Mutex::default() })
@@ -128,7 +127,7 @@ impl Machine {
         let log = self.dir.join("qemu.log");
         let log_file = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
         let stdout = log_file.try_clone().context("sharing QEMU's log")?;
-        let arguments = qemu::arguments(&self.spec, &self.tap, self.accel, from, Path::new(qemu::OVMF_CODE));
+        let arguments = qemu::arguments(&self.spec, &self.tap, self.accel, from);
         let mut qemu = Process::start(
             self.namespace
                 .command(QEMU)
@@ -285,7 +284,7 @@ const TYPE_LIMIT: Duration = Duration::from_secs(30);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::qemu::{DiskKind, DiskSpec};
+    use crate::qemu::{DiskKind, DiskSpec, Firmware};
 
     /// Says a word on the serial port, then halts: `mov dx, 0x3f8; (mov al, c; out dx, al)…; hlt; jmp`.
     fn boot_sector(word: &str) -> Vec<u8> {

@@ -29,12 +29,20 @@ pub const BOOT_SCRIPT: &str = "/boot/script.ipxe";
 pub const BOOT_KERNEL: &str = "/boot/vmlinuz";
 /// `GET /boot/initramfs/{boot id}`: the initramfs with this boot's ticket appended.
 pub const BOOT_INITRAMFS: &str = "/boot/initramfs";
+/// `GET /boot/agent.efi`: the unified kernel image, for UEFI firmware that boots by HTTP. 404 for a machine that is to boot
+/// its own disk: firmware then goes on to its next boot entry.
+pub const BOOT_UKI: &str = "/boot/agent.efi";
+/// `GET /boot/ticket?mac=…&uuid=…` → [`BootDecision`](crate::ticket::BootDecision), for an agent that has no ticket.
+pub const BOOT_TICKET: &str = "/boot/ticket";
 /// `GET /boot/time?nonce=…`: [`Signed<ServerTime>`].
 pub const BOOT_TIME: &str = "/boot/time";
 /// `GET /images/{name}/{version}/{file}`, with ranges.
 pub const IMAGES: &str = "/images";
 
 pub type TimeAnswer = Signed<ServerTime>;
+
+/// How the agent's DHCP client calls itself (option 60). The answer to it says in option 67 where [`BOOT_TICKET`] is.
+pub const AGENT_VENDOR_CLASS: &str = "drophammer-agent";
 
 // --- agents, HTTPS ------------------------------------------------------------------------------------------------
 

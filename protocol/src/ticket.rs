@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::id::{BootId, MachineId};
 use crate::sign::{PublicKey, Signable};
 
-/// Where the agent finds its ticket: the file that the server appends to the initramfs of each boot.
+/// Where the agent finds its ticket: the file that the server appends to the initramfs of each boot. An agent that was
+/// booted without one (from a unified kernel image, which is the same for everybody) asks for it:
+/// [`BOOT_TICKET`](crate::api::BOOT_TICKET).
 pub const TICKET_PATH: &str = "/etc/drophammer/boot-ticket.json";
 
 /// The addresses that a machine uses for the server: those of the network that it boots from.
@@ -34,6 +36,15 @@ pub struct BootTicket {
     pub boot: BootId,
     /// Good for one enrolment of this machine, for a few minutes.
     pub token: String,
+}
+
+/// What a machine that boots from the network gets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BootDecision {
+    Agent(BootTicket),
+    /// It has a tenant, or is about to.
+    LocalDisk,
 }
 
 /// The server's clock, in answer to a nonce. A machine whose own clock is wrong can't judge certificates before it has

@@ -5,7 +5,7 @@
 //! | [`dhcp`] | addresses, and where each boot loader goes next |
 //! | [`ra`] | an IPv6 "nobody here", without which some loaders wait |
 //! | [`tftp`] | iPXE, for firmware that can't do better |
-//! | [`http`](serve) | boot script, kernel, initramfs with the boot's ticket, signed time, images |
+//! | [`http`](serve) | boot script, kernel, initramfs with the boot's ticket; unified kernel image; signed time; images |
 //! | [`listen`](serve) | the control API for agents and operators, over TLS and a local socket |
 //! | [`observe`] | what all of these see of a boot, as one timeline |
 //!

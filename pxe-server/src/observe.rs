@@ -41,15 +41,20 @@ impl Observer {
         }
     }
 
+    /// Who was last seen at this address. Nobody, after a restart, until they ask for an address again.
+    pub fn client_at(&self, address: IpAddr) -> Option<(Mac, Option<MachineId>)> {
+        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.get(&address).map(|client| (client.mac, client.machine))
+    }
+
     pub fn observe(&self, mac: Mac, machine: Option<MachineId>, phase: Phase, step: Step, message: String) {
         self.tell(Client { mac, machine }, phase, step, message, None);
     }
 
     /// Like [`Observer::observe`], for whoever was last seen at `address`. A stranger has no timeline to write to.
     pub fn observe_at(&self, address: IpAddr, phase: Phase, step: Step, message: String, bytes: Option<Progress>) {
-        let client = self.clients.lock().unwrap_or_else(PoisonError::into_inner).get(&address).copied();
-        if let Some(client) = client {
-            self.tell(client, phase, step, message, bytes);
+        if let Some((mac, machine)) = self.client_at(address) {
+            self.tell(Client { mac, machine }, phase, step, message, bytes);
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! iPXE of 2019 (Debian 12) has to understand all of it.
 
+use drophammer_initramfs::AGENT_ARGUMENTS;
 use drophammer_protocol::api::{BOOT_INITRAMFS, BOOT_KERNEL};
 use drophammer_protocol::id::BootId;
 
@@ -10,8 +11,7 @@ use crate::dhcp::boot::script_url;
 /// Boots the agent. What can't be fetched is tried again from the start, with a new ticket.
 pub fn agent(boot_url: &str, boot: BootId, cmdline: &str) -> String {
     // `initrd=` is for UEFI, where the kernel's own stub loads it by that name; in BIOS mode it is ignored.
-    // `panic=30`: an agent that dies leaves its last words on the screen for a while, then the machine starts over.
-    let arguments = ["initrd=initramfs", "panic=30", "drophammer.mac=${netX/mac}", cmdline].join(" ");
+    let arguments = ["initrd=initramfs", AGENT_ARGUMENTS, "drophammer.mac=${netX/mac}", cmdline].join(" ");
     format!(
         "#!ipxe\n\
          echo drophammer: starting the agent\n\

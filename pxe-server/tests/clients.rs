@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use drophammer_protocol::sign::Signed;
-use drophammer_protocol::ticket::{BootTicket, ServerTime, TICKET_PATH};
+use drophammer_protocol::ticket::{BootDecision, BootTicket, ServerTime, TICKET_PATH};
 
 use common::{configure, curl, in_a_network, output, run, script, start, try_curl};
 
@@ -27,12 +27,13 @@ async fn inside() {
     run("ip address add 10.77.0.1/24 dev server0");
 
     let loader: Vec<u8> = (0..100_000_u32).flat_map(u32::to_be_bytes).collect();
-    let files: [(&str, &[u8]); 4] = [
+    let files: [(&str, &[u8]); 5] = [
         ("vmlinuz", b"a kernel"),
         // Of a length that needs padding before the ticket.
         ("initramfs", b"an initramfs."),
         ("undionly.kpxe", b"for BIOS"),
         ("snponly.efi", &loader),
+        ("agent.efi", b"a unified kernel image"),
     ];
     let config = configure(
         dir,
@@ -53,6 +54,8 @@ async fn inside() {
 
     let (stop, server) = start(&config).await;
     let first = dhcp(dir).await;
+    let as_agent = dhcp_as(dir, "drophammer-agent").await;
+    assert_eq!(as_agent, Some((first.clone(), "http://10.77.0.1/boot/ticket".to_owned())));
     boot_paths(&state, &loader).await;
     stop.send(()).expect("is running");
     server.await.expect("no panic").expect("an orderly end");
@@ -106,6 +109,8 @@ async fn boot_paths(state: &Path, loader: &[u8]) {
     assert!(!script.contains(&token), "a secret in the script");
     assert!(initrd.ends_with(&ticket.boot.to_string()));
 
+    without_ipxe(&ticket).await;
+
     let time = curl(&["http://10.77.0.1/boot/time?nonce=n0nce"]).await;
     let time: Signed<ServerTime> = serde_json::from_slice(&time).expect("a signed time");
     assert_eq!(time.open(&[ticket.time_key]).expect("by the key of the ticket").nonce, "n0nce");
@@ -120,6 +125,23 @@ async fn boot_paths(state: &Path, loader: &[u8]) {
     let machines = curl(&["--unix-socket", socket.to_str().expect("text"), "http://localhost/v1/machines"]).await;
     let machines: Vec<drophammer_protocol::machine::Machine> = serde_json::from_slice(&machines).expect("machines");
     assert_eq!(machines.iter().map(|m| m.id).collect::<Vec<_>>(), [ticket.machine]);
+}
+
+/// Firmware that boots the unified kernel image by HTTP, and the agent in it, which asks for what an initramfs would have
+/// brought.
+async fn without_ipxe(before: &BootTicket) {
+    let uki = "http://10.77.0.1/boot/agent.efi";
+    assert_eq!(curl(&[uki]).await, b"a unified kernel image");
+    let head = String::from_utf8(curl(&["--head", uki]).await).expect("text").to_lowercase();
+    assert!(head.contains("content-length: 22\r\n") && head.contains("content-type: application/efi\r\n"), "{head}");
+
+    let url = SCRIPT.replace("script.ipxe", "ticket");
+    let decision = serde_json::from_slice(&curl(&[&url]).await).expect("a decision");
+    let BootDecision::Agent(ticket) = decision else { panic!("{decision:?}") };
+    assert_eq!(ticket.machine, before.machine);
+    assert!(ticket.boot != before.boot && ticket.token != before.token, "a boot of its own");
+    let refused = ["--output", "/dev/null", "--write-out", "%{http_code}", "http://10.77.0.1/boot/ticket?mac=x"];
+    assert_eq!(curl(&refused).await, b"400");
 }
 
 /// The ticket in a cpio archive, found by the only `{` and the last `}` of it.
@@ -139,11 +161,19 @@ async fn dhcp(dir: &Path) -> String {
 
 /// Runs a DHCP client to its first lease.
 async fn try_dhcp(dir: &Path) -> Option<String> {
-    let script = script(dir, "got", r#"[ "$1" != bound ] || echo "lease $ip $mask $dns $lease""#);
-    let arguments = ["udhcpc", "-i", "client0", "-n", "-q", "-f", "-t", "3", "-T", "1", "-s"];
+    let (lease, boot_file) = dhcp_as(dir, "udhcp").await?;
+    assert_eq!(boot_file, "", "an operating system has booted");
+    Some(lease)
+}
+
+/// The same, as a client of this vendor class. The boot file is the second of the two.
+async fn dhcp_as(dir: &Path, class: &str) -> Option<(String, String)> {
+    let script = script(dir, "got", r#"[ "$1" != bound ] || echo "lease $ip $mask $dns $lease $bootfile""#);
+    let arguments =
+        ["udhcpc", "-i", "client0", "-n", "-q", "-f", "-t", "3", "-T", "1", "-V", class, "-O", "bootfile", "-s"];
     let output = output(Command::new("busybox").args(arguments).arg(script)).await;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let words: Vec<&str> = text.lines().find_map(|l| l.strip_prefix("lease "))?.split(' ').collect();
-    assert_eq!(words[1..], ["24", "10.77.0.1", "600"], "{text}");
-    Some(words[0].to_owned())
+    assert_eq!(words[1..4], ["24", "10.77.0.1", "600"], "{text}");
+    Some((words[0].to_owned(), words[4].to_owned()))
 }

@@ -38,17 +38,25 @@ pub(crate) fn rig(machines: usize) -> Rig {
     Rig::start(machines, 3, &kit().images_dir)
 }
 
+/// What every lab's server is told.
+pub(crate) fn server() -> ServerSpec {
+    let kit = kit();
+    ServerSpec {
+        binary: PathBuf::from(DROPHAMMER),
+        boot_dir: kit.boot_dir.clone(),
+        images_dir: kit.images_dir.clone(),
+        image_keys: vec![kit.image_key],
+        max_failures: 3,
+    }
+}
+
 impl Rig {
     pub(crate) fn start(machines: usize, max_failures: u32, images_dir: &Path) -> Self {
-        let kit = kit();
+        Self::of(machines, ServerSpec { max_failures, images_dir: images_dir.to_owned(), ..server() })
+    }
+
+    pub(crate) fn of(machines: usize, server: ServerSpec) -> Self {
         let dir = tempfile::Builder::new().prefix("drophammer-").tempdir().expect("a directory for the lab");
-        let server = ServerSpec {
-            binary: PathBuf::from(DROPHAMMER),
-            boot_dir: kit.boot_dir.clone(),
-            images_dir: images_dir.to_owned(),
-            image_keys: vec![kit.image_key],
-            max_failures,
-        };
         let lab = Lab::start(LabSpec { dir: dir.path().join("lab"), server, machines }).expect("a lab");
         let client = lab.client().expect("an operator");
         Self { lab, client, dir }

@@ -34,6 +34,8 @@ pub(super) struct Options {
     pub(super) lease_seconds: Option<u32>,
     pub(super) renew_seconds: Option<u32>,
     pub(super) rebind_seconds: Option<u32>,
+    /// Option 67.
+    pub(super) boot_file: Option<String>,
 }
 
 impl Reply {
@@ -60,6 +62,7 @@ impl Reply {
                 OptionCode::InterfaceMtu => options.mtu = number(data).map(u16::from_be_bytes),
                 OptionCode::AddressLeaseTime => options.lease_seconds = number(data).map(u32::from_be_bytes),
                 OptionCode::Renewal => options.renew_seconds = number(data).map(u32::from_be_bytes),
+                OptionCode::BootfileName => options.boot_file = boot_file(data),
                 OptionCode::Rebinding => options.rebind_seconds = number(data).map(u32::from_be_bytes),
                 _ => {}
             }
@@ -101,6 +104,12 @@ fn routes(mut data: &[u8]) -> Option<Vec<Route>> {
         data = rest;
     }
     Some(routes)
+}
+
+/// Some servers put a NUL behind it.
+fn boot_file(data: &[u8]) -> Option<String> {
+    let name = data.strip_suffix(&[0]).unwrap_or(data);
+    (!name.is_empty() && name.iter().all(u8::is_ascii_graphic)).then(|| String::from_utf8_lossy(name).into_owned())
 }
 
 /// It ends up in a configuration file of our own. RFC 2132 §2: a NUL behind a text is to be taken off.
@@ -158,6 +167,18 @@ mod tests {
             ("nothing", b"", None),
         ] {
             assert_eq!(domain(data).as_deref(), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn boot_files_are_plain_names() {
+        for (name, data, want) in [
+            ("as it is", &b"http://10.0.0.1/boot/ticket"[..], Some("http://10.0.0.1/boot/ticket")),
+            ("with a NUL behind it", b"a.efi\0", Some("a.efi")),
+            ("a line break", b"a\nb", None),
+            ("nothing", b"", None),
+        ] {
+            assert_eq!(boot_file(data).as_deref(), want, "{name}");
         }
     }
 

@@ -212,6 +212,7 @@ fn what_a_lease_says() {
         domain: None,
         mtu: None,
         server: SERVER,
+        ticket_url: None,
         times: None,
     };
     let default = Route { destination: Ipv4Addr::UNSPECIFIED, mask: Ipv4Addr::UNSPECIFIED, gateway: SERVER };
@@ -229,6 +230,12 @@ fn what_a_lease_says() {
             vec![DhcpOption::Router(vec![SERVER]), classless],
             Lease { routes: vec![inner], ..bare.clone() },
         ),
+        (
+            "where the ticket is",
+            vec![DhcpOption::BootfileName(b"http://10.0.0.1:8080/boot/ticket".to_vec())],
+            Lease { ticket_url: Some("http://10.0.0.1:8080/boot/ticket".into()), ..bare.clone() },
+        ),
+        ("a boot file for others", vec![DhcpOption::BootfileName(b"pxelinux.0".to_vec())], bare.clone()),
         ("an MTU", vec![DhcpOption::InterfaceMtu(9000)], Lease { mtu: Some(9000), ..bare.clone() }),
         ("a silly MTU", vec![DhcpOption::InterfaceMtu(68)], bare.clone()),
         ("a domain with a line break", vec![DhcpOption::DomainName("a\nnameserver 6.6.6.6".into())], bare.clone()),

@@ -10,9 +10,11 @@ mod sysfs;
 use std::path::Path;
 
 use drophammer_protocol::event::Phase;
+use drophammer_protocol::id::MachineId;
 use drophammer_protocol::inventory::{Bmc, Bus, Disk, Firmware, FirmwareKind, Inventory};
 use drophammer_protocol::words::{bytes, count};
 
+use crate::efi;
 use crate::reporter::Reporter;
 use crate::sys::{ethtool, nvme, nvme_id};
 
@@ -35,14 +37,28 @@ pub(crate) fn read(root: &Path, reporter: Option<&Reporter>) -> Inventory {
     inventory
 }
 
+/// What firmware calls this machine.
+pub(crate) fn id(root: &Path) -> Option<MachineId> {
+    id_of(root, &board(root).unwrap_or_default())
+}
+
+fn id_of(root: &Path, board: &smbios::Smbios) -> Option<MachineId> {
+    board.id.or_else(|| processors::product_uuid(root))
+}
+
+/// `None` if there are no SMBIOS tables.
+fn board(root: &Path) -> Option<smbios::Smbios> {
+    let tables = root.join("sys/firmware/dmi/tables");
+    let table = sysfs::bytes(&tables.join("DMI")).filter(|table| !table.is_empty())?;
+    Some(smbios::parse(table, &sysfs::bytes(&tables.join("smbios_entry_point")).unwrap_or_default()))
+}
+
 fn from_tree(root: &Path) -> Inventory {
     let mut gaps = Vec::new();
-    let tables = root.join("sys/firmware/dmi/tables");
-    let table = sysfs::bytes(&tables.join("DMI")).unwrap_or_default();
-    if table.is_empty() {
+    let board = board(root).unwrap_or_else(|| {
         gaps.push("no SMBIOS tables: system, board and memory modules are unknown".to_owned());
-    }
-    let board = smbios::parse(table, &sysfs::bytes(&tables.join("smbios_entry_point")).unwrap_or_default());
+        smbios::Smbios::default()
+    });
     let memory_bytes = processors::memory_bytes(root).unwrap_or_else(|| {
         gaps.push("/proc/meminfo can't be read: the size of the memory is unknown".to_owned());
         0
@@ -61,14 +77,14 @@ fn from_tree(root: &Path) -> Inventory {
         }
     }
     Inventory {
-        id: board.id.or_else(|| processors::product_uuid(root)),
+        id: id_of(root, &board),
         system: board.system,
         firmware: Firmware {
             kind: if root.join("sys/firmware/efi").exists() { FirmwareKind::Uefi } else { FirmwareKind::Bios },
             vendor: board.vendor,
             version: board.version,
             date: board.date,
-            secure_boot: secure_boot(root),
+            secure_boot: efi::secure_boot(root),
         },
         memory_bytes,
         cpus,
@@ -80,16 +96,6 @@ fn from_tree(root: &Path) -> Inventory {
         tpm: devices::tpm(root),
         bmc: bmc(board.bmc, devices::ipmi(root)),
         gaps,
-    }
-}
-
-/// UEFI specification, section 3.3: `SecureBoot` of the global vendor is one byte; efivarfs puts four of attributes
-/// before it.
-fn secure_boot(root: &Path) -> Option<bool> {
-    let variable = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
-    match sysfs::bytes(&root.join(variable))?.as_slice() {
-        [_, _, _, _, value] => Some(*value == 1),
-        _ => None,
     }
 }
 

@@ -6,7 +6,6 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use drophammer_control::BootDecision;
 use drophammer_control::client::Client;
 use drophammer_protocol::api::*;
 use drophammer_protocol::certificate::{ErasureCertificate, Verdict};
@@ -16,6 +15,7 @@ use drophammer_protocol::inventory::{Disk, DiskId, Inventory};
 use drophammer_protocol::machine::{Allocation, State};
 use drophammer_protocol::order::{Order, Outcome, Task};
 use drophammer_protocol::sign::Signed;
+use drophammer_protocol::ticket::BootDecision;
 use reqwest::Method as Verb;
 use uuid::Uuid;
 

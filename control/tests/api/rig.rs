@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use drophammer_control::client::Client;
-use drophammer_control::{Auth, BootDecision, Config, Control};
+use drophammer_control::{Auth, Config, Control};
 use drophammer_protocol::api::*;
 use drophammer_protocol::certificate::{Attempt, ErasureCertificate, Method, Verdict, Verification};
 use drophammer_protocol::fixtures;
@@ -16,7 +16,7 @@ use drophammer_protocol::machine::{Allocation, Machine, State};
 use drophammer_protocol::manifest::{Chunk, MANIFEST_FILE, Manifest};
 use drophammer_protocol::order::{Install, Installed, Order, Outcome, Task};
 use drophammer_protocol::sign::{PublicKey, Signed};
-use drophammer_protocol::ticket::{BootTicket, Reach};
+use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach};
 use ed25519_dalek::SigningKey;
 use reqwest::Method as Verb;
 use serde::Serialize;
@@ -125,7 +125,10 @@ impl Rig {
     /// The machine's firmware asks what to boot.
     pub(crate) fn net_boot(&self, n: u8) -> BootDecision {
         let reach = Reach { server: "https://10.77.0.1:8443".into(), boot_server: "http://10.77.0.1:8080".into() };
-        self.control().boot_script_asked(mac(n), machine(n), ADDRESS, &reach).expect("decides")
+        let own_disk = self.control().boots_own_disk(machine(n)).expect("knows");
+        let decision = self.control().boot_asked(mac(n), machine(n), ADDRESS, &reach).expect("decides");
+        assert_eq!(own_disk, decision == BootDecision::LocalDisk, "the same, asked in two ways");
+        decision
     }
 
     pub(crate) fn boot(&self, n: u8) -> Agent {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use dhcproto::v4::{DhcpOption, Message, OptionCode, UnknownOption};
+use drophammer_protocol::api::{BOOT_TICKET, BOOT_UKI};
 
 use super::request::{Firmware, Loader, Request};
 
@@ -31,11 +32,13 @@ pub struct Site {
     /// `http://address:port`
     pub url: String,
     pub loaders: Loaders,
+    /// The agent as one program, for firmware that can fetch it by HTTP with nothing in between.
+    pub uki: bool,
 }
 
 impl Site {
-    pub fn new(address: Ipv4Addr, http_port: u16, loaders: Loaders) -> Self {
-        Self { address, url: http_url(address, http_port), loaders }
+    pub fn new(address: Ipv4Addr, http_port: u16, loaders: Loaders, uki: bool) -> Self {
+        Self { address, url: http_url(address, http_port), loaders, uki }
     }
 }
 
@@ -56,6 +59,8 @@ pub enum Next {
     Http { url: String },
     /// The script for iPXE. It is never given a file: that would load iPXE again, for ever.
     Script { url: String },
+    /// Where our agent gets the ticket that it may have come without.
+    Ticket { url: String },
 }
 
 /// Why a machine can't be booted from here. It gets no offer: another server may know better, and its own disk may start
@@ -93,9 +98,11 @@ pub fn next(loader: Loader, site: &Site) -> Result<Option<Next>, Unbootable> {
         Loader::None => return Ok(None),
         Loader::Pxe(firmware) => Next::Tftp { file: file(firmware)?, firmware },
         Loader::UefiHttp(Firmware::Bios) => return Err(Unbootable::HttpOnBios),
+        Loader::UefiHttp(Firmware::UefiX64) if site.uki => Next::Http { url: format!("{}{BOOT_UKI}", site.url) },
         Loader::UefiHttp(firmware) => Next::Http { url: format!("{}/boot/{}", site.url, file(firmware)?) },
         Loader::Ipxe(Firmware::Bios | Firmware::UefiX64) => Next::Script { url: script_url(&site.url) },
         Loader::Ipxe(firmware) => return Err(Unbootable::NoKernel(firmware)),
+        Loader::Agent => Next::Ticket { url: format!("{}{BOOT_TICKET}", site.url) },
     }))
 }
 
@@ -139,6 +146,9 @@ pub fn describe(next: &Next, role: Role, request: &Request, site: &Site, answer:
             options.insert(DhcpOption::ClassIdentifier(b"HTTPClient".to_vec()));
             options.insert(DhcpOption::BootfileName(url.as_bytes().to_vec()));
         }
+        Next::Ticket { url } => {
+            answer.opts_mut().insert(DhcpOption::BootfileName(url.as_bytes().to_vec()));
+        }
         Next::Script { url } => {
             let options = answer.opts_mut();
             options.insert(DhcpOption::BootfileName(url.as_bytes().to_vec()));
@@ -164,13 +174,13 @@ pub(crate) mod tests {
     pub(crate) fn site() -> Site {
         let without = |(kind, _): &(Firmware, _)| *kind != Firmware::UefiArm32;
         let loaders = LOADERS.into_iter().filter(without).map(|(kind, [best, _])| (kind, best)).collect();
-        Site::new(Ipv4Addr::new(10, 77, 0, 1), 80, loaders)
+        Site::new(Ipv4Addr::new(10, 77, 0, 1), 80, loaders, false)
     }
 
     #[test]
     fn every_loader_has_its_next_step() {
         use Firmware::{Bios, Other, UefiArm32, UefiArm64, UefiIa32, UefiX64};
-        use Loader::{Ipxe, Pxe, UefiHttp};
+        use Loader::{Agent, Ipxe, Pxe, UefiHttp};
         let script = "http://10.77.0.1/boot/script.ipxe?mac=${netX/mac:hexhyp}&uuid=${uuid}";
         let script = Ok(Some(Next::Script { url: script.into() }));
         let tftp = |file, firmware| Ok(Some(Next::Tftp { file, firmware }));
@@ -191,8 +201,12 @@ pub(crate) mod tests {
             (Ipxe(Bios), script.clone()),
             (Ipxe(UefiX64), script),
             (Ipxe(UefiArm64), Err(Unbootable::NoKernel(UefiArm64))),
+            (Agent, Ok(Some(Next::Ticket { url: "http://10.77.0.1/boot/ticket".into() }))),
         ] {
+            let uki = Site { uki: true, ..site() };
             assert_eq!(next(loader, &site()), want, "{loader:?}");
+            let want = if loader == UefiHttp(UefiX64) { http("agent.efi") } else { want };
+            assert_eq!(next(loader, &uki), want, "{loader:?}, with a unified kernel image");
         }
     }
 

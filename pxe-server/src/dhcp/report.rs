@@ -72,10 +72,11 @@ fn machine(request: &Request) -> Option<drophammer_protocol::id::MachineId> {
     request.uuid().and_then(identity::of_uuid)
 }
 
-/// What the timeline of a boot says about this exchange. Operating systems aren't booting any more and report themselves.
+/// What the timeline of a boot says about this exchange. Operating systems aren't booting any more, nor is our agent, and
+/// report themselves.
 fn event(request: &Request, verdict: Verdict, site: &Site) -> Option<(Step, String)> {
     let who = match request.loader {
-        Loader::None => return None,
+        Loader::None | Loader::Agent => return None,
         Loader::Pxe(firmware) => format!("{} firmware", firmware.name()),
         Loader::UefiHttp(firmware) => format!("{} firmware (HTTP boot)", firmware.name()),
         Loader::Ipxe(firmware) => format!("iPXE on {}", firmware.name()),
@@ -84,6 +85,7 @@ fn event(request: &Request, verdict: Verdict, site: &Site) -> Option<(Step, Stri
         Ok(Some(Next::Tftp { file, .. })) => format!("{file} by TFTP"),
         Ok(Some(Next::Http { url })) => url,
         Ok(Some(Next::Script { .. })) => "the boot script".into(),
+        Ok(Some(Next::Ticket { .. })) => "its ticket".into(),
         Ok(None) => "nothing".into(),
         Err(why) => format!("nothing: {why}"),
     };

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use dhcproto::v4::{HType, MessageType, Opcode, OptionCode, borrowed};
+use drophammer_protocol::api::AGENT_VENDOR_CLASS;
 use drophammer_protocol::id::Mac;
 use uuid::{Uuid, Variant};
 
@@ -56,6 +57,8 @@ pub enum Loader {
     UefiHttp(Firmware),
     /// iPXE, from a network card's ROM or sent by us.
     Ipxe(Firmware),
+    /// Our agent, which has booted and may have come without a ticket.
+    Agent,
 }
 
 /// DHCP option 93 (RFC 4578 §2.1 and IANA's list), reduced to what needs a boot file of its own.
@@ -224,6 +227,7 @@ impl Options {
             () if self.ipxe => Loader::Ipxe(firmware),
             () if http => Loader::UefiHttp(firmware),
             () if pxe => Loader::Pxe(firmware),
+            () if self.vendor_class == AGENT_VENDOR_CLASS.as_bytes() => Loader::Agent,
             () => Loader::None,
         }
     }
@@ -258,6 +262,7 @@ pub(crate) mod tests {
         let pxe: (u8, &[u8]) = (60, b"PXEClient:Arch:00007:UNDI:003000");
         for (name, options, want) in [
             ("an operating system", vec![discover, (60, b"udhcp 1.35.0")], Loader::None),
+            ("our agent", vec![discover, (60, b"drophammer-agent")], Loader::Agent),
             (
                 "BIOS",
                 vec![discover, (60, b"PXEClient:Arch:00000:UNDI:002001"), (93, &[0, 0])],

@@ -122,7 +122,9 @@ impl Dhcp {
                 Mode::Proxy | Mode::Off => Leases::none(),
             })
             .collect();
-        let sites = networks.iter().map(|n| Site::new(n.address, settings.ports.http, loaders.clone())).collect();
+        let uki = settings.boot_dir.join(drophammer_initramfs::UKI).exists();
+        let site = |n: &Network| Site::new(n.address, settings.ports.http, loaders.clone(), uki);
+        let sites = networks.iter().map(site).collect();
         let (unsaved, held) = (Unsaved::default(), Held::default());
         Ok(Some(Self { interfaces, doors, networks, sites, leases, store, unsaved, ping, held }))
     }

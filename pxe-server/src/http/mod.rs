@@ -1,7 +1,9 @@
 //! Plain HTTP for firmware, iPXE and the agent's first step, and for images, which are signed and need no secrecy.
 //!
-//! Nothing here gives out a secret except one: the initramfs of a boot holds that boot's ticket, under an id that cannot
-//! be guessed and is told only to the machine that asked.
+//! Nothing here gives out a secret except one, the ticket of a boot: in the initramfs, under an id that cannot be guessed
+//! and is told only to the machine that asked, or as the answer to an agent that was booted without one. Either way it goes
+//! over plain HTTP to whoever says that they are the machine. So a boot network has to be one on which that is true, and
+//! what a ticket can do is little: one enrolment, for a few minutes, of a machine that has no tenant.
 
 mod content;
 
@@ -14,17 +16,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
-use drophammer_control::{BootDecision, Control};
-use drophammer_protocol::api::{BOOT_INITRAMFS, BOOT_KERNEL, BOOT_SCRIPT, BOOT_TIME, IMAGES, Problem, TimeAnswer};
+use drophammer_control::Control;
+use drophammer_protocol::api::{
+    BOOT_INITRAMFS, BOOT_KERNEL, BOOT_SCRIPT, BOOT_TICKET, BOOT_TIME, BOOT_UKI, IMAGES, Problem, TimeAnswer,
+};
 use drophammer_protocol::event::{Phase, Progress, Step};
-use drophammer_protocol::id::{BootId, Mac};
+use drophammer_protocol::id::{BootId, Mac, MachineId};
 use drophammer_protocol::manifest::is_plain_name;
 use drophammer_protocol::sign::Signed;
-use drophammer_protocol::ticket::{BootTicket, Reach, ServerTime, TICKET_PATH};
+use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach, ServerTime, TICKET_PATH};
 use ed25519_dalek::SigningKey;
 use serde::Deserialize;
 use tracing::{debug, error};
@@ -71,6 +75,8 @@ impl Peer {
 pub(crate) fn router(boot: Arc<Boot>) -> Router {
     Router::new()
         .route(BOOT_SCRIPT, get(boot_script))
+        .route(BOOT_TICKET, get(ticket))
+        .route(BOOT_UKI, get(uki))
         .route(BOOT_KERNEL, get(kernel))
         .route(&format!("{BOOT_INITRAMFS}/{{boot}}"), get(initramfs))
         .route("/boot/{loader}", get(loader))
@@ -87,35 +93,99 @@ struct Asking {
     uuid: String,
 }
 
+impl Asking {
+    fn who(&self) -> Result<(Mac, MachineId), String> {
+        let mac = self.mac.parse::<Mac>().map_err(|_| format!("mac={:?} is not an Ethernet address", self.mac))?;
+        Ok((mac, self.uuid.parse().ok().and_then(identity::of_uuid).unwrap_or_else(|| identity::of_mac(mac))))
+    }
+}
+
 async fn boot_script(
     State(boot): State<Arc<Boot>>,
     Extension(peer): Extension<Peer>,
     Query(asking): Query<Asking>,
 ) -> Response {
-    let Ok(mac) = asking.mac.parse::<Mac>() else {
-        return refuse(StatusCode::BAD_REQUEST, format_args!("mac={:?} is not an Ethernet address", asking.mac));
+    let (mac, machine) = match asking.who() {
+        Ok(who) => who,
+        Err(why) => return refuse(StatusCode::BAD_REQUEST, why),
     };
-    let machine = asking.uuid.parse().ok().and_then(identity::of_uuid).unwrap_or_else(|| identity::of_mac(mac));
+    let text = match decide(&boot, mac, machine, peer).await {
+        Ok(BootDecision::Agent(ticket)) => script::agent(&ticket.boot_server, ticket.boot, &boot.agent_cmdline),
+        Ok(BootDecision::LocalDisk) => script::local_disk(),
+        // The machine's screen is where somebody looks first.
+        Err(said) => script::trouble(&peer.reach(boot.ports).boot_server, &said),
+    };
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-store")], text).into_response()
+}
+
+/// For an agent that was booted from the unified kernel image.
+async fn ticket(
+    State(boot): State<Arc<Boot>>,
+    Extension(peer): Extension<Peer>,
+    Query(asking): Query<Asking>,
+) -> Response {
+    let (mac, machine) = match asking.who() {
+        Ok(who) => who,
+        Err(why) => return refuse(StatusCode::BAD_REQUEST, why),
+    };
+    match decide(&boot, mac, machine, peer).await {
+        Ok(decision) => ([(header::CACHE_CONTROL, "no-store")], Json(decision)).into_response(),
+        Err(said) => refuse(StatusCode::INTERNAL_SERVER_ERROR, said),
+    }
+}
+
+/// What a machine boots, told to its timeline; or why that can't be said.
+async fn decide(boot: &Boot, mac: Mac, machine: MachineId, peer: Peer) -> Result<BootDecision, String> {
     let (address, reach) = (peer.address(), peer.reach(boot.ports));
     boot.observer.saw(address, mac, Some(machine));
-    let (control, url) = (boot.control.clone(), reach.boot_server.clone());
-    let (text, step, said) = match off_thread(move || control.boot_script_asked(mac, machine, address, &reach)).await {
-        Ok(BootDecision::Agent(ticket)) => {
-            let said = "asked what to boot: the agent".to_owned();
-            (script::agent(&url, ticket.boot, &boot.agent_cmdline), Step::Note, said)
-        }
-        Ok(BootDecision::LocalDisk) => {
-            (script::local_disk(), Step::Note, "asked what to boot: its own disk".to_owned())
-        }
-        // The machine's screen is where somebody looks first.
-        Err(error) => {
-            error!(%mac, %machine, "deciding what a machine boots: {error:#}");
-            let said = format!("no decision on what to boot: {error:#}");
-            (script::trouble(&url, &said), Step::Failed, said)
-        }
+    let control = boot.control.clone();
+    let decision = off_thread(move || control.boot_asked(mac, machine, address, &reach)).await.map_err(|error| {
+        error!(%mac, %machine, "deciding what a machine boots: {error:#}");
+        format!("no decision on what to boot: {error:#}")
+    });
+    let (step, said) = match &decision {
+        Ok(BootDecision::Agent(_)) => (Step::Note, "asked what to boot: the agent".to_owned()),
+        Ok(BootDecision::LocalDisk) => (Step::Note, "asked what to boot: its own disk".to_owned()),
+        Err(said) => (Step::Failed, said.clone()),
     };
     boot.observer.observe(mac, Some(machine), Phase::Http, step, said);
-    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-store")], text).into_response()
+    decision
+}
+
+/// The unified kernel image, for firmware that boots by HTTP. Such firmware takes no instructions: a machine that is to
+/// boot its own disk is told that there is nothing here, and goes on to its next boot entry.
+async fn uki(
+    State(boot): State<Arc<Boot>>,
+    Extension(peer): Extension<Peer>,
+    method: Method,
+    headers: HeaderMap,
+) -> Response {
+    let address = peer.address();
+    if let Some((mac, machine)) = boot.observer.client_at(address) {
+        let machine = machine.unwrap_or_else(|| identity::of_mac(mac));
+        let control = boot.control.clone();
+        match off_thread(move || control.boots_own_disk(machine)).await {
+            Ok(true) => {
+                // Firmware asks with HEAD and then with GET; it counts once.
+                let asked = method == Method::GET;
+                let decision =
+                    if asked { decide(&boot, mac, machine, peer).await } else { Ok(BootDecision::LocalDisk) };
+                if decision == Ok(BootDecision::LocalDisk) {
+                    return refuse(StatusCode::NOT_FOUND, format_args!("machine {machine} boots its own disk"));
+                }
+            }
+            Ok(false) => {}
+            // The agent asks again, and goes on asking.
+            Err(error) => error!(%mac, %machine, "deciding what a machine boots: {error:#}"),
+        }
+    }
+    let mut response = match Content::open(&boot.boot_dir.join(drophammer_initramfs::UKI)).await {
+        Ok(Some(content)) => send(content, &headers, &boot, peer, "the unified kernel image"),
+        Ok(None) => return refuse(StatusCode::NOT_FOUND, "this boot server has no unified kernel image"),
+        Err(error) => return broken(format_args!("{error:#}")),
+    };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/efi"));
+    response
 }
 
 async fn kernel(State(boot): State<Arc<Boot>>, Extension(peer): Extension<Peer>, headers: HeaderMap) -> Response {
