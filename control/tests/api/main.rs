@@ -588,7 +588,7 @@ fn a_client_says_what_is_wrong_with_its_server() {
 }
 
 fn event(seq: u64, message: &str) -> Event {
-    Event { seq, uptime_ms: 1, phase: Phase::Kexec, step: Step::Started, message: message.into(), progress: None }
+    Event { seq, uptime_ms: 1, phase: Phase::Kexec, step: Step::Started, message: message.into(), progress: None, sight: None }
 }
 
 /// For what happens in the background; gives up long after it should have happened.
@@ -604,5 +604,5 @@ fn await_that(happened: impl Fn() -> bool) {
 
 fn seen(message: &str) -> Seen {
     let (mac, phase, step, message) = (mac(1), Phase::Dhcp, Step::Note, message.into());
-    Seen { at_ms: 1, mac, machine: None, phase, step, message, progress: None }
+    Seen { at_ms: 1, mac, machine: None, phase, step, message, progress: None, sight: None }
 }

@@ -26,6 +26,7 @@ use drophammer_protocol::api::{
 use drophammer_protocol::event::{Phase, Progress, Step};
 use drophammer_protocol::id::{BootId, Mac, MachineId};
 use drophammer_protocol::manifest::is_plain_name;
+use drophammer_protocol::sight::{End, File, Sight};
 use drophammer_protocol::sign::{PublicKey, Signed};
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach, ServerTime, TICKET_PATH};
 use ed25519_dalek::SigningKey;
@@ -36,7 +37,7 @@ use self::content::{Content, Sent};
 use crate::behind::Behind;
 use crate::config::Ports;
 use crate::dhcp::boot::http_url;
-use crate::observe::Observer;
+use crate::observe::{Observer, Told};
 use crate::{identity, script, tftp};
 
 /// What the boot paths need to answer.
@@ -152,12 +153,16 @@ async fn decide(boot: &Boot, mac: Mac, machine: MachineId, peer: Peer) -> Result
         error!(%mac, %machine, "deciding what a machine boots: {error:#}");
         format!("no decision on what to boot: {error:#}")
     });
-    let (step, said) = match &decision {
-        Ok(BootDecision::Agent(_)) => (Step::Note, "asked what to boot: the agent".to_owned()),
-        Ok(BootDecision::LocalDisk) => (Step::Note, "asked what to boot: its own disk".to_owned()),
-        Err(said) => (Step::Failed, said.clone()),
+    let own_disk = decision == Ok(BootDecision::LocalDisk);
+    let (step, message, sight) = match &decision {
+        Ok(_) => {
+            let what = if own_disk { "its own disk" } else { "the agent" };
+            (Step::Note, format!("asked what to boot: {what}"), Sight::Told { own_disk })
+        }
+        Err(said) => (Step::Failed, said.clone(), Sight::Undecided),
     };
-    boot.observer.observe(mac, Some(machine), Phase::Http, step, said);
+    let told = Told { phase: Phase::Http, step, message, progress: None, sight: Some(sight) };
+    boot.observer.observe(mac, Some(machine), told);
     decision
 }
 
@@ -189,7 +194,7 @@ async fn uki(
         }
     }
     let mut response = match Content::open(&boot.boot_dir.join(drophammer_initramfs::UKI)).await {
-        Ok(Some(content)) => send(content, &headers, &boot, peer, "the unified kernel image"),
+        Ok(Some(content)) => send(content, &headers, &boot, peer, File::Uki),
         Ok(None) => return refuse(StatusCode::NOT_FOUND, "this boot server has no unified kernel image"),
         Err(error) => return broken(format_args!("{error:#}")),
     };
@@ -199,7 +204,7 @@ async fn uki(
 
 async fn kernel(State(boot): State<Arc<Boot>>, Extension(peer): Extension<Peer>, headers: HeaderMap) -> Response {
     match Content::open(&boot.boot_dir.join("vmlinuz")).await {
-        Ok(Some(content)) => send(content, &headers, &boot, peer, "the kernel"),
+        Ok(Some(content)) => send(content, &headers, &boot, peer, File::Kernel),
         Ok(None) => broken(format_args!("{} has no vmlinuz", boot.boot_dir.display())),
         Err(error) => broken(format_args!("{error:#}")),
     }
@@ -223,7 +228,7 @@ async fn initramfs(
         Err(error) => return broken(format_args!("{error:#}")),
     };
     match ticket_segment(&ticket, base.file_length()) {
-        Ok(tail) => send(base.with_tail(tail, &id.to_string()), &headers, &boot, peer, "the initramfs"),
+        Ok(tail) => send(base.with_tail(tail, &id.to_string()), &headers, &boot, peer, File::Initramfs),
         Err(error) => broken(format_args!("{error:#}")),
     }
 }
@@ -277,18 +282,25 @@ async fn image(
     }
 }
 
-fn send(content: Content, headers: &HeaderMap, boot: &Boot, peer: Peer, what: &'static str) -> Response {
+fn send(content: Content, headers: &HeaderMap, boot: &Boot, peer: Peer, file: File) -> Response {
+    let what = match file {
+        File::Loader => "the boot loader",
+        File::Uki => "the unified kernel image",
+        File::Kernel => "the kernel",
+        File::Initramfs => "the initramfs",
+    };
     let (observer, address) = (boot.observer.clone(), peer.address());
     let ended = move |sent: Sent| {
         let Sent { bytes, wanted, total, took } = sent;
-        let (step, message) = if bytes == wanted {
+        let (step, end, message) = if bytes == wanted {
             let of = if bytes == total { String::new() } else { format!(" of {total}") };
-            (Step::Done, format!("fetched {what}: {bytes}{of} bytes in {} ms", took.as_millis()))
+            (Step::Done, End::Complete, format!("fetched {what}: {bytes}{of} bytes in {} ms", took.as_millis()))
         } else {
-            (Step::Failed, format!("stopped fetching {what} after {bytes} of {wanted} bytes"))
+            (Step::Failed, End::Stopped, format!("stopped fetching {what} after {bytes} of {wanted} bytes"))
         };
-        let progress = Progress { done_bytes: bytes, total_bytes: Some(total) };
-        observer.observe_at(address, Phase::Http, step, message, Some(progress));
+        let progress = Some(Progress { done_bytes: bytes, total_bytes: Some(total) });
+        let sight = Some(Sight::Fetched { file, end });
+        observer.observe_at(address, Told { phase: Phase::Http, step, message, progress, sight });
     };
     content.respond(headers, ended).unwrap_or_else(|error| broken(format_args!("{error:#}")))
 }
