@@ -588,7 +588,7 @@ fn a_client_says_what_is_wrong_with_its_server() {
 }
 
 fn event(seq: u64, message: &str) -> Event {
-    Event { seq, uptime_ms: 1, phase: Phase::Kexec, step: Step::Started, message: message.into(), progress: None, sight: None }
+    Event { seq, uptime_ms: 1, phase: Phase::Kexec, step: Step::Started, message: message.into(), progress: None }
 }
 
 /// For what happens in the background; gives up long after it should have happened.

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use drophammer_protocol::event::{Progress, Step};
+use drophammer_protocol::event::{Phase, Progress, Step};
+use drophammer_protocol::sight::{self, File, Sight};
 use drophammer_protocol::words;
 
 use super::transfer::{End, First};
+use crate::observe::Told;
 
 /// A transfer at its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,23 +24,26 @@ pub struct Ended {
 
 impl Ended {
     /// `None` for what was no transfer.
-    pub fn told(&self) -> Option<(Step, String, Progress)> {
+    pub fn told(&self) -> Option<Told> {
         let Self { name, acknowledged_bytes, total_bytes, took, .. } = self;
         let (acknowledged, total) = (words::bytes(*acknowledged_bytes), words::bytes(*total_bytes));
-        let (step, message, done_bytes) = match &self.end {
+        let (step, message, done_bytes, end) = match &self.end {
             End::Declined | End::Displaced => return None,
             // Some firmware just goes away with the size, and asks for the file from another port.
             End::Unanswered(First::Oack) if self.asked_again => return None,
-            End::Complete => {
-                (Step::Done, format!("sent {name}, {total}, in {}", speed(*total_bytes, *took)), *total_bytes)
-            }
+            End::Complete => (
+                Step::Done,
+                format!("sent {name}, {total}, in {}", speed(*total_bytes, *took)),
+                *total_bytes,
+                sight::End::Complete,
+            ),
             End::Unconfirmed => {
                 let message = format!(
                     "sent {name}, {total}, of which {acknowledged} were acknowledged in {}; the last ones never \
                      were, as is the way of many ROMs: probably complete",
                     speed(*acknowledged_bytes, *took)
                 );
-                (Step::Done, message, *total_bytes)
+                (Step::Done, message, *total_bytes, sight::End::Complete)
             }
             End::Unanswered(first) => {
                 let first = match first {
@@ -48,22 +53,29 @@ impl Ended {
                     }
                     First::Block => "the first block: do packets of full size reach the machine?",
                 };
-                (Step::Failed, format!("the machine asked for {name} and never acknowledged {first}"), 0)
+                (
+                    Step::Failed,
+                    format!("the machine asked for {name} and never acknowledged {first}"),
+                    0,
+                    sight::End::Unanswered,
+                )
             }
             End::Silence => {
                 let message = format!(
                     "the machine stopped answering while {name} was sent: {acknowledged} of {total} acknowledged"
                 );
-                (Step::Failed, message, *acknowledged_bytes)
+                (Step::Failed, message, *acknowledged_bytes, sight::End::Stopped)
             }
             End::Aborted { code, message } => {
                 let said = if message.is_empty() { String::new() } else { format!(": {message:?}") };
                 let message =
                     format!("the machine gave {name} up after {acknowledged} of {total}, with TFTP error {code}{said}");
-                (Step::Failed, message, *acknowledged_bytes)
+                (Step::Failed, message, *acknowledged_bytes, sight::End::GivenUp)
             }
         };
-        Some((step, message, Progress { done_bytes, total_bytes: Some(*total_bytes) }))
+        let progress = Some(Progress { done_bytes, total_bytes: Some(*total_bytes) });
+        let sight = Some(Sight::Fetched { file: File::Loader, end });
+        Some(Told { phase: Phase::Tftp, step, message, progress, sight })
     }
 }
 
@@ -112,9 +124,9 @@ mod tests {
         ] {
             let ended = Ended { end, acknowledged_bytes, asked_again, ..ended.clone() };
             let told = ended.told();
-            assert_eq!(told.as_ref().map(|(step, ..)| *step), want.map(|(step, _)| step), "{ended:?}");
-            if let (Some((_, message, _)), Some((_, part))) = (told, want) {
-                assert!(message.contains(part), "{message}");
+            assert_eq!(told.as_ref().map(|told| told.step), want.map(|(step, _)| step), "{ended:?}");
+            if let (Some(told), Some((_, part))) = (told, want) {
+                assert!(told.message.contains(part), "{}", told.message);
             }
         }
     }

@@ -23,7 +23,7 @@ use super::report::Ended;
 use super::table::{Admission, Asked, Full, MOST_PER_HOST, MOST_TRANSFERS, Table};
 use super::transfer::{Action, End, Transfer};
 use super::wire::{Listener, Port, Received};
-use crate::observe::Observer;
+use crate::observe::{Observer, Told};
 
 /// How often the loop looks whether it should end.
 const STOP_CHECK: Duration = Duration::from_millis(250);
@@ -161,7 +161,8 @@ impl Transfers {
             if self.notes.allows(now).is_some() {
                 let asked = String::from_utf8_lossy(request.name);
                 let message = format!("{asked:?} was asked for by TFTP; there is no such file");
-                observer.observe_at((*client.ip()).into(), Phase::Tftp, Step::Note, message, None);
+                let told = Told { phase: Phase::Tftp, step: Step::Note, message, progress: None, sight: None };
+                observer.observe_at((*client.ip()).into(), told);
             }
             return at.refuse(client, ErrorCode::NotFound, "there is no such file");
         };
@@ -248,7 +249,8 @@ impl Transfers {
             let Some((action, begun)) = happened.flatten() else { return };
             if let Some(name) = begun {
                 let message = format!("sending {name}");
-                observer.observe_at((*client.ip()).into(), Phase::Tftp, Step::Started, message, None);
+                let told = Told { phase: Phase::Tftp, step: Step::Started, message, progress: None, sight: None };
+                observer.observe_at((*client.ip()).into(), told);
             }
             match action {
                 Action::Nothing => {}
@@ -287,8 +289,8 @@ impl Transfers {
             took: transfer.heard_at().saturating_duration_since(entry.began),
         };
         debug!(%client, ?ended, "tftp");
-        if let Some((step, message, progress)) = ended.told() {
-            observer.observe_at((*client.ip()).into(), Phase::Tftp, step, message, Some(progress));
+        if let Some(told) = ended.told() {
+            observer.observe_at((*client.ip()).into(), told);
         }
     }
 }
