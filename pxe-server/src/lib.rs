@@ -6,6 +6,7 @@
 //! | [`ra`] | an IPv6 "nobody here", without which some loaders wait |
 //! | [`tftp`] | iPXE, for firmware that can't do better |
 //! | [`http`](serve) | boot script, kernel, initramfs with the boot's ticket; unified kernel image; signed time; images |
+//! | [`plain`](serve) | how most of that goes out: files by sendfile |
 //! | [`listen`](serve) | the control API for agents and operators, over TLS and a local socket |
 //! | [`observe`] | what all of these see of a boot, as one timeline |
 //! | `behind` | who decides: the control API in the same process, or |
@@ -22,6 +23,7 @@ mod http;
 pub mod identity;
 mod listen;
 pub mod observe;
+mod plain;
 pub mod ra;
 pub mod script;
 pub mod tftp;
