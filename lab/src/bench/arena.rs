@@ -23,8 +23,9 @@ const CLIENT: &str = "10.64.0.2";
 const CABLE: [&str; 2] = ["server0", "client0"];
 const PREFIX: u8 = 12;
 const LEASE_SECONDS: u32 = 3600;
-/// As many addresses as dnsmasq takes into one pool, and more than the longest run gives out.
-const POOL: [[u8; 4]; 2] = [[10, 65, 0, 0], [10, 65, 255, 255]];
+/// About as many addresses as dnsmasq takes into one pool, and more than the longest run gives out. Not a power of two:
+/// dnsmasq's hash would then offer the same address to clients with similar cards.
+const POOL: [[u8; 4]; 2] = [[10, 65, 0, 0], [10, 65, 250, 0]];
 const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// Who gives out addresses.
@@ -96,7 +97,7 @@ impl Arena {
         let deadline = Instant::now() + START_LIMIT;
         loop {
             // Before there is a socket perfdhcp may be told that nobody is there, and fails.
-            if self.load(&one).is_ok_and(|report| report.finished(self.exchange) == 1) {
+            if self.load(&one).is_ok_and(|report| report.offers == 1) {
                 return Ok(());
             }
             if let Some(status) = running.process.status() {
@@ -109,16 +110,25 @@ impl Arena {
 
     /// Puts load on the server that runs.
     pub(super) fn load(&self, load: &Load) -> Result<Report> {
+        let before = self.overruns()?;
         let mut command = self.clients.enter(self.programs.command(perfdhcp::PROGRAM)?);
         command.args(load.arguments(CLIENT, SERVER_TEXT));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = spawn(&mut command).context("starting perfdhcp")?;
         let output = child.wait_with_output().context("waiting for perfdhcp")?;
         // It ends with 3 if anything got lost, which its report says in more detail.
-        let report = Report::parse(&String::from_utf8_lossy(&output.stdout))
+        let mut report = Report::parse(&String::from_utf8_lossy(&output.stdout))
             .with_context(|| format!("perfdhcp: {}", String::from_utf8_lossy(&output.stderr).trim()))?;
         ensure!(report.twice == 0, "the server gave {} addresses to two clients each", report.twice);
+        report.overrun = self.overruns()?.saturating_sub(before);
         Ok(report)
+    }
+
+    fn overruns(&self) -> Result<u64> {
+        let mut command = self.clients.command("cat");
+        command.arg("/proc/net/snmp").stdout(Stdio::piped());
+        let output = spawn(&mut command).and_then(std::process::Child::wait_with_output);
+        perfdhcp::overruns(&String::from_utf8_lossy(&output.context("reading /proc/net/snmp")?.stdout))
     }
 
     /// As a user would have it: with a probe before a new address is offered, and with every lease on the disk before it is

@@ -1,7 +1,8 @@
 //! How many clients get a lease in a second.
 //!
 //! The rate is raised until anything is lost, for every server alike, from an empty state at every step. A rate that loses
-//! something is tried again, because so may a machine that others use as well.
+//! something is tried again: on a machine that others use as well, so may any rate. What the load generator itself lost
+//! isn't held against a server, as long as nearly all of the load got through.
 
 use std::time::Duration;
 
@@ -12,9 +13,11 @@ use super::perfdhcp::{Exchange, Length, Load, Report};
 use super::{Contest, Side, peak};
 
 const LENGTH: Duration = Duration::from_secs(2);
-/// Of the exchanges that are begun, this many may stay unfinished.
+/// Of the exchanges that are begun, the server may leave this many unfinished.
 const LOSS: f64 = 1e-4;
-const TRIES: usize = 2;
+/// Of the load that is wanted, so much has to get through, or nothing was said about that load.
+const THROUGH: f64 = 0.9;
+const TRIES: usize = 3;
 
 pub(super) fn against_kea() -> Result<Contest> {
     contest(Exchange::Dora, Who::Kea, 6000.0)
@@ -46,7 +49,7 @@ pub(super) fn overload() -> Result<Contest> {
         let rate = if side == Side::Ours { 2.0 * peak } else { peak };
         let (report, finished) = offer(&arena, Exchange::Dora, Who::Ours, rate)?;
         ensure!(
-            asked(&report) >= 0.9 * rate,
+            asked(&report) >= THROUGH * rate,
             "perfdhcp asks only {:.0} times a second here, not {rate:.0}",
             asked(&report)
         );
@@ -58,9 +61,8 @@ fn find_peak(arena: &Arena, exchange: Exchange, who: Who, start: f64) -> Result<
     peak::find(start, |rate| {
         for _ in 0..TRIES {
             let (report, finished) = offer(arena, exchange, who, rate)?;
-            let lost = 1.0 - finished / asked(&report).max(1.0);
-            // A rate that perfdhcp doesn't reach says nothing about one that it does.
-            if lost < LOSS && asked(&report) > 0.98 * rate {
+            let unanswered = per_second(report.unanswered(exchange));
+            if unanswered < LOSS * rate && finished > THROUGH * rate {
                 return Ok(Some(finished));
             }
         }

@@ -69,8 +69,12 @@ pub(super) struct Report {
     pub(super) discovers: u64,
     pub(super) offers: u64,
     pub(super) acks: u64,
-    /// Addresses that were given to two clients.
+    /// Addresses that were given to two clients. To be offered one that another was offered too is a nuisance; this is a
+    /// fault.
     pub(super) twice: u64,
+    /// Answers that perfdhcp had no room for: its socket holds as many as the system gives everybody, and on a busy machine
+    /// it isn't always there to read them. No server is to blame for that.
+    pub(super) overrun: u64,
 }
 
 impl Report {
@@ -89,10 +93,16 @@ impl Report {
                 report.offers = number("received packets")?;
             } else {
                 report.acks = number("received packets")?;
+                report.twice = number("non unique addresses")?;
             }
-            report.twice += number("non unique addresses")?;
         }
         Ok(report)
+    }
+
+    /// Requests that the server left without an answer.
+    pub(super) fn unanswered(&self, exchange: Exchange) -> u64 {
+        let missing = self.discovers - self.finished(exchange).min(self.discovers);
+        missing.saturating_sub(self.overrun)
     }
 
     /// Exchanges that came to their end.
@@ -102,6 +112,14 @@ impl Report {
             Exchange::PxeOffer => self.offers,
         }
     }
+}
+
+/// UDP packets that found their socket full, from /proc/net/snmp: a line of names and one of numbers for each protocol.
+pub(super) fn overruns(snmp: &str) -> Result<u64> {
+    let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Udp: ")).map(str::split_whitespace);
+    let (names, numbers) = lines.next().zip(lines.next()).context("/proc/net/snmp says nothing of UDP")?;
+    let count = names.zip(numbers).find_map(|(name, number)| (name == "RcvbufErrors").then(|| number.parse().ok()));
+    count.flatten().context("/proc/net/snmp has no RcvbufErrors of UDP")
 }
 
 #[cfg(test)]
@@ -138,8 +156,8 @@ non unique addresses: 2
     fn reports_are_read() {
         let offers = DORA.split("***Statistics for: REQUEST").next().expect("the first part");
         for (name, text, want) in [
-            ("whole", DORA, Report { discovers: 2999, offers: 2998, acks: 2990, twice: 3 }),
-            ("offers alone", offers, Report { discovers: 2999, offers: 2998, acks: 0, twice: 1 }),
+            ("whole", DORA, Report { discovers: 2999, offers: 2998, acks: 2990, twice: 2, overrun: 0 }),
+            ("offers alone", offers, Report { discovers: 2999, offers: 2998, ..Report::default() }),
         ] {
             assert_eq!(Report::parse(text).expect(name), want, "{name}");
         }
@@ -150,6 +168,28 @@ non unique addresses: 2
             let error = Report::parse(text).expect_err("no report").to_string();
             assert!(error.contains(why), "{error}");
         }
+    }
+
+    #[test]
+    fn what_the_generator_lost_is_not_the_servers_loss() {
+        for (name, acks, overrun, want) in [
+            ("nothing lost", 1000, 0, 0),
+            ("by the server", 990, 0, 10),
+            ("by the generator", 990, 10, 0),
+            ("by both", 980, 10, 10),
+            ("an answer that was read late", 995, 10, 0),
+        ] {
+            let report = Report { discovers: 1000, offers: 1000, acks, overrun, twice: 0 };
+            assert_eq!(report.unanswered(Exchange::Dora), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn receive_overruns_are_counted_by_the_kernel() {
+        let snmp =
+            "Ip: A B\nIp: 1 2\nUdp: InDatagrams NoPorts RcvbufErrors\nUdp: 22161 0 5948\nUdpLite: X\nUdpLite: 1\n";
+        assert_eq!(overruns(snmp).expect("a count"), 5948);
+        overruns("Udp: InDatagrams\nUdp: 1\n").expect_err("no such counter");
     }
 
     #[test]
