@@ -1,5 +1,6 @@
 //! `drophammer`: netboot server, image tools and lab in one program. This file says which room does what.
 
+mod bootserver;
 mod image;
 mod initramfs;
 mod lab;
@@ -25,6 +26,8 @@ struct Cli {
 enum Command {
     /// Run the boot server: DHCP, TFTP, HTTP boot, images and the control API.
     Serve(serve::Args),
+    /// See which boot servers there are, and let more join.
+    Bootserver(bootserver::Args),
     /// See, allocate, release and reprovision machines.
     Machine(machine::Args),
     /// Build, sign, verify and list OS images.
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
     output::log(if matches!(command, Command::Serve(_)) { LevelFilter::INFO } else { LevelFilter::WARN });
     let done = match command {
         Command::Serve(args) => serve::run(&args),
+        Command::Bootserver(args) => bootserver::run(args),
         Command::Machine(args) => machine::run(args),
         Command::Image(args) => image::run(args),
         Command::Initramfs(args) => initramfs::run(args),

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-use drophammer_pxe_server::config;
+use anyhow::{Context, Result, bail};
+use drophammer_pxe_server::{ControlAt, config};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Run the boot server: DHCP, TFTP, HTTP boot, images and the control API.
@@ -16,10 +16,23 @@ pub(crate) struct Args {
     /// Check the configuration and stop.
     #[arg(long)]
     check: bool,
+    /// Run without a control API of its own, for this one (`https://host:port`).
+    ///
+    /// Machines boot as it decided last, even while it's gone; what they say to it goes through here.
+    #[arg(long, value_name = "URL")]
+    control: Option<String>,
+    /// Join that control API, with a token of `drophammer bootserver token`. Needed once.
+    #[arg(long, value_name = "TOKEN", env = "DROPHAMMER_JOIN", hide_env_values = true)]
+    join: Option<String>,
 }
 
 const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_keys have no useful default:
 
+  name = "boot1"                           # default: the host's
+  partition = "row-1"                      # for boot servers that are on the same networks
+  # control = "https://10.0.0.1:443"       # a boot server alone: no control API of its own, as with --control
+  listen = ["10.0.0.1:443"]                # where else the control API is served, for such boot servers and for operators
+  host_names = ["control.example.org"]     # what else it's called by over HTTPS
   state_dir = "/var/lib/drophammer"        # machines, leases, certificate authority
   images_dir = "/var/lib/drophammer/images" # NAME/VERSION/manifest.json, as `drophammer image pack --store` writes it
   boot_dir = "/var/lib/drophammer/boot"    # as `drophammer initramfs build --output` writes it
@@ -79,7 +92,15 @@ const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_ke
 The log's detail is set by RUST_LOG (error, warn, info, debug, or drophammer_control=debug,…)."#;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let settings = config::read(&args.config)?;
+    let mut settings = config::read(&args.config)?;
+    if let Some(url) = &args.control {
+        settings.control = Some(ControlAt::new(url, None).map_err(anyhow::Error::msg)?);
+    }
+    match (&mut settings.control, &args.join) {
+        (Some(control), join) => control.join.clone_from(join),
+        (None, Some(_)) => bail!("a join token is of no use without the control API that it's for (--control URL)"),
+        (None, None) => {}
+    }
     if args.check {
         return crate::output::line(&format!("{} makes sense", args.config.display()));
     }

@@ -281,8 +281,8 @@ impl Control {
                 phone_home: PhoneHome {
                     server: reach.server.clone(),
                     boot_server: reach.boot_server.clone(),
-                    ca: config.ca_pem.clone(),
-                    time_key: config.time_key,
+                    ca: self.ca_pem().to_owned(),
+                    time_key: reach.time_key,
                     machine,
                     token: self.inner.key.derive(Purpose::PhoneHome, pending.id.0).to_string(),
                 },
@@ -438,15 +438,15 @@ mod tests {
             state_dir: dir.path().join("state"),
             images_dir: dir.path().join("images"),
             image_keys: vec![],
-            ca_pem: String::new(),
-            time_key: key,
+            addresses: vec![],
+            host_names: vec![],
             install_cmdline: String::new(),
             power_hook: None,
             max_failures: 3,
         })
         .expect("opens");
         let machine = MachineId(Uuid::from_u128(1));
-        let reach = Reach { server: String::new(), boot_server: String::new() };
+        let reach = Reach { server: String::new(), boot_server: String::new(), time_key: key };
         let mac = Mac([2, 0, 0, 0, 0, 1]);
         let asked = control.boot_asked(mac, machine, [10, 0, 0, 1].into(), &reach).expect("decides");
         let BootDecision::Agent(ticket) = asked else { panic!("the agent's boot") };

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::denied::Denied;
-use crate::secret::{Hash, Token, write_private};
+use crate::keep;
+use crate::secret::{Hash, Token};
 use crate::store::Store;
 
 /// How the callers of an operator router are known.
@@ -47,7 +48,7 @@ pub(crate) fn first_tokens(store: &Store, state_dir: &Path) -> Result<()> {
     // The files first: a token whose hash isn't stored lets nobody in and is replaced at the next start, while a hash
     // whose token was never written would lock everybody out.
     for (name, _, token) in &made {
-        write_private(&state_dir.join(format!("{name}.token")), &format!("{token}\n"))?;
+        keep::write(&state_dir.join(format!("{name}.token")), &format!("{token}\n"), keep::PRIVATE)?;
     }
     store
         .transact(|txn| {

@@ -3,15 +3,17 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use drophammer_protocol::event::{Phase, Progress, Step};
+use drophammer_protocol::boot_server::{Asked, Seen};
+use drophammer_protocol::event::{Phase, Step};
 use drophammer_protocol::id::{BootId, Mac, MachineId};
 use drophammer_protocol::machine::State;
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach};
 use uuid::Uuid;
 
+use crate::denied::Denied;
 use crate::lifecycle::{self, Input, NetBoot};
 use crate::records::{self, Boot, Record, boot_key};
-use crate::secret::{Purpose, Token};
+use crate::secret::{Hash, Purpose, Token};
 use crate::store::Txn;
 use crate::timeline::{self, Said};
 use crate::{Control, unix_ms};
@@ -27,8 +29,67 @@ impl Control {
     /// known from here on.
     pub fn boot_asked(&self, mac: Mac, machine: MachineId, address: IpAddr, reach: &Reach) -> Result<BootDecision> {
         let now = unix_ms();
+        let decided = self.met(mac, machine, address, now, |txn, record, _| match lifecycle::net_boot(record.state) {
+            NetBoot::LocalDisk => {
+                self.advance(txn, record, Input::OwnDisk, now)?;
+                Ok(BootDecision::LocalDisk)
+            }
+            NetBoot::Agent => {
+                let boot = BootId(Uuid::new_v4());
+                let token = self.inner.key.derive(Purpose::Boot, boot.0);
+                let minted = ticket_of(boot, now, reach, token.hash(), now);
+                let ticket = self.write_ticket(machine, &minted, &token);
+                record.add_boot(txn, minted)?;
+                Ok(BootDecision::Agent(ticket))
+            }
+        });
+        Ok(decided?)
+    }
+
+    /// A boot server that decides by itself says what it told this machine, and from what its ticket's token can be known.
+    /// If meanwhile something else would be right, the timeline says so, and there is no ticket: an agent without one
+    /// reboots.
+    pub(crate) fn was_sent(
+        &self,
+        txn: &mut Txn<'_>,
+        record: &mut Record,
+        asked: &Asked,
+        token: Option<Hash>,
+        told: &mut Vec<Said>,
+        now: u64,
+    ) -> Result<(), Denied> {
+        let note = |said: &str| Said::new(now, None, Phase::Lifecycle, Step::Note, said);
+        match (asked.boot.zip(token), lifecycle::net_boot(record.state)) {
+            (None, NetBoot::LocalDisk) => self.advance(txn, record, Input::OwnDisk, now)?,
+            (Some((boot, token)), NetBoot::Agent) => {
+                // Nobody else's boot, whatever a boot server says.
+                if txn.get::<MachineId>(&boot_key(boot))?.is_none() {
+                    record.add_boot(txn, ticket_of(boot, asked.at_ms.min(now), &asked.reach, token, now))?;
+                }
+            }
+            (Some(_), NetBoot::LocalDisk) => told.push(note(
+                "its boot server didn't know yet that it boots its own disk, and sent it the agent, which will be turned \
+                 away",
+            )),
+            (None, NetBoot::Agent) => told.push(note(
+                "its boot server didn't know yet that it gets the agent, and sent it to its own disk; reboot it into the \
+                 network",
+            )),
+        }
+        Ok(())
+    }
+
+    /// A machine's firmware was here just now. `body` does what follows, and may tell the timeline of it.
+    pub(crate) fn met<R>(
+        &self,
+        mac: Mac,
+        machine: MachineId,
+        address: IpAddr,
+        now: u64,
+        mut body: impl FnMut(&mut Txn<'_>, &mut Record, &mut Vec<Said>) -> Result<R, Denied>,
+    ) -> Result<R, Denied> {
         let seen = self.inner.observed.claim(mac, machine);
-        let (decision, forgotten) = self.store().transact(|txn| -> Result<_> {
+        let (result, forgotten) = self.store().transact(|txn| -> Result<_, Denied> {
             let mut forgotten = None;
             let mut told = seen.clone();
             let mut record = match Record::load(txn, machine)? {
@@ -43,39 +104,18 @@ impl Control {
             record.address = Some(address);
             record.learn_mac(mac);
             record.last_seen_ms = now;
-            let decision = match lifecycle::net_boot(record.state) {
-                NetBoot::LocalDisk => {
-                    self.advance(txn, &mut record, Input::OwnDisk, now)?;
-                    BootDecision::LocalDisk
-                }
-                NetBoot::Agent => {
-                    let boot = BootId(Uuid::new_v4());
-                    let token = self.inner.key.derive(Purpose::Boot, boot.0);
-                    let expires_ms = now.saturating_add(TICKET_LIFE_MS);
-                    let minted = Boot {
-                        id: boot,
-                        minted_ms: now,
-                        expires_ms,
-                        reach: reach.clone(),
-                        token: token.hash(),
-                        enrolled: None,
-                    };
-                    let ticket = self.write_ticket(machine, &minted, &token);
-                    record.add_boot(txn, minted)?;
-                    BootDecision::Agent(ticket)
-                }
-            };
+            let result = body(txn, &mut record, &mut told)?;
             timeline::append(txn, machine, told)?;
             record.save(txn)?;
-            Ok((decision, forgotten))
+            Ok((result, forgotten))
         })?;
         if let Some(forgotten) = forgotten {
             self.inner.observed.forget(forgotten);
         }
         self.inner.observed.learn(machine, &[mac]);
         self.saw(machine, now);
-        self.inner.wakes.wake(machine);
-        Ok(decision)
+        self.news_of(machine);
+        Ok(result)
     }
 
     /// Whether [`Control::boot_asked`] would send this machine to its own disk. Changes nothing.
@@ -98,17 +138,8 @@ impl Control {
     }
 
     /// Something seen from outside: by DHCP, TFTP or HTTP. Doesn't wait for a disk; an error says that it's left out.
-    pub fn observe(
-        &self,
-        mac: Mac,
-        machine: Option<MachineId>,
-        phase: Phase,
-        step: Step,
-        message: impl Into<String>,
-        progress: Option<Progress>,
-    ) -> Result<()> {
-        let said = Said { progress, ..Said::new(unix_ms(), None, phase, step, message) };
-        self.inner.observed.add(mac, machine, said)
+    pub fn observe(&self, seen: Seen) -> Result<()> {
+        self.inner.observed.add(seen.mac, seen.machine, Said::seen(&seen, seen.at_ms))
     }
 
     fn write_ticket(&self, machine: MachineId, boot: &Boot, token: &Token) -> BootTicket {
@@ -116,14 +147,19 @@ impl Control {
         BootTicket {
             server: boot.reach.server.clone(),
             boot_server: boot.reach.boot_server.clone(),
-            ca: config.ca_pem.clone(),
-            time_key: config.time_key,
+            ca: self.ca_pem().to_owned(),
+            time_key: boot.reach.time_key,
             image_keys: config.image_keys.clone(),
             machine,
             boot: boot.id,
             token: token.to_string(),
         }
     }
+}
+
+fn ticket_of(id: BootId, minted_ms: u64, reach: &Reach, token: Hash, now: u64) -> Boot {
+    let expires_ms = now.saturating_add(TICKET_LIFE_MS);
+    Boot { id, minted_ms, expires_ms, reach: reach.clone(), token, enrolled: None }
 }
 
 /// Forgets a machine that never enrolled if there are too many of them.

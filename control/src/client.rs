@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use drophammer_protocol::api::{IMAGE_LIST, ImageSummary, MACHINES, Problem, StoredCertificate};
+use drophammer_protocol::api::{BOOT_SERVERS, IMAGE_LIST, ImageSummary, MACHINES, Problem, StoredCertificate};
+use drophammer_protocol::boot_server::{BootServer, JoinToken};
 use drophammer_protocol::event::Recorded;
+use drophammer_protocol::id::BootServerId;
 use drophammer_protocol::machine::{Allocation, Machine};
 use reqwest::Url;
 use reqwest::blocking::{Client as Http, ClientBuilder, RequestBuilder};
@@ -86,6 +88,18 @@ impl Client {
         self.send(self.http.post(self.url(MACHINES, &[machine, "reprovision"])?))
     }
 
+    pub fn boot_servers(&self) -> Result<Vec<BootServer>> {
+        self.send(self.http.get(self.url(BOOT_SERVERS, &[])?))
+    }
+
+    pub fn join_token(&self) -> Result<JoinToken> {
+        self.send(self.http.post(self.url(BOOT_SERVERS, &["tokens"])?))
+    }
+
+    pub fn remove_boot_server(&self, id: BootServerId) -> Result<()> {
+        self.send(self.http.delete(self.url(BOOT_SERVERS, &[&id.to_string()])?))
+    }
+
     pub fn images(&self) -> Result<Vec<ImageSummary>> {
         self.send(self.http.get(self.url(IMAGE_LIST, &[])?))
     }
@@ -112,7 +126,9 @@ impl Client {
         let status = answer.status();
         let body = answer.bytes().map_err(reqwest::Error::without_url).with_context(asking)?;
         if status.is_success() {
-            return serde_json::from_slice(&body).with_context(|| format!("reading the answer of {}", self.server));
+            // 204 says all there is to say.
+            let body = if body.is_empty() { b"null".as_slice() } else { &body };
+            return serde_json::from_slice(body).with_context(|| format!("reading the answer of {}", self.server));
         }
         match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => bail!("{}", problem.detail),

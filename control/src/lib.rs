@@ -6,6 +6,8 @@
 //! | [`erasure`] | what has to be erased and what proves it. Pure |
 //! | `install`, `images` | what exactly is installed where |
 //! | `boot` | for the boot server: who boots what, tickets, what is seen from outside |
+//! | `boot_servers`, `own_disks` | for boot servers that run alone: joining, what they serve, what they know and report |
+//! | `authority`, [`keep`] | by what all of them know each other |
 //! | `agent` | what agents ask and tell |
 //! | `operator`, `auth` | what people ask and order, and who may |
 //! | `timeline`, `observed` | one history per machine |
@@ -18,16 +20,20 @@
 
 mod agent;
 mod auth;
+mod authority;
 mod boot;
+mod boot_servers;
 pub mod client;
 mod denied;
 pub mod erasure;
 mod http;
 mod images;
 mod install;
+pub mod keep;
 pub mod lifecycle;
 mod observed;
 mod operator;
+mod own_disks;
 mod power;
 mod records;
 mod secret;
@@ -38,6 +44,7 @@ mod wake;
 
 use std::collections::HashMap;
 use std::fs::DirBuilder;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,16 +57,25 @@ use drophammer_protocol::sign::PublicKey;
 use uuid::Uuid;
 
 pub use crate::auth::{Auth, Role};
+pub use crate::authority::Point;
+use crate::authority::{Authority, Holder};
+use crate::boot_servers::Heard;
+pub use crate::boot_servers::{ClientCertificate, EMBEDDED, HEARTBEAT, fingerprint};
 use crate::denied::Denied;
 use crate::images::Images;
 use crate::lifecycle::Input;
 use crate::observed::Observed;
+use crate::own_disks::Watched;
 use crate::power::Power;
 use crate::records::Record;
+pub use crate::secret::BootKey;
 use crate::secret::ServerKey;
 pub use crate::state_file::StateFile;
 use crate::store::{Store, Txn};
 use crate::wake::Wakes;
+
+/// No server runs as long without a restart.
+const OWN_CERTIFICATE: time::Duration = time::Duration::days(5 * 365);
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -69,9 +85,9 @@ pub struct Config {
     pub images_dir: PathBuf,
     /// Whose images may be installed.
     pub image_keys: Vec<PublicKey>,
-    /// The certificate authority that agents pin.
-    pub ca_pem: String,
-    pub time_key: PublicKey,
+    /// What this server is called by, by whoever connects to it over HTTPS.
+    pub addresses: Vec<IpAddr>,
+    pub host_names: Vec<String>,
     /// Extra kernel arguments of installed systems, such as the console.
     pub install_cmdline: String,
     /// Run as `HOOK cycle MACHINE_ID MACHINE_NAME`.
@@ -92,6 +108,9 @@ struct Inner {
     config: Config,
     store: Store,
     key: ServerKey,
+    authority: Authority,
+    boot_servers: Heard,
+    own_disks: Watched,
     images: Images,
     wakes: Arc<Wakes>,
     observed: Observed,
@@ -110,6 +129,7 @@ impl Control {
             .with_context(|| format!("creating the state directory {}", dir.display()))?;
         let store = Store::open(&dir.join("control.redb"))?;
         let key = ServerKey::open(&dir.join("server.key"))?;
+        let authority = Authority::open(dir)?;
         auth::first_tokens(&store, dir)?;
         let records = records::all(&store)?;
         let wakes = Arc::new(Wakes::default());
@@ -122,8 +142,40 @@ impl Control {
             power.iter().for_each(|p| p.cycle(record.id, record.name.clone()));
         }
         let images = Images::new(config.images_dir.clone(), config.image_keys.clone());
-        let seen = Mutex::default();
-        Ok(Self { inner: Arc::new(Inner { config, store, key, images, wakes, observed, power, seen }) })
+        let own_disks = Watched::new(&records);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                config,
+                store,
+                key,
+                authority,
+                boot_servers: Heard::default(),
+                own_disks,
+                images,
+                wakes,
+                observed,
+                power,
+                seen: Mutex::default(),
+            }),
+        })
+    }
+
+    /// The certificate authority that machines, boot servers and operators pin.
+    pub fn ca_pem(&self) -> &str {
+        &self.inner.authority.ca_pem
+    }
+
+    /// A certificate for this server itself, in PEM: good for its addresses and names and for this host.
+    pub fn certificate(&self, key: &Point) -> Result<String> {
+        let config = self.config();
+        let holder = Holder {
+            name: "drophammer".into(),
+            addresses: config.addresses.iter().copied().chain([Ipv4Addr::LOCALHOST.into()]).collect(),
+            host_names: config.host_names.iter().cloned().chain(["localhost".into()]).collect(),
+            client: false,
+            life: OWN_CERTIFICATE,
+        };
+        Ok(self.inner.authority.certify(key, holder)?.pem)
     }
 
     fn config(&self) -> &Config {
@@ -153,9 +205,17 @@ impl Control {
             Ok((result, txn.has_changes()))
         })?;
         if news {
-            self.inner.wakes.wake(machine);
+            self.news_of(machine);
         }
         Ok(result)
+    }
+
+    /// Tells whoever waits for it. Call it after the commit.
+    fn news_of(&self, machine: MachineId) {
+        self.inner.wakes.wake(machine);
+        if let Err(error) = self.inner.own_disks.look_again(self.store(), machine) {
+            tracing::error!(%machine, "boot servers may not know what this machine boots: {error:#}");
+        }
     }
 
     /// Takes a machine one step further by the rules and tells its timeline.

@@ -61,8 +61,7 @@ impl Observed {
 
     pub(crate) fn add(&self, mac: Mac, machine: Option<MachineId>, said: Said) -> Result<()> {
         let mut state = self.shared.lock();
-        let owner = machine.filter(|m| state.machines.contains(m)).or_else(|| state.owners.get(&mac).copied());
-        match owner {
+        match state.owner(mac, machine) {
             Some(machine) => {
                 ensure!(
                     state.ready.len() < MAX_READY,
@@ -74,6 +73,11 @@ impl Observed {
             None => state.strangers.remember(mac, said),
         }
         Ok(())
+    }
+
+    /// Which of the machines that are known this is.
+    pub(crate) fn owner(&self, mac: Mac, machine: Option<MachineId>) -> Option<MachineId> {
+        self.shared.lock().owner(mac, machine)
     }
 
     /// These are that machine's MACs from now on.
@@ -117,6 +121,10 @@ impl Shared {
 }
 
 impl State {
+    fn owner(&self, mac: Mac, machine: Option<MachineId>) -> Option<MachineId> {
+        machine.filter(|m| self.machines.contains(m)).or_else(|| self.owners.get(&mac).copied())
+    }
+
     fn learn(&mut self, machine: MachineId, macs: &[Mac]) {
         self.machines.insert(machine);
         for mac in macs {

@@ -6,17 +6,17 @@
 //! nothing has to be kept in memory.
 
 use std::fmt;
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
+use drophammer_protocol::id::{BootId, BootServerId};
 use ring::hmac;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
+
+use crate::keep;
 
 /// A bearer secret, written `<whose>.<64 hex digits>`.
 #[derive(Clone, PartialEq, Eq)]
@@ -69,6 +69,8 @@ impl Hash {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Purpose {
     Boot,
+    /// A key of its own for a boot server.
+    BootKey,
     Agent,
     PhoneHome,
 }
@@ -80,14 +82,7 @@ pub(crate) struct ServerKey(hmac::Key);
 impl ServerKey {
     /// Reads the key, or makes one on the first start.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let text = match fs::read_to_string(path) {
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                let fresh = hex::encode(random()?);
-                write_private(path, &fresh)?;
-                fresh
-            }
-            read => read.with_context(|| format!("reading the server's key {}", path.display()))?,
-        };
+        let text = keep::made_once(path, || Ok(hex::encode(random()?)))?;
         let mut bytes = [0; 32];
         if hex::decode_to_slice(text.trim(), &mut bytes).is_err() {
             bail!(
@@ -99,9 +94,15 @@ impl ServerKey {
         Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &bytes)))
     }
 
+    /// What this boot server makes boot tokens from. It tells nothing about anybody else's.
+    pub(crate) fn boot_key(&self, server: BootServerId) -> BootKey {
+        BootKey(self.derive(Purpose::BootKey, server.0).secret)
+    }
+
     pub(crate) fn derive(&self, purpose: Purpose, holder: Uuid) -> Token {
         let purpose: &[u8] = match purpose {
             Purpose::Boot => b"boot token\0",
+            Purpose::BootKey => b"boot server's key\0",
             Purpose::Agent => b"agent credential\0",
             Purpose::PhoneHome => b"phone-home token\0",
         };
@@ -112,37 +113,46 @@ impl ServerKey {
     }
 }
 
+/// A boot server's key for the tokens of its machines' boots: it gives them out alone, and the control API knows them.
+#[derive(Clone)]
+pub struct BootKey([u8; 32]);
+
+impl BootKey {
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(text, &mut bytes).ok()?;
+        Some(Self(bytes))
+    }
+
+    pub(crate) fn to_hex(&self) -> String {
+        hex::encode(self.0)
+    }
+
+    /// The token of a boot, as it is in the machine's ticket.
+    pub fn token(&self, boot: BootId) -> String {
+        self.boot_token(boot).to_string()
+    }
+
+    pub(crate) fn boot_token(&self, boot: BootId) -> Token {
+        ServerKey(hmac::Key::new(hmac::HMAC_SHA256, &self.0)).derive(Purpose::Boot, boot.0)
+    }
+}
+
+impl fmt::Debug for BootKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BootKey(…)")
+    }
+}
+
 pub(crate) fn random() -> Result<[u8; 32]> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|e| anyhow!("the kernel gives no random bytes: {e}"))?;
     Ok(bytes)
 }
 
-/// A file that only its owner can read, complete or not there at all.
-pub(crate) fn write_private(path: &Path, content: &str) -> Result<()> {
-    let doing = || format!("writing {}", path.display());
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let new = Path::new(&name);
-    // A leftover of a crash could have other permissions.
-    match fs::remove_file(new) {
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e).with_context(doing),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new).with_context(doing)?;
-    file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).with_context(doing)?;
-    fs::rename(new, path).with_context(doing)?;
-    sync_directory(path)
-}
-
-/// Makes the directory entry of `path` durable.
-pub(crate) fn sync_directory(path: &Path) -> Result<()> {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::File::open(parent).and_then(|d| d.sync_all()).with_context(|| format!("syncing {}", parent.display()))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;

@@ -12,7 +12,7 @@ use std::sync::{PoisonError, RwLock};
 use anyhow::{Context, Result, anyhow, bail};
 use redb::{Database, DatabaseError, StorageError};
 
-use crate::secret::sync_directory;
+use crate::keep::sync_directory;
 
 /// The default of 1 GiB would be this program's largest use of memory by far.
 const CACHE_BYTES: usize = 64 << 20;

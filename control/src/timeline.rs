@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use drophammer_protocol::api::Events;
+use drophammer_protocol::boot_server::Seen;
 use drophammer_protocol::event::{Phase, Progress, Recorded, Step};
 use drophammer_protocol::id::{BootId, MachineId};
 use drophammer_protocol::machine::State;
@@ -33,6 +34,12 @@ pub(crate) struct Said {
 impl Said {
     pub(crate) fn new(at_ms: u64, boot: Option<BootId>, phase: Phase, step: Step, message: impl Into<String>) -> Self {
         Self { at_ms, boot, phase, step, message: message.into(), progress: None }
+    }
+
+    /// What a boot server saw, not later than now, whatever its clock says.
+    pub(crate) fn seen(seen: &Seen, now: u64) -> Self {
+        let Seen { at_ms, phase, step, progress, .. } = *seen;
+        Self { progress, ..Self::new(at_ms.min(now), None, phase, step, seen.message.clone()) }
     }
 }
 

@@ -19,8 +19,12 @@ use crate::{console, socket};
 
 /// Name of the operators' socket in a lab's directory.
 pub const API_SOCKET: &str = "api.sock";
-const CONFIG: &str = "server.toml";
-const LOG: &str = "server.log";
+const BOOT: &str = "server";
+const CONTROL: &str = "control";
+/// What a server says when everything is bound and about to be served.
+const READY: &str = " ready ";
+/// Where the control API is if it's a program of its own.
+const CONTROL_ADDRESS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 8443);
 const HOOK: &str = "power-hook";
 
 /// The serial port is the only console that a lab's machine has.
@@ -32,8 +36,19 @@ const MAX_SOCKET_PATH: usize = 107;
 
 #[derive(Debug)]
 pub struct Server {
-    binary: PathBuf,
     dir: PathBuf,
+    /// The one that machines boot from.
+    boot: Program,
+    /// The control API, if it's a program of its own.
+    control: Option<Program>,
+}
+
+/// `drophammer serve` with one configuration.
+#[derive(Debug)]
+struct Program {
+    binary: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
     namespace: Namespace,
     process: Mutex<Option<Process>>,
 }
@@ -48,6 +63,8 @@ pub struct ServerSpec {
     pub image_keys: Vec<PublicKey>,
     /// Failed boots in a row after which a machine is quarantined.
     pub max_failures: u32,
+    /// The boot server runs alone: its control API is another program, on the loopback, where machines can't reach it.
+    pub alone: bool,
 }
 
 impl Server {
@@ -59,67 +76,58 @@ impl Server {
             api.display()
         );
         write_hook(&spec.binary, dir)?;
-        let text = toml::to_string(&config(spec, dir)).context("writing the server's configuration")?;
-        let path = dir.join(CONFIG);
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-        let server = Self {
-            binary: spec.binary.clone(),
-            dir: dir.to_owned(),
-            namespace: namespace.clone(),
-            process: Mutex::default(),
+        let program = |config: &Config, name: &str| -> Result<Program> {
+            let text = toml::to_string(config).context("writing the server's configuration")?;
+            let path = dir.join(format!("{name}.toml"));
+            fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+            Ok(Program {
+                binary: spec.binary.clone(),
+                config: path,
+                log: dir.join(format!("{name}.log")),
+                namespace: namespace.clone(),
+                process: Mutex::default(),
+            })
         };
-        server.restart()?;
+        let whole = config(spec, dir);
+        let (boot, control) = if spec.alone {
+            let (boot, control) = apart(whole, dir);
+            (program(&boot, BOOT)?, Some(program(&control, CONTROL)?))
+        } else {
+            (program(&whole, BOOT)?, None)
+        };
+        let server = Self { dir: dir.to_owned(), boot, control };
+        match &server.control {
+            Some(control) => {
+                control.start(&[])?;
+                let token = server.client()?.join_token()?.token;
+                server.boot.start(&["--join", &token])?;
+            }
+            None => server.boot.start(&[])?,
+        }
         Ok(server)
     }
 
     /// SIGKILL: it gets no chance to save anything.
     pub fn kill(&self) {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.boot.kill();
     }
 
-    /// Kills it if it runs, starts it, and waits until it answers.
+    /// Kills it if it runs, starts it, and waits until it's ready.
     pub fn restart(&self) -> Result<()> {
-        let mut slot = self.process.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.take();
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.log_path())
-            .with_context(|| format!("opening {}", self.log_path().display()))?;
-        let stdout = log.try_clone().context("sharing the server's log")?;
-        let mut process = Process::start(
-            self.namespace
-                .command(&self.binary)
-                .args(["serve", "--config"])
-                .arg(self.dir.join(CONFIG))
-                .stdin(Stdio::null())
-                .stdout(stdout)
-                .stderr(log),
-        )
-        .with_context(|| format!("starting {}", self.binary.display()))?;
-        let deadline = Instant::now() + START_LIMIT;
-        loop {
-            if let Some(status) = process.status() {
-                bail!("the boot server ended with {status}; its last words:\n  {}", self.last_words());
-            }
-            // The socket of a server that was killed is still there: what counts is an answer.
-            if net::connect(&self.dir, API_SOCKET).is_ok() && self.client().and_then(|c| c.machines()).is_ok() {
-                break;
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "the boot server doesn't answer; its last words:\n  {}",
-                self.last_words()
-            );
-            thread::sleep(Duration::from_millis(50));
-        }
-        *slot = Some(process);
-        Ok(())
+        self.boot.start(&[])
+    }
+
+    /// SIGKILL for the control API, if it's a program of its own.
+    pub fn kill_control(&self) {
+        self.control.iter().for_each(Program::kill);
+    }
+
+    pub fn restart_control(&self) -> Result<()> {
+        self.control.iter().try_for_each(|control| control.start(&[]))
     }
 
     pub fn is_running(&self) -> bool {
-        let mut slot = self.process.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.as_mut().is_some_and(|process| process.status().is_none())
+        self.boot.is_running()
     }
 
     /// An operator at the server's own socket.
@@ -128,11 +136,64 @@ impl Server {
     }
 
     pub fn log_path(&self) -> PathBuf {
-        self.dir.join(LOG)
+        self.boot.log.clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+        self.kill_control();
+    }
+}
+
+impl Program {
+    fn kill(&self) {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    fn is_running(&self) -> bool {
+        let mut slot = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.as_mut().is_some_and(|process| process.status().is_none())
+    }
+
+    fn start(&self, arguments: &[&str]) -> Result<()> {
+        let mut slot = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.take();
+        let opening = || format!("opening {}", self.log.display());
+        let log = File::options().create(true).append(true).open(&self.log).with_context(opening)?;
+        let before = log.metadata().with_context(opening)?.len();
+        let stdout = log.try_clone().context("sharing the server's log")?;
+        let mut process = Process::start(
+            self.namespace
+                .command(&self.binary)
+                .args(["serve", "--config"])
+                .arg(&self.config)
+                .args(arguments)
+                .stdin(Stdio::null())
+                .stdout(stdout)
+                .stderr(log),
+        )
+        .with_context(|| format!("starting {}", self.binary.display()))?;
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            if let Some(status) = process.status() {
+                bail!("the server ended with {status}; its last words:\n  {}", self.last_words());
+            }
+            let said = fs::read(&self.log).with_context(opening)?;
+            let since = said.get(usize::try_from(before)?..).unwrap_or_default();
+            if console::plain(since).lines().any(|line| line.contains(READY)) {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "the server isn't ready; its last words:\n  {}", self.last_words());
+            thread::sleep(Duration::from_millis(50));
+        }
+        *slot = Some(process);
+        Ok(())
     }
 
     fn last_words(&self) -> String {
-        let raw = fs::read(self.log_path()).unwrap_or_default();
+        let raw = fs::read(&self.log).unwrap_or_default();
         console::last_lines(&console::plain(&raw), 15).join("\n  ")
     }
 }
@@ -146,6 +207,11 @@ fn config(spec: &ServerSpec, dir: &Path) -> Config {
     let [a, b, c, d] = net::SERVER_ADDRESS;
     let console = CONSOLE.to_owned();
     Config {
+        name: Some("lab".into()),
+        partition: "default".into(),
+        control: None,
+        listen: vec![],
+        host_names: vec![],
         state_dir: dir.join("state"),
         images_dir: Some(spec.images_dir.clone()),
         image_keys: spec.image_keys.iter().map(PublicKey::to_string).collect(),
@@ -162,6 +228,27 @@ fn config(spec: &ServerSpec, dir: &Path) -> Config {
         max_failures: spec.max_failures,
         router_advertisements: true,
     }
+}
+
+/// One server's configuration as that of two: a boot server alone and its control API.
+fn apart(whole: Config, dir: &Path) -> (Config, Config) {
+    let (address, port) = CONTROL_ADDRESS;
+    let control = Config {
+        name: Some("control".into()),
+        state_dir: dir.join("control"),
+        listen: vec![(address, port).into()],
+        networks: vec![],
+        ..whole.clone()
+    };
+    let boot = Config {
+        control: Some(format!("https://{address}:{port}")),
+        image_keys: vec![],
+        images_dir: None,
+        socket: None,
+        power_hook: None,
+        ..whole
+    };
+    (boot, control)
 }
 
 /// The server calls `HOOK cycle MACHINE_ID MACHINE_NAME`; the lab's own program takes it from there.
@@ -202,11 +289,16 @@ mod tests {
             images_dir: "/images".into(),
             image_keys: Vec::new(),
             max_failures: 3,
+            alone: false,
         };
         write_hook(&spec.binary, dir.path()).expect("a hook");
         let text = toml::to_string(&config(&spec, dir.path())).expect("TOML");
         let read: Config = toml::from_str(&text).expect("reads back");
         let settings = read.check().expect("makes sense");
         assert_eq!(settings.addresses(), [(Ipv4Addr::new(10, 77, 0, 1), net::BRIDGE)]);
+        fs::create_dir(dir.path().join("state")).expect("made");
+        let (boot, control) = apart(read, dir.path());
+        assert!(boot.check().expect("makes sense").control.is_some());
+        assert_eq!(control.check().expect("makes sense").addresses(), []);
     }
 }

@@ -162,6 +162,7 @@ pub(crate) fn start(dir: &Path, options: &UpOptions, kit: Kit) -> Result<Lab> {
         images_dir: kit.images_dir,
         image_keys: vec![kit.image_key],
         max_failures: MAX_FAILURES,
+        alone: false,
     };
     let lab = Lab::start(LabSpec { dir: dir.to_owned(), server, machines: options.machines.into() })?;
     for n in 1..=options.machines {

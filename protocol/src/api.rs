@@ -111,11 +111,15 @@ pub struct PhonedHome {
 // POST   /v1/machines/{ref}/release                → Machine
 // POST   /v1/machines/{ref}/reprovision            → Machine
 // GET    /v1/images                                [ImageSummary]
+// GET    /v1/boot-servers                          [BootServer]
+// POST   /v1/boot-servers/tokens                   → JoinToken
+// DELETE /v1/boot-servers/{id}                     204
 //
 // `{ref}` is an id, an unambiguous beginning of one (8 characters or more), a name, a serial, a MAC or a hostname.
 
 pub const MACHINES: &str = "/v1/machines";
 pub const IMAGE_LIST: &str = "/v1/images";
+pub const BOOT_SERVERS: &str = "/v1/boot-servers";
 
 /// A certificate as the server keeps it: what the agent signed, and when it was believed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

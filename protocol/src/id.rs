@@ -41,6 +41,10 @@ id! {
     /// One order to one boot.
     OrderId
 }
+id! {
+    /// A boot server, from when it joined.
+    BootServerId
+}
 
 /// An Ethernet address, written `52:54:00:77:00:01`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -10,12 +10,15 @@
 //! | server → machine: what to do | [`order`] |
 //! | machine → server: proof of what was done | [`certificate`], [`order::Outcome`] |
 //!
+//! What machines do goes through a boot server; one that runs alone speaks for them as [`boot_server`] says.
+//!
 //! [`manifest`] is what an image builder signs, [`sign`] the one envelope that everything signed travels in, and [`api`]
 //! the paths and bodies of both HTTP interfaces (agents and operators). The rest is what two rooms would otherwise each
 //! have of their own: how much of a disk an install takes ([`space`]), what a system calls itself ([`os_release`]), how
 //! a number reads ([`words`]).
 
 pub mod api;
+pub mod boot_server;
 pub mod certificate;
 pub mod event;
 #[cfg(any(test, feature = "fixtures"))]

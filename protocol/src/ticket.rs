@@ -10,13 +10,15 @@ use crate::sign::{PublicKey, Signable};
 /// [`BOOT_TICKET`](crate::api::BOOT_TICKET).
 pub const TICKET_PATH: &str = "/etc/drophammer/boot-ticket.json";
 
-/// The addresses that a machine uses for the server: those of the network that it boots from.
+/// How a machine reaches its boot server, by the addresses of the network that it boots from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reach {
     /// `https://address:port`
     pub server: String,
     /// `http://address:port`, for what needs no secrecy: boot files, the signed time, images.
     pub boot_server: String,
+    /// Signs the time at `boot_server`.
+    pub time_key: PublicKey,
 }
 
 /// One machine's ticket for one boot. Everything that the agent trusts starts here.

@@ -8,11 +8,16 @@
 //! | [`http`](serve) | boot script, kernel, initramfs with the boot's ticket; unified kernel image; signed time; images |
 //! | [`listen`](serve) | the control API for agents and operators, over TLS and a local socket |
 //! | [`observe`] | what all of these see of a boot, as one timeline |
+//! | `behind` | who decides: the control API in the same process, or |
+//! | `alone` | what stands in for one that is elsewhere |
 //!
 //! [`serve`] binds all of it before it serves any of it: a server that says "ready" is one.
 
+mod alone;
+mod behind;
 pub mod config;
 pub mod dhcp;
+mod health;
 mod http;
 pub mod identity;
 mod listen;
@@ -34,19 +39,22 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use drophammer_control::{Auth, Control};
-use drophammer_protocol::sign::PublicKey;
+use drophammer_control::{Auth, Control, HEARTBEAT, Point};
 use nix::sys::stat::{Mode, umask};
+use rcgen::KeyPair;
 use tokio::net::UnixListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::info;
 
-pub use crate::config::{Config, Settings};
+use crate::alone::Alone;
+use crate::behind::Behind;
+pub use crate::config::{Config, ControlAt, Settings};
 use crate::dhcp::boot::http_url;
 use crate::dhcp::serve::Dhcp;
 use crate::listen::Door;
 use crate::observe::Observer;
+use crate::tls::Identity;
 
 /// Serves until `shutdown` is ready or a part of the server dies, which ends all of it with that part's error.
 pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<()> {
@@ -62,6 +70,8 @@ pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Re
 
 /// Everything bound, nothing served.
 struct Server {
+    settings: Settings,
+    behind: Behind,
     dhcp: Option<Dhcp>,
     ra: Vec<ra::RouterAdvertisements>,
     tftp: Vec<tftp::Tftp>,
@@ -71,13 +81,8 @@ struct Server {
 
 impl Server {
     async fn bind(settings: &Settings) -> Result<Self> {
-        for name in ["vmlinuz", "initramfs"] {
-            let path = settings.boot_dir.join(name);
-            fs::metadata(&path).with_context(|| {
-                format!("looking for {} (`drophammer initramfs` builds the kernel and initramfs)", path.display())
-            })?;
-        }
-        let files = tftp::load(&settings.boot_dir)?;
+        // A control API for boot servers elsewhere boots nobody itself.
+        let files = if settings.networks.is_empty() { tftp::Files::none() } else { boot_files(&settings.boot_dir)? };
         for (dir, mode) in [(&settings.state_dir, 0o700), (&settings.images_dir, 0o755)] {
             let made = DirBuilder::new().recursive(true).mode(mode).create(dir);
             made.with_context(|| format!("making {}", dir.display()))?;
@@ -95,28 +100,33 @@ impl Server {
             http.push(listen::tcp(at(ports.http), "HTTP (ports.http)", interface).await?);
             https.push(listen::tcp(at(ports.https), "HTTPS (ports.https)", interface).await?);
         }
-        let socket = socket(&settings.socket)?;
+        for address in &settings.listen {
+            https.push(listen::tcp(*address, "the control API (listen)", "this host").await?);
+        }
 
-        let authority = tls::Authority::open(&settings.state_dir)?;
         let time_key = tls::time_key(&settings.state_dir)?;
-        let tls = authority.server(settings.addresses().into_iter().map(|(address, _)| address))?;
-        let control = Control::open(drophammer_control::Config {
-            state_dir: settings.state_dir.clone(),
-            images_dir: settings.images_dir.clone(),
-            image_keys: settings.image_keys.clone(),
-            ca_pem: authority.ca_pem,
-            time_key: PublicKey::of(&time_key),
-            install_cmdline: settings.install_cmdline.clone(),
-            power_hook: settings.power_hook.clone(),
-            max_failures: settings.max_failures,
-        })?;
-        let observer = Observer::new(control.clone());
+        let (behind, ca_pem, identity) = match &settings.control {
+            Some(at) => {
+                let alone = Alone::start(settings, at).await?;
+                (Behind::Alone(Arc::clone(&alone)), alone.ca_pem(), alone.identity())
+            }
+            None => {
+                let control = open_control(settings)?;
+                let key = KeyPair::generate()?;
+                let certificate = control.certificate(&Point::of(&key))?;
+                let identity = Identity::new(key.serialized_der(), &certificate, control.ca_pem())?;
+                let ca_pem = control.ca_pem().to_owned();
+                (Behind::Here(control), ca_pem, identity)
+            }
+        };
+        let tls = tls::server(identity, &ca_pem)?;
+        let observer = Observer::new(behind.clone());
         let mut tftp_servers = vec![];
         for socket in tftp {
             tftp_servers.push(tftp::Tftp::new(socket, files.clone(), observer.clone()).await?);
         }
         let boot = http::Boot {
-            control: control.clone(),
+            behind: behind.clone(),
             observer: observer.clone(),
             time_key,
             ports,
@@ -125,13 +135,24 @@ impl Server {
             images_dir: settings.images_dir.clone(),
             files,
         };
-        let boot = http::router(Arc::new(boot));
-        let api = control.agent_router().merge(control.operator_router(Auth::Token));
+        let boot = Arc::new(boot);
+        let (api, operators) = match &behind {
+            Behind::Here(control) => {
+                let agents = control.agent_router().merge(control.boot_server_router());
+                let api = agents.merge(control.operator_router(Auth::Token)).merge(http::images(Arc::clone(&boot)));
+                (api, Some(control.operator_router(Auth::Socket)))
+            }
+            Behind::Alone(alone) => (alone::relay::router(Arc::clone(alone)), None),
+        };
+        let boot = http::router(boot);
         let http = http.into_iter().map(|listener| ("HTTP", Door::Http(listener), boot.clone()));
         let https = https.into_iter().map(|l| ("HTTPS", Door::Https(l, Arc::clone(&tls)), api.clone()));
-        let socket = ("the operators' socket", Door::Socket(socket), control.operator_router(Auth::Socket));
-        let doors = http.chain(https).chain([socket]).collect();
-        Ok(Self { dhcp, ra, tftp: tftp_servers, doors, observer })
+        let operators = match operators {
+            Some(app) => Some(("the operators' socket", Door::Socket(socket(&settings.socket)?), app)),
+            None => None,
+        };
+        let doors = http.chain(https).chain(operators).collect();
+        Ok(Self { settings: settings.clone(), dhcp, ra, tftp: tftp_servers, doors, observer, behind })
     }
 
     async fn run(self, shutdown: impl Future<Output = ()>) -> Result<()> {
@@ -151,6 +172,10 @@ impl Server {
         for ra in self.ra {
             background.spawn(ra.run());
         }
+        match self.behind.clone() {
+            Behind::Here(control) => background.spawn(stay_known(control, self.settings)),
+            Behind::Alone(alone) => background.spawn(alone.run(self.settings)),
+        };
         for (name, door, app) in self.doors {
             let stopping = stopping.clone();
             parts.spawn(
@@ -177,7 +202,56 @@ impl Server {
                 first.get_or_insert(error);
             }
         }
+        if let Behind::Alone(alone) = self.behind
+            && let Err(error) = alone.finish()
+        {
+            first.get_or_insert(error);
+        }
         first.map_or(Ok(()), Err)
+    }
+}
+
+fn boot_files(boot_dir: &Path) -> Result<tftp::Files> {
+    for name in ["vmlinuz", "initramfs"] {
+        let path = boot_dir.join(name);
+        fs::metadata(&path).with_context(|| {
+            format!("looking for {} (`drophammer initramfs` builds the kernel and initramfs)", path.display())
+        })?;
+    }
+    tftp::load(boot_dir)
+}
+
+fn open_control(settings: &Settings) -> Result<Control> {
+    let networks = settings.addresses().into_iter().map(|(address, _)| IpAddr::V4(address));
+    let listen = settings.listen.iter().map(SocketAddr::ip).filter(|address| !address.is_unspecified());
+    let (named, host_names): (Vec<_>, Vec<_>) =
+        settings.host_names.iter().cloned().partition(|name| name.parse::<IpAddr>().is_ok());
+    let named = named.iter().filter_map(|address| address.parse().ok());
+    let control = Control::open(drophammer_control::Config {
+        state_dir: settings.state_dir.clone(),
+        images_dir: settings.images_dir.clone(),
+        image_keys: settings.image_keys.clone(),
+        addresses: networks.chain(listen).chain(named).collect(),
+        host_names,
+        install_cmdline: settings.install_cmdline.clone(),
+        power_hook: settings.power_hook.clone(),
+        max_failures: settings.max_failures,
+    })?;
+    if settings.networks.is_empty() {
+        control.no_embedded()?;
+    } else {
+        control.register_embedded(&settings.registration()).context("registering this boot server")?;
+    }
+    Ok(control)
+}
+
+/// The boot server in the control API's own process tells of itself like any other.
+async fn stay_known(control: Control, settings: Settings) -> Result<()> {
+    loop {
+        let state_dir = settings.state_dir.clone();
+        let health = tokio::task::spawn_blocking(move || health::of_this_host(&state_dir)).await?;
+        control.embedded_health(health);
+        tokio::time::sleep(HEARTBEAT).await;
     }
 }
 

@@ -23,6 +23,8 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
+use drophammer_control::ClientCertificate;
+
 use crate::http::Peer;
 
 const MOST_CONNECTIONS: usize = 8192;
@@ -133,17 +135,24 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
 }
 
 async fn converse(stream: Stream, peer: Option<Peer>, app: Router, mut stop: watch::Receiver<bool>) -> Result<()> {
+    let mut certificate = None;
     let stream: Box<dyn Duplex> = match stream {
         Stream::Plain(stream) => stream,
         Stream::Tls(stream, config) => {
             let shake = TlsAcceptor::from(config).accept(stream);
-            Box::new(tokio::time::timeout(PATIENCE, shake).await.context("waiting for a TLS handshake")??)
+            let stream = tokio::time::timeout(PATIENCE, shake).await.context("waiting for a TLS handshake")??;
+            let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+            certificate = shown.map(|shown| ClientCertificate::of(shown));
+            Box::new(stream)
         }
     };
     let service = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         if let Some(peer) = peer {
             request.extensions_mut().insert(peer);
+        }
+        if let Some(certificate) = certificate {
+            request.extensions_mut().insert(certificate);
         }
         app.clone().oneshot(request)
     });

@@ -5,17 +5,20 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use drophammer_control::Control;
+use drophammer_protocol::boot_server::Seen;
 use drophammer_protocol::event::{Phase, Progress, Step};
 use drophammer_protocol::id::{Mac, MachineId};
 use tracing::warn;
+
+use crate::alone::unix_ms;
+use crate::behind::Behind;
 
 /// As many hosts as the largest boot network has.
 const MOST_CLIENTS: usize = 1 << 16;
 
 #[derive(Clone, Debug)]
 pub struct Observer {
-    control: Control,
+    behind: Behind,
     clients: Arc<Mutex<HashMap<IpAddr, Client>>>,
 }
 
@@ -27,8 +30,8 @@ struct Client {
 }
 
 impl Observer {
-    pub fn new(control: Control) -> Self {
-        Self { control, clients: Arc::default() }
+    pub(crate) fn new(behind: Behind) -> Self {
+        Self { behind, clients: Arc::default() }
     }
 
     /// Remembers who is at this address.
@@ -59,8 +62,10 @@ impl Observer {
     }
 
     fn tell(&self, client: Client, phase: Phase, step: Step, message: String, progress: Option<Progress>) {
-        if let Err(error) = self.control.observe(client.mac, client.machine, phase, step, message, progress) {
-            warn!(mac = %client.mac, "{error:#}");
+        let Client { mac, machine } = client;
+        if let Err(error) = self.behind.observe(Seen { at_ms: unix_ms(), mac, machine, phase, step, message, progress })
+        {
+            warn!(%mac, "{error:#}");
         }
     }
 }

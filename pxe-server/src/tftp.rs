@@ -38,6 +38,10 @@ pub struct Files {
 }
 
 impl Files {
+    pub fn none() -> Self {
+        Self { loaders: Loaders::new(), all: Arc::default() }
+    }
+
     pub fn get(&self, name: &str) -> Option<(&'static str, Bytes)> {
         self.all.get_key_value(name).map(|(name, bytes)| (*name, bytes.clone()))
     }

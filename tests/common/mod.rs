@@ -47,6 +47,7 @@ pub(crate) fn server() -> ServerSpec {
         images_dir: kit.images_dir.clone(),
         image_keys: vec![kit.image_key],
         max_failures: 3,
+        alone: false,
     }
 }
 

@@ -4,11 +4,12 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use drophammer_protocol::api::{IMAGE_LIST, ImageSummary, MACHINES, StoredCertificate};
+use drophammer_protocol::api::{BOOT_SERVERS, IMAGE_LIST, ImageSummary, MACHINES, StoredCertificate};
+use drophammer_protocol::boot_server::{BootServer, JoinToken};
 use drophammer_protocol::event::Recorded;
-use drophammer_protocol::id::MachineId;
+use drophammer_protocol::id::{BootServerId, MachineId};
 use drophammer_protocol::machine::{Allocation, Machine};
 
 use super::{Bearer, Body, Waiting, Which, bearer, not_this_way, nothing_here, off_thread, wait_for};
@@ -32,6 +33,9 @@ impl Control {
             .route(&of("/release"), post(release))
             .route(&of("/reprovision"), post(reprovision))
             .route(IMAGE_LIST, get(images))
+            .route(BOOT_SERVERS, get(boot_servers))
+            .route(&format!("{BOOT_SERVERS}/tokens"), post(join_token))
+            .route(&format!("{BOOT_SERVERS}/{{id}}"), delete(remove_boot_server))
             .layer(DefaultBodyLimit::max(BODY))
             .fallback(nothing_here)
             .method_not_allowed_fallback(not_this_way);
@@ -108,4 +112,20 @@ async fn reprovision(State(control): State<Control>, Which(name): Which<String>)
 
 async fn images(State(control): State<Control>) -> Result<Json<Vec<ImageSummary>>, Denied> {
     off_thread(&control, |c| c.images()).await.map(Json)
+}
+
+async fn boot_servers(State(control): State<Control>) -> Result<Json<Vec<BootServer>>, Denied> {
+    off_thread(&control, |c| c.boot_servers(unix_ms())).await.map(Json)
+}
+
+async fn join_token(State(control): State<Control>) -> Result<Json<JoinToken>, Denied> {
+    off_thread(&control, |c| c.join_token(unix_ms())).await.map(Json)
+}
+
+async fn remove_boot_server(
+    State(control): State<Control>,
+    Which(id): Which<BootServerId>,
+) -> Result<StatusCode, Denied> {
+    off_thread(&control, move |c| c.remove_boot_server(id)).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use drophammer_control::client::Client;
 use drophammer_protocol::api::*;
+use drophammer_protocol::boot_server::Seen;
 use drophammer_protocol::certificate::{ErasureCertificate, Verdict};
 use drophammer_protocol::event::{Event, Phase, Recorded, Step};
 use drophammer_protocol::id::{BootId, OrderId};
@@ -31,7 +32,7 @@ fn the_whole_road_with_a_server_that_restarts_between_all_steps() {
                 rig.restart();
             }
         };
-        rig.control().observe(mac(1), None, Phase::Dhcp, Step::Note, "DISCOVER", None).expect("is noted");
+        rig.control().observe(seen("DISCOVER")).expect("is noted");
         let mut agent = rig.boot(1);
         assert_eq!(rig.state(1), State::Discovered);
         next(&mut rig);
@@ -470,7 +471,7 @@ fn long_polls_end_with_news() {
     let last = rig.operator().events("SN-1", 0, 0).expect("lists").last().map_or(0, |e| e.position);
     std::thread::scope(|s| {
         let news = s.spawn(|| rig.operator().events("SN-1", last, 60));
-        rig.control().observe(mac(1), None, Phase::Dhcp, Step::Note, "REQUEST", None).expect("is noted");
+        rig.control().observe(seen("REQUEST")).expect("is noted");
         let news = news.join().expect("ends").expect("answers");
         assert_eq!(news.first().map(|e| (e.message.as_str(), e.boot)), Some(("REQUEST", None)));
     });
@@ -599,4 +600,9 @@ fn await_that(happened: impl Fn() -> bool) {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     panic!("nothing happened for a minute");
+}
+
+fn seen(message: &str) -> Seen {
+    let (mac, phase, step, message) = (mac(1), Phase::Dhcp, Step::Note, message.into());
+    Seen { at_ms: 1, mac, machine: None, phase, step, message, progress: None }
 }

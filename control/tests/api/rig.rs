@@ -50,8 +50,8 @@ impl Rig {
             state_dir: dir.path().join("state"),
             images_dir: dir.path().join("images"),
             image_keys: vec![PublicKey::of(&key)],
-            ca_pem: "the CA".into(),
-            time_key: PublicKey::of(&key),
+            addresses: vec![],
+            host_names: vec![],
             install_cmdline: "console=ttyS0".into(),
             power_hook: None,
             max_failures: 3,
@@ -124,7 +124,11 @@ impl Rig {
 
     /// The machine's firmware asks what to boot.
     pub(crate) fn net_boot(&self, n: u8) -> BootDecision {
-        let reach = Reach { server: "https://10.77.0.1:8443".into(), boot_server: "http://10.77.0.1:8080".into() };
+        let reach = Reach {
+            server: "https://10.77.0.1:8443".into(),
+            boot_server: "http://10.77.0.1:8080".into(),
+            time_key: PublicKey::of(&SigningKey::from_bytes(&[1; 32])),
+        };
         let own_disk = self.control().boots_own_disk(machine(n)).expect("knows");
         let decision = self.control().boot_asked(mac(n), machine(n), ADDRESS, &reach).expect("decides");
         assert_eq!(own_disk, decision == BootDecision::LocalDisk, "the same, asked in two ways");

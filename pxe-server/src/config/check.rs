@@ -1,7 +1,7 @@
 //! From what the file says to what it means.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use drophammer_protocol::sign::PublicKey;
 use ipnet::Ipv4Net;
 
 use super::complaint::{Complaints, Key};
-use super::settings::{Dhcp, Leasing, Network, RelayMatch, Reservation, Settings, Who, has_host};
+use super::settings::{ControlAt, Dhcp, Leasing, Network, RelayMatch, Reservation, Settings, Who, has_host};
 use super::{Config, Mode, NetworkConfig, Ports, RelayConfig, ReservationConfig, SOCKET};
 use crate::dhcp::leases::Pool;
 
@@ -29,9 +29,39 @@ impl Config {
             .enumerate()
             .filter_map(|(n, network)| check_network(network, &Key::of("network").item(n), &mut wrong))
             .collect();
-        wrong.unless(!self.networks.is_empty(), &Key::of("network"), || {
-            "there is no [[network]]: a boot server needs one to boot machines from".into()
+        let only_control = !self.listen.is_empty() && self.control.is_none();
+        wrong.unless(!self.networks.is_empty() || only_control, &Key::of("network"), || {
+            "there is no [[network]]: a boot server needs one to boot machines from (a control API for boot servers \
+             elsewhere needs `listen`)"
+                .into()
         });
+        let control = match self.control.as_deref().map(|url| ControlAt::new(url, None)).transpose() {
+            Ok(control) => control,
+            Err(why) => {
+                wrong.add(Key::of("control"), why);
+                None
+            }
+        };
+        wrong.unless(self.listen.is_empty() || self.control.is_none(), &Key::of("listen"), || {
+            "a boot server with `control` serves no control API that anybody could be listened for".into()
+        });
+        for (n, address) in self.listen.iter().enumerate() {
+            // The networks' addresses are bound one by one.
+            let taken = address.port() == self.ports.https
+                && (address.ip().is_unspecified()
+                    || self.networks.iter().any(|n| IpAddr::V4(n.address) == address.ip()));
+            wrong.unless(!taken || self.networks.is_empty(), &Key::of("listen").item(n), || {
+                format!(
+                    "{address} is served already, by ports.https on the networks' addresses; give the others one by one"
+                )
+            });
+        }
+        let name = self.name.clone().unwrap_or_else(host_name);
+        for (key, text) in [("name", &name), ("partition", &self.partition)] {
+            let plain =
+                !text.is_empty() && text.len() <= 64 && !text.chars().any(|c| c.is_control() || c.is_whitespace());
+            wrong.unless(plain, &Key::of(key), || format!("{text:?} is not a word of 64 characters or less"));
+        }
         check_together(&networks, &mut wrong);
         check_ports(self.ports, &mut wrong);
         for (key, text) in [("agent_cmdline", &self.agent_cmdline), ("install_cmdline", &self.install_cmdline)] {
@@ -53,6 +83,11 @@ impl Config {
         }
         let within = |path: &Option<PathBuf>, name| path.clone().unwrap_or_else(|| self.state_dir.join(name));
         wrong.or(|| Settings {
+            name,
+            partition: self.partition.clone(),
+            control,
+            listen: self.listen.clone(),
+            host_names: self.host_names.clone(),
             images_dir: within(&self.images_dir, "images"),
             boot_dir: within(&self.boot_dir, "boot"),
             socket: within(&self.socket, SOCKET),
@@ -67,6 +102,10 @@ impl Config {
             router_advertisements: self.router_advertisements,
         })
     }
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "boot-server".into())
 }
 
 fn check_ports(ports: Ports, wrong: &mut Complaints) {

@@ -9,7 +9,7 @@ mod settings;
 
 use std::fmt;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use complaint::Complaints;
-pub use settings::{Dhcp, Leasing, Network, RelayMatch, Reservation, Settings, Who};
+pub use settings::{ControlAt, Dhcp, Leasing, Network, RelayMatch, Reservation, Settings, Who};
 
 const SOCKET: &str = "control.sock";
 
@@ -32,6 +32,22 @@ pub fn default_socket() -> PathBuf {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// What operators know this server by. Default: the host's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Boot servers of one partition are close to each other; those with the same subnet are on one segment.
+    #[serde(default = "default_partition")]
+    pub partition: String,
+    /// `https://host:port` of the control API that this boot server belongs to. Default: one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<String>,
+    /// More addresses, `address:port`, where the control API is served over HTTPS: for boot servers that run alone and for
+    /// operators. The networks' own have it at `ports.https`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listen: Vec<SocketAddr>,
+    /// More names and addresses that this server is called by over HTTPS.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_names: Vec<String>,
     /// Machines, leases, the certificate authority: everything that has to survive a restart.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
@@ -264,6 +280,10 @@ impl Default for Ports {
 
 fn default_state_dir() -> PathBuf {
     "/var/lib/drophammer".into()
+}
+
+fn default_partition() -> String {
+    "default".into()
 }
 
 fn default_max_failures() -> u32 {

@@ -1,12 +1,15 @@
 //! A configuration that was found to make sense. Nothing here has to be questioned again.
 
-use std::net::Ipv4Addr;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use drophammer_protocol::boot_server::{NetworkSummary, Registration};
 use drophammer_protocol::id::Mac;
 use drophammer_protocol::sign::PublicKey;
 use ipnet::Ipv4Net;
+use reqwest::Url;
 use uuid::Uuid;
 
 use super::{Octets, Ports, Route};
@@ -14,12 +17,18 @@ use crate::dhcp::leases::Pool;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
+    pub name: String,
+    pub partition: String,
+    /// The control API, if it's elsewhere.
+    pub control: Option<ControlAt>,
+    pub listen: Vec<SocketAddr>,
+    pub host_names: Vec<String>,
     pub state_dir: PathBuf,
     pub images_dir: PathBuf,
     pub boot_dir: PathBuf,
     pub socket: PathBuf,
     pub image_keys: Vec<PublicKey>,
-    /// At least one.
+    /// At least one, unless this is only a control API for boot servers elsewhere.
     pub networks: Vec<Network>,
     pub ports: Ports,
     pub agent_cmdline: String,
@@ -36,6 +45,57 @@ impl Settings {
         addresses.sort_unstable();
         addresses.dedup_by_key(|(address, _)| *address);
         addresses
+    }
+
+    /// What the control API is told of this boot server.
+    pub fn registration(&self) -> Registration {
+        let summary = |network: &Network| {
+            let pool = match &network.dhcp {
+                Dhcp::Server(leasing) => Some(&leasing.pool),
+                Dhcp::Proxy | Dhcp::Off => None,
+            };
+            NetworkSummary {
+                name: network.name.clone(),
+                address: network.address,
+                subnet: network.subnet,
+                dhcp: network.dhcp.word().to_owned(),
+                relayed: network.relayed,
+                pool: pool.map(|pool| pool.ranges.clone()).unwrap_or_default(),
+                share: pool.and_then(|pool| pool.share),
+            }
+        };
+        Registration {
+            name: self.name.clone(),
+            partition: self.partition.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            networks: self.networks.iter().map(summary).collect(),
+        }
+    }
+}
+
+/// A control API that isn't in this process.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ControlAt {
+    pub url: Url,
+    /// For the first time.
+    pub join: Option<String>,
+}
+
+impl fmt::Debug for ControlAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ControlAt({})", self.url)
+    }
+}
+
+impl ControlAt {
+    pub fn new(url: &str, join: Option<String>) -> Result<Self, String> {
+        let example = "it looks like https://10.0.0.1:443";
+        let url =
+            url.parse::<Url>().map_err(|e| format!("{url:?} is not the address of a control API ({e}): {example}"))?;
+        if url.scheme() != "https" || url.host().is_none() || !matches!(url.path(), "" | "/") {
+            return Err(format!("{url} is not the address of a control API: {example}"));
+        }
+        Ok(Self { url, join })
     }
 }
 

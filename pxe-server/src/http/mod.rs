@@ -20,20 +20,20 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
-use drophammer_control::Control;
 use drophammer_protocol::api::{
     BOOT_INITRAMFS, BOOT_KERNEL, BOOT_SCRIPT, BOOT_TICKET, BOOT_TIME, BOOT_UKI, IMAGES, Problem, TimeAnswer,
 };
 use drophammer_protocol::event::{Phase, Progress, Step};
 use drophammer_protocol::id::{BootId, Mac, MachineId};
 use drophammer_protocol::manifest::is_plain_name;
-use drophammer_protocol::sign::Signed;
+use drophammer_protocol::sign::{PublicKey, Signed};
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach, ServerTime, TICKET_PATH};
 use ed25519_dalek::SigningKey;
 use serde::Deserialize;
 use tracing::{debug, error};
 
 use self::content::{Content, Sent};
+use crate::behind::Behind;
 use crate::config::Ports;
 use crate::dhcp::boot::http_url;
 use crate::observe::Observer;
@@ -42,7 +42,7 @@ use crate::{identity, script, tftp};
 /// What the boot paths need to answer.
 #[derive(Debug)]
 pub(crate) struct Boot {
-    pub(crate) control: Control,
+    pub(crate) behind: Behind,
     pub(crate) observer: Observer,
     pub(crate) time_key: SigningKey,
     pub(crate) ports: Ports,
@@ -66,9 +66,13 @@ impl Peer {
     }
 
     /// The addresses of the network that the client came from.
-    fn reach(self, ports: Ports) -> Reach {
-        let address = self.local.ip().to_canonical();
-        Reach { server: format!("https://{address}:{}", ports.https), boot_server: http_url(address, ports.http) }
+    fn reach(self, boot: &Boot) -> Reach {
+        let (address, ports) = (self.local.ip().to_canonical(), boot.ports);
+        Reach {
+            server: format!("https://{address}:{}", ports.https),
+            boot_server: http_url(address, ports.http),
+            time_key: PublicKey::of(&boot.time_key),
+        }
     }
 }
 
@@ -81,9 +85,14 @@ pub(crate) fn router(boot: Arc<Boot>) -> Router {
         .route(&format!("{BOOT_INITRAMFS}/{{boot}}"), get(initramfs))
         .route("/boot/{loader}", get(loader))
         .route(BOOT_TIME, get(time))
-        .route(&format!("{IMAGES}/{{name}}/{{version}}/{{file}}"), get(image))
         .fallback(async || refuse(StatusCode::NOT_FOUND, "there is nothing at this path on a boot server"))
-        .with_state(boot)
+        .with_state(Arc::clone(&boot))
+        .merge(images(boot))
+}
+
+/// What is signed and can be had by everybody.
+pub(crate) fn images(boot: Arc<Boot>) -> Router {
+    Router::new().route(&format!("{IMAGES}/{{name}}/{{version}}/{{file}}"), get(image)).with_state(boot)
 }
 
 #[derive(Deserialize)]
@@ -113,7 +122,7 @@ async fn boot_script(
         Ok(BootDecision::Agent(ticket)) => script::agent(&ticket.boot_server, ticket.boot, &boot.agent_cmdline),
         Ok(BootDecision::LocalDisk) => script::local_disk(),
         // The machine's screen is where somebody looks first.
-        Err(said) => script::trouble(&peer.reach(boot.ports).boot_server, &said),
+        Err(said) => script::trouble(&peer.reach(&boot).boot_server, &said),
     };
     ([(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-store")], text).into_response()
 }
@@ -136,10 +145,10 @@ async fn ticket(
 
 /// What a machine boots, told to its timeline; or why that can't be said.
 async fn decide(boot: &Boot, mac: Mac, machine: MachineId, peer: Peer) -> Result<BootDecision, String> {
-    let (address, reach) = (peer.address(), peer.reach(boot.ports));
+    let (address, reach) = (peer.address(), peer.reach(boot));
     boot.observer.saw(address, mac, Some(machine));
-    let control = boot.control.clone();
-    let decision = off_thread(move || control.boot_asked(mac, machine, address, &reach)).await.map_err(|error| {
+    let behind = boot.behind.clone();
+    let decision = off_thread(move || behind.boot_asked(mac, machine, address, &reach)).await.map_err(|error| {
         error!(%mac, %machine, "deciding what a machine boots: {error:#}");
         format!("no decision on what to boot: {error:#}")
     });
@@ -163,8 +172,8 @@ async fn uki(
     let address = peer.address();
     if let Some((mac, machine)) = boot.observer.client_at(address) {
         let machine = machine.unwrap_or_else(|| identity::of_mac(mac));
-        let control = boot.control.clone();
-        match off_thread(move || control.boots_own_disk(machine)).await {
+        let behind = boot.behind.clone();
+        match off_thread(move || behind.boots_own_disk(machine)).await {
             Ok(true) => {
                 // Firmware asks with HEAD and then with GET; it counts once.
                 let asked = method == Method::GET;
@@ -202,8 +211,8 @@ async fn initramfs(
     Path(id): Path<BootId>,
     headers: HeaderMap,
 ) -> Response {
-    let control = boot.control.clone();
-    let ticket = match off_thread(move || control.ticket(id)).await {
+    let behind = boot.behind.clone();
+    let ticket = match off_thread(move || behind.ticket(id)).await {
         Ok(Some(ticket)) => ticket,
         Ok(None) => return refuse(StatusCode::NOT_FOUND, format_args!("there is no boot {id}, or its time is over")),
         Err(error) => return broken(format_args!("looking for boot {id}: {error:#}")),
@@ -260,7 +269,10 @@ async fn image(
         Ok(Some(content)) => content
             .respond(&headers, move |sent| debug!(peer = %peer.remote, name, version, file, ?sent, "image"))
             .unwrap_or_else(|error| broken(format_args!("{error:#}"))),
-        Ok(None) => refuse(StatusCode::NOT_FOUND, format_args!("image {name}/{version} has no {file} here")),
+        Ok(None) => match &boot.behind {
+            Behind::Alone(alone) => alone.image(&boot.images_dir, format!("{name}/{version}"), &file, &headers).await,
+            Behind::Here(_) => refuse(StatusCode::NOT_FOUND, format_args!("image {name}/{version} has no {file} here")),
+        },
         Err(error) => broken(format_args!("{error:#}")),
     }
 }
@@ -308,7 +320,7 @@ fn broken(detail: impl Display) -> Response {
     refuse(StatusCode::INTERNAL_SERVER_ERROR, detail)
 }
 
-fn refuse(status: StatusCode, detail: impl Display) -> Response {
+pub(crate) fn refuse(status: StatusCode, detail: impl Display) -> Response {
     let title = status.canonical_reason().unwrap_or("error").to_owned();
     let problem = Problem { status: status.as_u16(), title, detail: detail.to_string() };
     (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(problem)).into_response()

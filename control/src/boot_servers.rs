@@ -1,0 +1,458 @@
+//! The boot servers: the one in this process, and those that run alone and joined.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Mutex, PoisonError};
+
+use axum::http::StatusCode;
+use drophammer_protocol::boot_server::{
+    Asked, BootServer, Briefing, Certifiable, Certified, Health, Join, JoinToken, Joined, NetworkSummary, Numbered,
+    Registration, Report,
+};
+use drophammer_protocol::id::{BootServerId, MachineId};
+use ring::digest;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
+use time::Duration;
+use uuid::Uuid;
+
+use crate::authority::{Holder, Point};
+use crate::denied::Denied;
+use crate::secret::{Hash, Token};
+use crate::store::Txn;
+use crate::timeline::{self, Said};
+use crate::{Control, records, unix_ms};
+
+/// Known by this id in every control API: there is only one in the same process.
+pub const EMBEDDED: BootServerId = BootServerId(Uuid::from_u128(1));
+/// How often boot servers send their [`Health`].
+pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(10);
+/// Who missed three of them isn't there.
+const SILENT_MS: u64 = 35_000;
+const TOKEN_LIFE_MS: u64 = 60 * 60 * 1000;
+/// Long enough for a boot server to do without the control API for two months, short enough that the certificate of one
+/// that was removed isn't believed by machines for ever.
+const CERTIFICATE_DAYS: i64 = 90;
+const RENEW_DAYS: i64 = 30;
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+const RECORDS: &str = "boot-server/";
+/// Changes with every registration, so that two that exclude each other can't both win.
+const REGISTRATIONS: &str = "boot-server-registrations";
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Record {
+    id: BootServerId,
+    registration: Registration,
+    certificates: Vec<Known>,
+    joined_ms: u64,
+    /// Its reports up to this one are stored.
+    reports: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Known {
+    sha256: String,
+    expires_ms: u64,
+}
+
+/// A join token that is out.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Invitation {
+    token: Hash,
+    expires_ms: u64,
+}
+
+/// When each boot server was last heard of, and how it was.
+#[derive(Debug, Default)]
+pub(crate) struct Heard(Mutex<HashMap<BootServerId, (u64, Option<Health>)>>);
+
+impl Heard {
+    fn note(&self, id: BootServerId, now: u64, health: Option<Health>) {
+        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = heard.entry(id).or_default();
+        entry.0 = now;
+        if health.is_some() {
+            entry.1 = health;
+        }
+    }
+
+    fn of(&self, id: BootServerId) -> (u64, Option<Health>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned().unwrap_or_default()
+    }
+
+    fn forget(&self, id: BootServerId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+}
+
+impl Control {
+    /// A token for one more boot server. The last part is by what that boot server knows this control API.
+    pub(crate) fn join_token(&self, now: u64) -> Result<JoinToken, Denied> {
+        let token = Token::random(Uuid::new_v4())?;
+        let expires_ms = now.saturating_add(TOKEN_LIFE_MS);
+        let invitation = Invitation { token: token.hash(), expires_ms };
+        let ca = fingerprint(self.ca_pem())?;
+        self.store().transact(|txn| txn.put(&invitation_key(&token), &invitation))?;
+        Ok(JoinToken { token: format!("{token}.{ca}"), expires_ms })
+    }
+
+    pub(crate) fn join(&self, bearer: &str, join: &Join, now: u64) -> Result<Joined, Denied> {
+        let unknown = || {
+            Denied::stranger(
+                "this join token isn't known: it's used, too old, or another server's; `drophammer bootserver token` \
+                 makes a new one",
+            )
+        };
+        let token = Token::parse(bearer).ok_or_else(unknown)?;
+        let id = BootServerId(Uuid::new_v4());
+        let (certified, known) = self.certify_boot_server(id, &join.certifiable, now)?;
+        self.store().transact(|txn| {
+            let invitation: Invitation = txn.get(&invitation_key(&token))?.ok_or_else(unknown)?;
+            if !invitation.token.is_of(&token) || invitation.expires_ms <= now {
+                return Err(unknown());
+            }
+            txn.delete(&invitation_key(&token));
+            let registration = Registration {
+                name: join.name.clone(),
+                partition: String::new(),
+                version: String::new(),
+                networks: vec![],
+            };
+            txn.put(&certificate_key(&known.sha256), &id)?;
+            let record = Record { id, registration, certificates: vec![known.clone()], joined_ms: now, reports: 0 };
+            txn.put(&record_key(id), &record)?;
+            Ok(())
+        })?;
+        tracing::info!(%id, name = join.name, "a boot server joined");
+        Ok(Joined { id, ca: self.ca_pem().to_owned(), certified })
+    }
+
+    /// Whose client certificate this is.
+    pub(crate) fn boot_server_of(&self, certificate: &ClientCertificate, now: u64) -> Result<BootServerId, Denied> {
+        let unknown = || {
+            Denied::stranger(
+                "this boot server isn't known: it was removed (`drophammer bootserver list`); let it join again with a \
+                 new token",
+            )
+        };
+        let id: BootServerId = self.store().get(&certificate_key(&hex::encode(certificate.0)))?.ok_or_else(unknown)?;
+        self.inner.boot_servers.note(id, now, None);
+        Ok(id)
+    }
+
+    pub(crate) fn renew(&self, id: BootServerId, wish: &Certifiable, now: u64) -> Result<Certified, Denied> {
+        let (certified, known) = self.certify_boot_server(id, wish, now)?;
+        self.change_boot_server(id, |txn, record| {
+            let (over, good): (Vec<_>, Vec<_>) = record.certificates.drain(..).partition(|c| c.expires_ms <= now);
+            over.iter().for_each(|certificate| txn.delete(&certificate_key(&certificate.sha256)));
+            record.certificates = good;
+            record.certificates.push(known.clone());
+            txn.put(&certificate_key(&known.sha256), &id)?;
+            Ok(())
+        })?;
+        Ok(certified)
+    }
+
+    pub(crate) fn register(&self, id: BootServerId, wish: &Registration, now: u64) -> Result<Briefing, Denied> {
+        self.store().transact(|txn| {
+            let generation: u64 = txn.get(REGISTRATIONS)?.unwrap_or(0);
+            for other in txn.list::<Record>(RECORDS)?.into_iter().filter(|other| other.id != id) {
+                if let Some(why) = clash(wish, &other.registration) {
+                    let name = &other.registration.name;
+                    return Err(Denied::conflict(format!(
+                        "{why}, as boot server {name} ({}) does; give each a share of the pool, or remove that one \
+                         (`drophammer bootserver remove`) if it's gone",
+                        other.id
+                    )));
+                }
+            }
+            let mut record: Record = match txn.get(&record_key(id))? {
+                Some(record) => record,
+                None if id == EMBEDDED => {
+                    Record { id, registration: wish.clone(), certificates: vec![], joined_ms: now, reports: 0 }
+                }
+                None => return Err(gone(id)),
+            };
+            record.registration = wish.clone();
+            txn.put(&record_key(id), &record)?;
+            txn.put(REGISTRATIONS, &(generation + 1))?;
+            Ok(())
+        })?;
+        self.inner.boot_servers.note(id, now, None);
+        Ok(Briefing {
+            id,
+            ca: self.ca_pem().to_owned(),
+            image_keys: self.config().image_keys.clone(),
+            boot_key: self.inner.key.boot_key(id).to_hex(),
+        })
+    }
+
+    pub(crate) fn take_health(&self, id: BootServerId, health: Health, now: u64) {
+        self.inner.boot_servers.note(id, now, Some(health));
+    }
+
+    /// For the boot server in this process. An error says which other one is in its way.
+    pub fn register_embedded(&self, registration: &Registration) -> anyhow::Result<()> {
+        self.register(EMBEDDED, registration, unix_ms())?;
+        Ok(())
+    }
+
+    pub fn embedded_health(&self, health: Health) {
+        self.take_health(EMBEDDED, health, unix_ms());
+    }
+
+    /// There is no boot server in this process.
+    pub fn no_embedded(&self) -> anyhow::Result<()> {
+        self.store().transact(|txn| {
+            txn.delete(&record_key(EMBEDDED));
+            Ok(())
+        })
+    }
+
+    pub(crate) fn boot_servers(&self, now: u64) -> Result<Vec<BootServer>, Denied> {
+        let view = |record: Record| {
+            let (seen_ms, health) = self.inner.boot_servers.of(record.id);
+            BootServer {
+                id: record.id,
+                embedded: record.id == EMBEDDED,
+                up: now.saturating_sub(seen_ms) < SILENT_MS,
+                joined_ms: record.joined_ms,
+                seen_ms,
+                certificate_expires_ms: record.certificates.iter().map(|c| c.expires_ms).max(),
+                health,
+                registration: record.registration,
+            }
+        };
+        let mut servers: Vec<_> = self.store().list(RECORDS, None)?.into_iter().map(view).collect();
+        servers.sort_by(|a, b| (&a.registration.name, a.id).cmp(&(&b.registration.name, b.id)));
+        Ok(servers)
+    }
+
+    /// It's told apart from a stranger no more.
+    pub(crate) fn remove_boot_server(&self, id: BootServerId) -> Result<(), Denied> {
+        if id == EMBEDDED {
+            return Err(Denied::conflict(
+                "this boot server is in the control API's own process; it goes with its networks",
+            ));
+        }
+        self.change_boot_server(id, |txn, record| {
+            record.certificates.iter().for_each(|c| txn.delete(&certificate_key(&c.sha256)));
+            txn.delete(&record_key(id));
+            Ok(())
+        })?;
+        self.inner.boot_servers.forget(id);
+        Ok(())
+    }
+
+    /// Takes in what a boot server did, each report once and in order; the number of the last one that is safe.
+    pub(crate) fn take_reports(&self, id: BootServerId, reports: &[Numbered], now: u64) -> Result<u64, Denied> {
+        let together =
+            |a: &Numbered, b: &Numbered| matches!((&a.report, &b.report), (Report::Seen(_), Report::Seen(_)));
+        let mut stored = 0;
+        for run in reports.chunk_by(together) {
+            stored = match run {
+                [Numbered { number, report: Report::Asked(asked) }] => self.take_asked(id, *number, asked, now)?,
+                run => self.take_seen(id, run, now)?,
+            };
+        }
+        Ok(stored)
+    }
+
+    fn take_asked(&self, id: BootServerId, number: u64, asked: &Asked, now: u64) -> Result<u64, Denied> {
+        let token = asked.boot.map(|boot| self.inner.key.boot_key(id).boot_token(boot).hash());
+        self.met(asked.mac, asked.machine, asked.address, now, |txn, record, told| {
+            if !first_time(txn, id, number)? {
+                return Ok(());
+            }
+            self.was_sent(txn, record, asked, token.clone(), told, now)
+        })?;
+        Ok(number)
+    }
+
+    fn take_seen(&self, id: BootServerId, run: &[Numbered], now: u64) -> Result<u64, Denied> {
+        let (strangers, owners, last) = self.store().transact(|txn| -> Result<_, Denied> {
+            let mut strangers = vec![];
+            let mut owners: HashMap<MachineId, Vec<Said>> = HashMap::new();
+            let mut last = 0;
+            for Numbered { number, report } in run {
+                last = *number;
+                let Report::Seen(seen) = report else { continue };
+                if !first_time(txn, id, *number)? {
+                    continue;
+                }
+                match self.inner.observed.owner(seen.mac, seen.machine) {
+                    Some(machine) => owners.entry(machine).or_default().push(Said::seen(seen, now)),
+                    None => strangers.push((seen.mac, Said::seen(seen, now))),
+                }
+            }
+            for (machine, said) in &owners {
+                // It may have been forgotten meanwhile.
+                if records::Record::load(txn, *machine)?.is_some() {
+                    timeline::append(txn, *machine, said.iter().cloned())?;
+                }
+            }
+            Ok((strangers, owners, last))
+        })?;
+        for (mac, said) in strangers {
+            self.inner.observed.add(mac, None, said)?;
+        }
+        owners.keys().for_each(|machine| self.inner.wakes.wake(*machine));
+        Ok(last)
+    }
+
+    fn certify_boot_server(
+        &self,
+        id: BootServerId,
+        wish: &Certifiable,
+        now: u64,
+    ) -> Result<(Certified, Known), Denied> {
+        let unfit = |why: String| Denied::new(StatusCode::UNPROCESSABLE_ENTITY, why);
+        let key = Point::from_hex(&wish.key).map_err(|e| unfit(format!("{e:#}")))?;
+        let ours = |address: &&IpAddr| address.is_loopback() || self.config().addresses.contains(address);
+        if let Some(address) = wish.addresses.iter().find(ours) {
+            return Err(unfit(format!("{address} is the control API's own address: nobody else is certified for it")));
+        }
+        let issued = self.inner.authority.certify(
+            &key,
+            Holder {
+                name: format!("boot server {id}"),
+                addresses: wish.addresses.clone(),
+                host_names: vec![],
+                client: true,
+                life: Duration::days(CERTIFICATE_DAYS),
+            },
+        )?;
+        let expires_ms = now.saturating_add(CERTIFICATE_DAYS.unsigned_abs() * DAY_MS);
+        let renew_ms = now.saturating_add(RENEW_DAYS.unsigned_abs() * DAY_MS);
+        let sha256 = sha256(&issued.der);
+        Ok((Certified { certificate: issued.pem, renew_ms, expires_ms }, Known { sha256, expires_ms }))
+    }
+
+    fn change_boot_server(
+        &self,
+        id: BootServerId,
+        mut body: impl FnMut(&mut Txn<'_>, &mut Record) -> Result<(), Denied>,
+    ) -> Result<(), Denied> {
+        self.store().transact(|txn| {
+            let mut record: Record = txn.get(&record_key(id))?.ok_or_else(|| gone(id))?;
+            let before = record.clone();
+            body(txn, &mut record)?;
+            if record != before {
+                txn.put(&record_key(id), &record)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// SHA-256 of the certificate that a client showed; whoever accepts connections has checked that it's of our authority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientCertificate(pub [u8; 32]);
+
+impl ClientCertificate {
+    pub fn of(der: &[u8]) -> Self {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest::digest(&digest::SHA256, der).as_ref());
+        Self(hash)
+    }
+}
+
+/// By what a certificate is recognised that isn't trusted yet.
+pub fn fingerprint(pem: &str) -> anyhow::Result<String> {
+    Ok(sha256(&CertificateDer::from_pem_slice(pem.as_bytes())?))
+}
+
+fn sha256(der: &[u8]) -> String {
+    hex::encode(ClientCertificate::of(der).0)
+}
+
+/// Whether this report is a new one; from here on it isn't.
+fn first_time(txn: &mut Txn<'_>, id: BootServerId, number: u64) -> Result<bool, Denied> {
+    let mut record: Record = txn.get(&record_key(id))?.ok_or_else(|| gone(id))?;
+    if number <= record.reports {
+        return Ok(false);
+    }
+    record.reports = number;
+    txn.put(&record_key(id), &record)?;
+    Ok(true)
+}
+
+/// Why these two can't both be: they would give out the same addresses on one segment.
+fn clash(one: &Registration, other: &Registration) -> Option<String> {
+    let pairs = one.networks.iter().flat_map(|a| other.networks.iter().map(move |b| (a, b)));
+    pairs.into_iter().filter(|_| one.partition == other.partition).find_map(|(a, b)| {
+        let (first, last) = shared(a, b)?;
+        Some(format!(
+            "network {} would give out {first} to {last} in partition {}, {}",
+            a.name, one.partition, a.subnet
+        ))
+    })
+}
+
+/// Addresses that both networks give out.
+fn shared(a: &NetworkSummary, b: &NetworkSummary) -> Option<(Ipv4Addr, Ipv4Addr)> {
+    let apart = a.share.zip(b.share).is_some_and(|((part, of), (other, others))| of == others && part != other);
+    if apart || a.dhcp != "server" || b.dhcp != "server" {
+        return None;
+    }
+    let pairs = a.pool.iter().flat_map(|one| b.pool.iter().map(move |other| (one, other)));
+    pairs.map(|((first, last), (from, to))| (*first.max(from), *last.min(to))).find(|(first, last)| first <= last)
+}
+
+fn gone(id: BootServerId) -> Denied {
+    Denied::new(StatusCode::NOT_FOUND, format!("there is no boot server {id}; `drophammer bootserver list` shows them"))
+}
+
+fn record_key(id: BootServerId) -> String {
+    format!("{RECORDS}{id}")
+}
+
+fn certificate_key(sha256: &str) -> String {
+    format!("boot-server-certificate/{sha256}")
+}
+
+fn invitation_key(token: &Token) -> String {
+    format!("join/{}", token.holder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registration(partition: &str, network: NetworkSummary) -> Registration {
+        Registration { name: "b".into(), partition: partition.into(), version: String::new(), networks: vec![network] }
+    }
+
+    fn network(dhcp: &str, first: u8, last: u8, share: Option<(u32, u32)>) -> NetworkSummary {
+        NetworkSummary {
+            name: "rack".into(),
+            address: Ipv4Addr::new(10, 0, 0, 1),
+            subnet: "10.0.0.0/24".parse().expect("a subnet"),
+            dhcp: dhcp.into(),
+            relayed: false,
+            pool: vec![(Ipv4Addr::new(10, 0, 0, first), Ipv4Addr::new(10, 0, 0, last))],
+            share,
+        }
+    }
+
+    #[test]
+    fn no_two_give_out_the_same_address_in_one_partition() {
+        let one = registration("a", network("server", 10, 20, Some((1, 2))));
+        for (name, other, want) in [
+            ("another partition", registration("b", network("server", 10, 20, None)), None),
+            ("pools side by side", registration("a", network("server", 21, 30, None)), None),
+            ("the other share", registration("a", network("server", 10, 20, Some((2, 2)))), None),
+            ("a proxy", registration("a", network("proxy", 10, 20, None)), None),
+            ("the same pool", registration("a", network("server", 10, 20, None)), Some("10.0.0.10 to 10.0.0.20")),
+            ("the same share", registration("a", network("server", 10, 20, Some((1, 2)))), Some("10.0.0.10 to")),
+            ("shares of another number", registration("a", network("server", 10, 20, Some((2, 3)))), Some("10.0.0.10")),
+            ("one address", registration("a", network("server", 20, 30, None)), Some("10.0.0.20 to 10.0.0.20")),
+        ] {
+            let got = clash(&one, &other);
+            assert_eq!(got.is_some(), want.is_some(), "{name}: {got:?}");
+            assert!(got.unwrap_or_default().contains(want.unwrap_or_default()), "{name}");
+        }
+    }
+}

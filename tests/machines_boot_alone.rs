@@ -1,0 +1,48 @@
+//! Promise 6: machines boot when the control API is down.
+
+mod common;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::Rig;
+use drophammer_lab::qemu::Firmware;
+use drophammer_lab::server::ServerSpec;
+use drophammer_protocol::event::{Phase, Step};
+use drophammer_protocol::machine::State;
+
+#[test]
+fn machines_boot_and_nothing_is_lost_while_the_control_api_is_gone() {
+    let rig = Rig::of(2, ServerSpec { alone: true, ..common::server() });
+    let tenant = rig.running(1, Firmware::Bios);
+    let [server] = &rig.client.boot_servers().expect("boot servers")[..] else { panic!("one boot server") };
+    assert!(server.up && !server.embedded, "{server:?}");
+    assert_eq!((server.registration.name.as_str(), server.registration.networks.len()), ("lab", 1));
+
+    let before = rig.position(&tenant);
+    rig.lab.server.kill_control();
+    // Decisions and reports are on its disk.
+    rig.lab.server.restart().expect("the boot server starts without its control API");
+    tenant.power_cycle().expect("off and on, network first");
+    tenant.wait_console("tiny: up m1-host", rig.limit(60)).expect("the tenant's system");
+    let stranger = rig.machine(2, Firmware::Uefi);
+    stranger.power_on().expect("switched on");
+    stranger.wait_console("doesn't answer", rig.limit(90)).expect("an agent that waits for the control API");
+
+    rig.lab.server.restart_control().expect("the control API is back");
+    rig.wait_state(&stranger, State::Waiting);
+    let story: Vec<_> = rig.events(&tenant).into_iter().filter(|event| event.position > before).collect();
+    let at = |part: &str| story.iter().position(|event| event.message.contains(part));
+    let (offered, asked) = (at("offered"), at("asked what to boot: its own disk"));
+    assert!(offered.is_some() && offered < asked, "{}", rig.story(&tenant));
+    assert!(story.is_sorted_by_key(|event| event.at_ms), "{}", rig.story(&tenant));
+    assert_eq!(rig.show(&tenant).map(|m| m.state), Some(State::Running), "{}", rig.story(&tenant));
+    let seen: Vec<_> = rig.events(&stranger).into_iter().filter(|event| event.phase == Phase::Tftp).collect();
+    assert!(seen.iter().any(|event| event.step == Step::Done), "{}", rig.story(&stranger));
+
+    let deadline = Instant::now() + rig.limit(60);
+    while rig.client.boot_servers().expect("boot servers")[0].health.as_ref().is_none_or(|h| h.reports_waiting > 0) {
+        assert!(Instant::now() < deadline, "{:?}", rig.client.boot_servers());
+        thread::sleep(Duration::from_millis(200));
+    }
+}
