@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use drophammer_images::cache_dir;
 use drophammer_images::debian::Programs;
-use drophammer_pxe_server::config::{Config, Mode, NetworkConfig, Ports, Range};
+use drophammer_pxe_server::config::{Config, Mode, NetworkConfig, Range};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -151,19 +151,13 @@ impl Arena {
             }
             Exchange::PxeOffer => network.dhcp = Mode::Proxy,
         }
+        let defaults: Config = toml::from_str("").context("making a configuration of defaults")?;
         let config = Config {
             state_dir: dir.join("state"),
-            images_dir: None,
-            image_keys: vec![],
             boot_dir: Some(boot_dir),
             networks: vec![network],
-            ports: Ports::default(),
-            socket: None,
-            agent_cmdline: String::new(),
-            install_cmdline: String::new(),
-            power_hook: None,
-            max_failures: 3,
             router_advertisements: false,
+            ..defaults
         };
         let text = toml::to_string(&config).context("writing the server's configuration")?;
         let mut command = Command::new(up::program()?);

@@ -68,6 +68,7 @@ impl Load {
 pub(super) struct Report {
     pub(super) discovers: u64,
     pub(super) offers: u64,
+    pub(super) requests: u64,
     pub(super) acks: u64,
     /// Addresses that were given to two clients. To be offered one that another was offered too is a nuisance; this is a
     /// fault.
@@ -92,6 +93,7 @@ impl Report {
                 report.discovers = number("sent packets")?;
                 report.offers = number("received packets")?;
             } else {
+                report.requests = number("sent packets")?;
                 report.acks = number("received packets")?;
                 report.twice = number("non unique addresses")?;
             }
@@ -99,19 +101,33 @@ impl Report {
         Ok(report)
     }
 
-    /// Requests that the server left without an answer.
-    pub(super) fn unanswered(&self, exchange: Exchange) -> u64 {
-        let missing = self.discovers - self.finished(exchange).min(self.discovers);
-        missing.saturating_sub(self.overrun)
+    fn asked(&self) -> u64 {
+        self.discovers + self.requests
     }
 
-    /// Exchanges that came to their end.
-    pub(super) fn finished(&self, exchange: Exchange) -> u64 {
-        match exchange {
-            Exchange::Dora => self.acks,
-            Exchange::PxeOffer => self.offers,
-        }
+    /// The server's answers, those included that perfdhcp had no room for.
+    fn answered(&self) -> u64 {
+        (self.offers + self.acks + self.overrun).min(self.asked())
     }
+
+    /// Of all that the server was asked, the part that it left without an answer.
+    pub(super) fn loss(&self) -> f64 {
+        1.0 - ratio(self.answered(), self.asked())
+    }
+
+    /// The server's answers as whole exchanges.
+    pub(super) fn exchanges(&self, exchange: Exchange) -> f64 {
+        let answers = match exchange {
+            Exchange::Dora => 2,
+            Exchange::PxeOffer => 1,
+        };
+        ratio(self.answered(), answers)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of a few seconds")]
+fn ratio(count: u64, of: u64) -> f64 {
+    count as f64 / of.max(1) as f64
 }
 
 /// UDP packets that found their socket full, from /proc/net/snmp: a line of names and one of numbers for each protocol.
@@ -156,7 +172,7 @@ non unique addresses: 2
     fn reports_are_read() {
         let offers = DORA.split("***Statistics for: REQUEST").next().expect("the first part");
         for (name, text, want) in [
-            ("whole", DORA, Report { discovers: 2999, offers: 2998, acks: 2990, twice: 2, overrun: 0 }),
+            ("whole", DORA, Report { discovers: 2999, offers: 2998, requests: 2998, acks: 2990, twice: 2, overrun: 0 }),
             ("offers alone", offers, Report { discovers: 2999, offers: 2998, ..Report::default() }),
         ] {
             assert_eq!(Report::parse(text).expect(name), want, "{name}");
@@ -172,16 +188,24 @@ non unique addresses: 2
 
     #[test]
     fn what_the_generator_lost_is_not_the_servers_loss() {
-        for (name, acks, overrun, want) in [
-            ("nothing lost", 1000, 0, 0),
-            ("by the server", 990, 0, 10),
-            ("by the generator", 990, 10, 0),
-            ("by both", 980, 10, 10),
-            ("an answer that was read late", 995, 10, 0),
+        let all = Report { discovers: 1000, offers: 1000, requests: 1000, acks: 1000, twice: 0, overrun: 0 };
+        for (name, report, loss, exchanges) in [
+            ("nothing lost", all, 0.0, 1000.0),
+            ("by the server", Report { acks: 900, ..all }, 0.05, 950.0),
+            ("by the generator", Report { acks: 900, overrun: 100, ..all }, 0.0, 1000.0),
+            (
+                "offers, by the generator",
+                Report { offers: 600, requests: 600, acks: 600, overrun: 400, ..all },
+                0.0,
+                800.0,
+            ),
+            ("more overruns than answers lost", Report { acks: 995, overrun: 10, ..all }, 0.0, 1000.0),
+            ("nothing asked", Report::default(), 1.0, 0.0),
         ] {
-            let report = Report { discovers: 1000, offers: 1000, acks, overrun, twice: 0 };
-            assert_eq!(report.unanswered(Exchange::Dora), want, "{name}");
+            assert!((report.loss() - loss).abs() < 1e-9, "{name}: {}", report.loss());
+            assert!((report.exchanges(Exchange::Dora) - exchanges).abs() < 1e-9, "{name}");
         }
+        assert!((all.exchanges(Exchange::PxeOffer) - 2000.0).abs() < 1e-9);
     }
 
     #[test]
