@@ -37,6 +37,14 @@ pub(super) enum Who {
 }
 
 impl Who {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "drophammer serve",
+            Self::Kea => "Kea",
+            Self::Dnsmasq => "dnsmasq",
+        }
+    }
+
     /// The Debian packages that it comes in.
     fn packages(self) -> &'static [&'static str] {
         match self {
@@ -86,9 +94,9 @@ impl Arena {
         let stderr = File::create(&log).with_context(|| format!("making {}", log.display()))?;
         let stdout = stderr.try_clone().context("sharing a log")?;
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
-        let process = Process::start(&mut command).with_context(|| format!("starting {who:?}"))?;
+        let process = Process::start(&mut command).with_context(|| format!("starting {}", who.name()))?;
         let mut running = Running { process, dir };
-        self.until_it_answers(&mut running).with_context(|| format!("starting {who:?}"))?;
+        self.until_it_answers(&mut running).with_context(|| format!("starting {}", who.name()))?;
         Ok(running)
     }
 
