@@ -101,11 +101,16 @@ impl Arena {
     }
 
     fn until_it_answers(&self, running: &mut Running) -> Result<()> {
-        let one = Load { exchange: self.exchange, rate: 10.0, length: Length::Exchanges(1) };
+        let length = match self.exchange {
+            Exchange::Dora => Length::Exchanges(1),
+            // It can't count exchanges that end with the offer.
+            Exchange::PxeOffer => Length::Time(Duration::from_secs(1)),
+        };
+        let a_little = Load { exchange: self.exchange, rate: 10.0, length };
         let deadline = Instant::now() + START_LIMIT;
         loop {
             // Before there is a socket perfdhcp may be told that nobody is there, and fails.
-            if self.load(&one).is_ok_and(|report| report.offers == 1) {
+            if self.load(&a_little).is_ok_and(|report| report.offers > 0) {
                 return Ok(());
             }
             if let Some(status) = running.process.status() {
@@ -127,7 +132,6 @@ impl Arena {
         // It ends with 3 if anything got lost, which its report says in more detail.
         let mut report = Report::parse(&String::from_utf8_lossy(&output.stdout))
             .with_context(|| format!("perfdhcp: {}", String::from_utf8_lossy(&output.stderr).trim()))?;
-        ensure!(report.twice == 0, "the server gave {} addresses to two clients each", report.twice);
         report.overrun = self.overruns()?.saturating_sub(before);
         Ok(report)
     }

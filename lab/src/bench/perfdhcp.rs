@@ -39,7 +39,7 @@ impl Load {
     /// It plays a relay that has the address `from`, with clients behind it.
     pub(super) fn arguments(&self, from: &str, server: &str) -> Vec<String> {
         // The port of relays, where servers answer them.
-        let mut arguments: Vec<String> = ["-4", "-l", from, "-L", "67", "-u"].map(String::from).into();
+        let mut arguments: Vec<String> = ["-4", "-l", from, "-L", "67"].map(String::from).into();
         let mut add = |words: [String; 2]| arguments.extend(words);
         add(["-R".into(), CLIENTS.to_string()]);
         add(["-r".into(), format!("{:.0}", self.rate)]);
@@ -54,10 +54,14 @@ impl Load {
                 }
             }
         }
-        if self.exchange == Exchange::PxeOffer {
-            add(["-o".into(), format!("60,{}", hex::encode("PXEClient:Arch:00007:UNDI:003000"))]);
-            add(["-o".into(), "93,0007".into()]);
-            arguments.push("-i".into());
+        match self.exchange {
+            // Looks whether an address is given out twice.
+            Exchange::Dora => arguments.push("-u".into()),
+            Exchange::PxeOffer => {
+                add(["-o".into(), format!("60,{}", hex::encode("PXEClient:Arch:00007:UNDI:003000"))]);
+                add(["-o".into(), "93,0007".into()]);
+                arguments.push("-i".into());
+            }
         }
         arguments.push(server.into());
         arguments
