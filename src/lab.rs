@@ -5,6 +5,7 @@ use std::process::exit;
 
 use anyhow::{Context, Result, bail};
 use clap::{Subcommand, ValueEnum};
+use drophammer_lab::bench::{self, Row};
 use drophammer_lab::demo::{self, DemoOptions};
 use drophammer_lab::kit::Image;
 use drophammer_lab::package::{self, Profile};
@@ -52,6 +53,15 @@ enum Command {
         /// With the program as it's built for tests: quick to make, slow to run.
         #[arg(long)]
         dev: bool,
+    },
+    /// Measure this beside what others use for it, on this machine, now (`cargo bench-all`).
+    Bench {
+        /// Only the benchmarks whose names start with this: boot., erase., install., control., …
+        #[arg(default_value = "")]
+        filter: String,
+        /// Print each row as a line of JSON instead of a table.
+        #[arg(long)]
+        json: bool,
     },
     /// Start a lab in the background: a boot server and machines that are switched on.
     Up {
@@ -184,6 +194,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             output::line(&path.display().to_string())
         }
         Command::Verify { filter } => verify::verify(filter.as_deref()),
+        Command::Bench { filter, json } => measure(&filter, json, &mut say),
         Command::Up { firmware, machines, images, rom } => {
             let options = UpOptions { firmware: firmware.into(), rom: rom.into(), machines, images };
             let status = up::up(&options, &mut say)?;
@@ -212,6 +223,27 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::RunDetached => up::run_detached(),
         Command::PowerHook { socket, action, machine, name: _ } => socket::power_hook(&socket, action.into(), &machine),
     }
+}
+
+fn measure(filter: &str, json: bool, say: &mut dyn FnMut(&str)) -> Result<()> {
+    let mut rows = vec![];
+    bench::run(filter, say, &mut |row| {
+        if json {
+            output::line(&serde_json::to_string(&row).context("writing a row as JSON")?)?;
+        }
+        rows.push(row);
+        Ok(())
+    })?;
+    if json {
+        return Ok(());
+    }
+    output::table(Row::HEAD, &rows.iter().map(Row::cells).collect::<Vec<_>>())?;
+    for row in &rows {
+        if let Some(why) = &row.why {
+            output::line(&format!("\n{} wasn't measured: {why}", row.name))?;
+        }
+    }
+    Ok(())
 }
 
 fn show(status: &socket::Status) -> Result<()> {

@@ -4,7 +4,7 @@
 //! bounded memory, until a boot script is asked for with a machine's id. Those who observe never wait for a disk: one
 //! thread writes, many observations in one commit.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -39,7 +39,7 @@ struct Shared {
 struct State {
     machines: HashSet<MachineId>,
     owners: HashMap<Mac, MachineId>,
-    strangers: HashMap<Mac, VecDeque<Said>>,
+    strangers: Strangers,
     /// Whose machine is known, in the order seen.
     ready: VecDeque<(MachineId, Said)>,
     closing: bool,
@@ -70,7 +70,7 @@ impl Observed {
                 state.ready.push_back((machine, said));
                 self.shared.changed.notify_one();
             }
-            None => state.remember_stranger(mac, said),
+            None => state.strangers.remember(mac, said),
         }
         Ok(())
     }
@@ -88,7 +88,7 @@ impl Observed {
     /// Everything that was seen of this machine and isn't written yet; the caller writes it.
     pub(crate) fn claim(&self, mac: Mac, machine: MachineId) -> Vec<Said> {
         let mut state = self.shared.lock();
-        let mut claimed: Vec<Said> = state.strangers.remove(&mac).unwrap_or_default().into();
+        let mut claimed: Vec<Said> = state.strangers.claim(mac);
         let (ours, others): (VecDeque<_>, VecDeque<_>) = state.ready.drain(..).partition(|(m, _)| *m == machine);
         state.ready = others;
         claimed.extend(ours.into_iter().map(|(_, said)| said));
@@ -131,18 +131,39 @@ impl State {
             self.owners.insert(*mac, machine);
         }
     }
+}
 
-    fn remember_stranger(&mut self, mac: Mac, said: Said) {
-        if !self.strangers.contains_key(&mac) && self.strangers.len() >= MAX_STRANGERS {
-            let oldest =
-                self.strangers.iter().min_by_key(|(_, said)| said.back().map(|s| s.at_ms)).map(|(mac, _)| *mac);
-            oldest.map(|mac| self.strangers.remove(&mac));
+/// What was seen of machines that nobody knows yet. Of too many of them, those not seen for the longest are forgotten.
+#[derive(Debug, Default)]
+struct Strangers {
+    /// With the turn in which each was last seen.
+    seen: HashMap<Mac, (u64, VecDeque<Said>)>,
+    by_turn: BTreeMap<u64, Mac>,
+    turn: u64,
+}
+
+impl Strangers {
+    fn remember(&mut self, mac: Mac, said: Said) {
+        self.turn += 1;
+        let (turn, seen) = self.seen.entry(mac).or_default();
+        self.by_turn.remove(turn);
+        self.by_turn.insert(self.turn, mac);
+        *turn = self.turn;
+        if seen.len() >= MAX_PER_STRANGER {
+            seen.pop_front();
         }
-        let heard = self.strangers.entry(mac).or_default();
-        if heard.len() >= MAX_PER_STRANGER {
-            heard.pop_front();
+        seen.push_back(said);
+        if self.seen.len() > MAX_STRANGERS
+            && let Some((_, oldest)) = self.by_turn.pop_first()
+        {
+            self.seen.remove(&oldest);
         }
-        heard.push_back(said);
+    }
+
+    fn claim(&mut self, mac: Mac) -> Vec<Said> {
+        let Some((turn, seen)) = self.seen.remove(&mac) else { return vec![] };
+        self.by_turn.remove(&turn);
+        seen.into()
     }
 }
 
@@ -219,18 +240,20 @@ mod tests {
 
     #[test]
     fn strangers_wait_in_bounded_memory() {
-        let mut state = State::default();
+        let mut strangers = Strangers::default();
         for n in 0..10_000 {
-            state.remember_stranger(mac(n), said(n));
-            state.remember_stranger(mac(n), said(n));
+            strangers.remember(mac(n), said(n));
+            strangers.remember(mac(0), said(n));
         }
-        assert_eq!(state.strangers.len(), MAX_STRANGERS);
-        assert!(state.strangers.contains_key(&mac(9_999)) && !state.strangers.contains_key(&mac(0)));
+        assert_eq!((strangers.seen.len(), strangers.by_turn.len()), (MAX_STRANGERS, MAX_STRANGERS));
         for at in 20_000..20_100 {
-            state.remember_stranger(mac(9_999), said(at));
+            strangers.remember(mac(9_999), said(at));
         }
-        let kept: Vec<Said> = state.strangers.remove(&mac(9_999)).expect("there").into();
+        let kept = strangers.claim(mac(9_999));
         assert_eq!((kept.len(), times(&kept).first().copied()), (MAX_PER_STRANGER, Some(20_036)));
+        assert_eq!(strangers.claim(mac(0)).len(), MAX_PER_STRANGER, "first seen first, and still there");
+        assert!(strangers.claim(mac(1)).is_empty(), "forgotten");
+        assert_eq!((strangers.seen.len(), strangers.by_turn.len()), (MAX_STRANGERS - 2, MAX_STRANGERS - 2));
     }
 
     #[test]

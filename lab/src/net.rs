@@ -71,7 +71,11 @@ impl Namespace {
 
     /// A command that will run inside, and is killed when this process ends.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new(program);
+        self.enter(Command::new(program))
+    }
+
+    /// The same for a command that has been put together already.
+    pub(crate) fn enter(&self, mut command: Command) -> Command {
         let handles = Arc::clone(&self.0);
         let parent = Pid::this();
         let enter = move || {
@@ -86,6 +90,22 @@ impl Namespace {
         // is allocated, freed or locked. The descriptors live in `handles`, which the closure owns.
         unsafe { command.pre_exec(enter) };
         command
+    }
+
+    /// Another network of the same owner, at the other end of a virtual cable: the first end is here, the second there.
+    pub(crate) fn joined(&self, [here, there]: [&str; 2]) -> Result<Self> {
+        let handles = Arc::clone(&self.0);
+        let enter = move || {
+            if let Some(user) = &handles.user {
+                setns(user, CloneFlags::CLONE_NEWUSER)?;
+            }
+            Ok(unshare(CloneFlags::CLONE_NEWNET)?)
+        };
+        let first = First::start(enter)?;
+        let cable = format!("link add {here} type veth peer name {there} netns {}\n", first.id());
+        self.ip(&cable).context("joining two networks")?;
+        let user = self.0.user.as_ref().map(OwnedFd::try_clone).transpose().context("sharing a user namespace")?;
+        Ok(Self(Arc::new(Handles { user, net: first.namespace("net")? })))
     }
 
     /// Loopback, and the bridge with the server's address.
@@ -145,7 +165,7 @@ impl Namespace {
         Ok(Loss { stop, worker: Some(worker) })
     }
 
-    fn ip(&self, batch: &str) -> Result<()> {
+    pub(crate) fn ip(&self, batch: &str) -> Result<()> {
         let mut child = spawn(
             self.command("ip").args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()),
         )
@@ -242,23 +262,7 @@ fn make(kind: Kind) -> Result<Handles> {
         Kind::Net => CloneFlags::CLONE_NEWNET,
         Kind::UserNet => CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET,
     };
-    // `cat` ends when its input does, whatever happens to us.
-    let mut command = Command::new("cat");
-    command.stdin(Stdio::piped()).stdout(Stdio::null());
-    // SAFETY: between fork and exec only unshare is called, a plain system call.
-    unsafe { command.pre_exec(move || Ok(unshare(flags)?)) };
-    let mut child = command.spawn().context("making a network namespace")?;
-    let handles = take_hold(kind, child.id());
-    drop(child.stdin.take());
-    child.wait().context("waiting for the namespace's first process")?;
-    handles
-}
-
-fn take_hold(kind: Kind, pid: u32) -> Result<Handles> {
-    let open = |name: &str| {
-        let path = format!("/proc/{pid}/ns/{name}");
-        File::open(&path).map(OwnedFd::from).with_context(|| format!("opening {path}"))
-    };
+    let first = First::start(move || Ok(unshare(flags)?))?;
     let user = match kind {
         Kind::Net => None,
         Kind::UserNet => {
@@ -268,13 +272,45 @@ fn take_hold(kind: Kind, pid: u32) -> Result<Handles> {
                 ("uid_map", format!("0 {} 1", getuid())),
                 ("gid_map", format!("0 {} 1", getgid())),
             ] {
-                let path = format!("/proc/{pid}/{file}");
+                let path = format!("/proc/{}/{file}", first.id());
                 fs::write(&path, text).with_context(|| format!("writing {path}"))?;
             }
-            Some(open("user")?)
+            Some(first.namespace("user")?)
         }
     };
-    Ok(Handles { user, net: open("net")? })
+    Ok(Handles { user, net: first.namespace("net")? })
+}
+
+/// The first process of a namespace, which keeps it alive until somebody has taken hold of it.
+struct First(Child);
+
+impl First {
+    /// `enter` is called between fork and exec: it may do system calls and nothing else.
+    fn start(enter: impl FnMut() -> io::Result<()> + Send + Sync + 'static) -> Result<Self> {
+        // `cat` ends when its input does, whatever happens to us.
+        let mut command = Command::new("cat");
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        // SAFETY: between fork and exec only `enter` is called, and its callers here do plain system calls in it.
+        unsafe { command.pre_exec(enter) };
+        command.spawn().map(Self).context("making a network namespace")
+    }
+
+    fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn namespace(&self, name: &str) -> Result<OwnedFd> {
+        let path = format!("/proc/{}/ns/{name}", self.id());
+        File::open(&path).map(OwnedFd::from).with_context(|| format!("opening {path}"))
+    }
+}
+
+impl Drop for First {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        // It fails only when the child has been waited for already.
+        self.0.wait().ok();
+    }
 }
 
 /// The usual reasons, each with its way out.
@@ -317,6 +353,10 @@ pub(crate) struct Process(Child);
 impl Process {
     pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
         spawn(command).map(Self)
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
     }
 
     /// How it ended, or `None` while it runs.
@@ -376,6 +416,17 @@ mod tests {
         // From another process, as `lab ssh` does it.
         let again = Namespace::of(&namespace.place()).expect("the same namespace");
         assert_eq!(output(again.command("ip").args(["-brief", "address", "show", BRIDGE])), inside);
+    }
+
+    #[test]
+    fn two_networks_are_joined_by_a_cable() {
+        let one = Namespace::create().expect("a namespace");
+        let two = one.joined(["end0", "end1"]).expect("another one");
+        for (namespace, there, elsewhere) in [(&one, "end0", "end1"), (&two, "end1", "end0")] {
+            let links = output(namespace.command("ip").args(["-brief", "link", "show"]));
+            assert!(links.contains(&format!("{there}@")), "{links}");
+            assert!(!links.lines().any(|line| line.starts_with(elsewhere)), "{links}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! | which network it is of | [`network`] | pure |
 //! | request, network, leases, time → [`decide::Decision`] | [`decide`], [`proxy`], [`leases`], [`boot`] | pure |
 //! | whether a new address is in use | `probe` | |
-//! | lease changes to disk, before any answer that promises them | [`store`] | |
+//! | lease changes to disk, before any answer that promises them | `saving`, [`store`] | |
 //! | sockets | [`serve`], `wire` | |
 //! | what people hear of it | `report` | |
 //!
@@ -23,6 +23,7 @@ pub mod proxy;
 pub mod relay;
 mod report;
 pub mod request;
+mod saving;
 pub mod serve;
 pub mod store;
 mod wire;

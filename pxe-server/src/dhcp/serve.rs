@@ -1,9 +1,9 @@
-//! The DHCP server's loop: read what has come, decide, store, then answer.
+//! The DHCP server's loop: read what has come, decide, have it stored, then answer.
 //!
-//! It has a thread of its own and talks to nobody but the disk and the network, so no slow part of the server delays an
-//! answer. What came in together is stored together: under load one flush to disk carries many leases.
+//! It has a thread of its own and talks to nobody but the network, so no slow part of the server delays an answer. An
+//! acknowledgement waits for the disk, and nothing else waits with it.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,27 +15,33 @@ use nix::errno::Errno;
 use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{error, info, warn};
 
 use super::boot::{Loaders, Site};
 use super::decide::{Decision, Policy, QUARANTINE_SECONDS, decide};
-use super::leases::{Change, Entry, Leases};
+use super::leases::{Change, Leases};
 use super::network;
 use super::probe::{Arp, Held, Ping};
 use super::proxy::{self, Port};
 use super::report;
-use super::request::Request;
+use super::request::{Kind, Request};
+use super::saving::{Outcome, Unsaved, Writer};
 use super::store::Store;
 use super::wire::Wire;
 use crate::config::{Dhcp as Mode, Network, Settings};
 use crate::observe::Observer;
 
-/// Requests that are decided on before one flush to disk.
-const BATCH: usize = 512;
+/// Requests that are read before any is answered.
+const BATCH: usize = 4096;
+/// DISCOVERs that are answered before the sockets are looked at again.
+const TURN: usize = 128;
+/// DISCOVERs that wait for their turn; of more than that the oldest are forgotten, and their clients ask again.
+const MOST_NEWCOMERS: usize = 2048;
 /// How often the loop looks whether it should end.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// Room for what comes in while leases are flushed to disk.
+/// Room for what comes in while others are answered.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
 #[derive(Debug)]
@@ -47,8 +53,11 @@ pub struct Dhcp {
     sites: Vec<Site>,
     /// For each network; those that give out no addresses have none.
     leases: Vec<Leases>,
-    store: Store,
-    unsaved: Unsaved,
+    writer: Writer,
+    unsaved: Unsaved<(Asked, Decision)>,
+    /// Whoever has an offer already is served first: under more load than the server can bear, every exchange that was
+    /// begun would otherwise be likely to end unfinished.
+    newcomers: VecDeque<Asked>,
     ping: Option<Ping>,
     held: Held<(Asked, Decision)>,
 }
@@ -75,13 +84,6 @@ struct Asked {
     door: usize,
     sender: SocketAddrV4,
     network: usize,
-}
-
-/// Changes that aren't on disk, and so were told to nobody: none, but for a disk that is full or failing.
-#[derive(Debug, Default)]
-struct Unsaved {
-    rows: BTreeMap<Ipv4Addr, Option<Entry>>,
-    since: Option<Instant>,
 }
 
 impl Dhcp {
@@ -125,8 +127,9 @@ impl Dhcp {
         let uki = settings.boot_dir.join(drophammer_initramfs::UKI).exists();
         let site = |n: &Network| Site::new(n.address, settings.ports.http, loaders.clone(), uki);
         let sites = networks.iter().map(site).collect();
-        let (unsaved, held) = (Unsaved::default(), Held::default());
-        Ok(Some(Self { interfaces, doors, networks, sites, leases, store, unsaved, ping, held }))
+        let (writer, unsaved, held) = (Writer::start(store)?, Unsaved::default(), Held::default());
+        let newcomers = VecDeque::new();
+        Ok(Some(Self { interfaces, doors, networks, sites, leases, writer, unsaved, newcomers, ping, held }))
     }
 
     /// Serves until `stop`. An error is one that no client caused and that trying again wouldn't mend.
@@ -134,23 +137,45 @@ impl Dhcp {
         let mut buffer = vec![0; 2048];
         while !stop.load(Ordering::Relaxed) {
             self.wait()?;
+            let saved = self.saved()?;
+            self.answer(saved, observer);
             let conflicts = self.hear()?;
-            let batch = self.receive(&mut buffer)?;
-            let due = self.held.due(Instant::now());
-            if !(conflicts.is_empty() && batch.is_empty() && due.is_empty()) {
-                self.answer(conflicts, batch, due, observer)?;
+            let batch = if self.unsaved.is_full() { vec![] } else { self.receive(&mut buffer)? };
+            let batch = self.in_turn(batch);
+            let mut ready = self.held.due(Instant::now());
+            if !(conflicts.is_empty() && batch.is_empty()) {
+                ready.extend(self.decide_all(conflicts, batch)?);
             }
+            let ready =
+                ready.into_iter().filter_map(|(asked, decision)| self.unless_unsaved(asked, decision)).collect();
+            if let Some(rows) = self.unsaved.flush() {
+                self.writer.write(rows)?;
+            }
+            self.answer(ready, observer);
         }
         Ok(())
     }
 
+    /// What is answered now.
+    fn in_turn(&mut self, batch: Vec<Asked>) -> Vec<Asked> {
+        let (new, mut now): (Vec<_>, Vec<_>) = batch.into_iter().partition(|a| a.request.kind == Kind::Discover);
+        self.newcomers.extend(new);
+        self.newcomers.drain(..self.newcomers.len().saturating_sub(MOST_NEWCOMERS));
+        now.extend(self.newcomers.drain(..self.newcomers.len().min(TURN)));
+        now
+    }
+
     /// Until there is something to read, an offer to make, or it's time to look whether to stop.
     fn wait(&self) -> Result<()> {
-        let doors = self.doors.iter().map(|door| door.socket.as_fd());
+        // With nothing to be read from, they fill up, and that is where what is too much gets lost.
+        let open = !self.unsaved.is_full();
+        let doors = self.doors.iter().filter(|_| open).map(|door| door.socket.as_fd());
         let arps = self.interfaces.iter().filter_map(|i| i.arp.as_ref()).map(AsFd::as_fd);
         let ping = self.ping.iter().map(AsFd::as_fd);
-        let mut fds: Vec<_> = doors.chain(arps).chain(ping).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let fds = doors.chain(arps).chain(ping).chain([self.writer.as_fd()]);
+        let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         let until = self.held.next().map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()).min(PATIENCE));
+        let until = if self.newcomers.is_empty() { until } else { Duration::ZERO };
         // Rounded up: waking a moment early would be waking again and again.
         let ms = u16::try_from(until.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
         match poll(&mut fds, PollTimeout::from(ms)) {
@@ -211,16 +236,15 @@ impl Dhcp {
         Ok(batch)
     }
 
-    fn answer(
+    /// The decisions that are ready to be told, as far as their addresses go.
+    fn decide_all(
         &mut self,
         conflicts: Vec<(Asked, Ipv4Addr, Option<Mac>)>,
         batch: Vec<Asked>,
-        due: Vec<(Asked, Decision)>,
-        observer: &Observer,
-    ) -> Result<()> {
+    ) -> Result<Vec<(Asked, Decision)>> {
         let now =
             SystemTime::now().duration_since(UNIX_EPOCH).context("reading the clock: it is before 1970")?.as_secs();
-        let mut ready = due;
+        let mut ready = vec![];
         let mut again = vec![];
         for (asked, address, mac) in conflicts {
             report::conflict(&asked.request, address, mac);
@@ -234,12 +258,11 @@ impl Dhcp {
             }
             ready.extend(self.unless_held(asked, decision));
         }
-        let saved = self.save();
+        Ok(ready)
+    }
+
+    fn answer(&self, ready: Vec<(Asked, Decision)>, observer: &Observer) {
         for (asked, decision) in ready {
-            // RFC 2131 §4.3.1 asks for it, and without it two machines would share an address after a crash.
-            if decision.change.is_some() && !saved {
-                continue;
-            }
             let Some((network, site)) = self.networks.get(asked.network).zip(self.sites.get(asked.network)) else {
                 continue;
             };
@@ -252,7 +275,6 @@ impl Dhcp {
             }
             report::decided(&asked.request, &decision, network, site, observer);
         }
-        Ok(())
     }
 
     fn decide(&self, asked: &Asked, now: u64) -> Decision {
@@ -267,7 +289,7 @@ impl Dhcp {
 
     fn change(&mut self, network: usize, change: Change) {
         if let Some(leases) = self.leases.get_mut(network) {
-            self.unsaved.rows.extend(leases.apply(change));
+            self.unsaved.add(leases.apply(change));
         }
     }
 
@@ -296,28 +318,32 @@ impl Dhcp {
         None
     }
 
-    /// Whether everything is on disk. What can't be written now is written with the next change: clients ask again.
-    fn save(&mut self) -> bool {
-        let Unsaved { rows, since } = &mut self.unsaved;
-        if rows.is_empty() {
-            return true;
+    /// Has what promises a lease wait until it is on disk. RFC 2131 §4.3.1 asks for it, and without it two machines would
+    /// share an address after a crash. While nothing can be stored, nothing is offered either.
+    fn unless_unsaved(&mut self, asked: Asked, decision: Decision) -> Option<(Asked, Decision)> {
+        match decision.change {
+            Some(Change::Bind { .. }) => {}
+            Some(_) if self.unsaved.is_failing() => {}
+            _ => return Some((asked, decision)),
         }
-        match self.store.write(rows) {
-            Ok(()) => {
-                rows.clear();
-                if let Some(since) = since.take() {
-                    info!("leases can be stored again, after {} s", since.elapsed().as_secs());
-                }
-                true
+        self.unsaved.wait((asked, decision));
+        None
+    }
+
+    /// What was waiting for a flush to disk that has ended.
+    fn saved(&mut self) -> Result<Vec<(Asked, Decision)>> {
+        let Some((rows, written)) = self.writer.ended()? else { return Ok(vec![]) };
+        let (outcome, answers) = self.unsaved.flushed(rows, written.is_ok(), Instant::now());
+        match (outcome, written) {
+            (Outcome::SavedAgain(since), _) => {
+                info!("leases can be stored again, after {} s", since.elapsed().as_secs());
             }
-            Err(error) => {
-                if since.is_none() {
-                    error!("no client is given an address until leases can be stored: {error:#}");
-                    *since = Some(Instant::now());
-                }
-                false
+            (Outcome::Failed, Err(error)) => {
+                error!("no client is given an address until leases can be stored: {error:#}")
             }
+            _ => {}
         }
+        Ok(answers)
     }
 }
 
@@ -332,7 +358,10 @@ fn open(interface: &str, port: u16) -> std::io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_broadcast(true)?;
     socket.set_nonblocking(true)?;
-    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    // Beyond what net.core.rmem_max allows to everybody, where we may.
+    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    }
     socket.bind_device(Some(interface.as_bytes()))?;
     // Any address, because clients without one send to 255.255.255.255.
     socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into())?;

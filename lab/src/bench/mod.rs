@@ -1,0 +1,215 @@
+//! `cargo bench-all`: how fast this is beside what others use for it, on this machine, now.
+//!
+//! Absolute figures say more about a machine than about a program, so every row is a ratio of two measurements of the same
+//! run: ours and a rival's, round by round, who goes first changing with every round. The row is the median of the rounds'
+//! ratios with their range. A row that is about a limit rather than a rival has the limit as its rival. One that can't be
+//! measured here says why.
+//!
+//! A benchmark is a line of [`BENCHES`] and a file beside this one: a function that sets up what both sides need and returns
+//! one that measures a round of either. Rivals come from Debian's archive and are run from where they were unpacked
+//! ([`drophammer_images::debian::Programs`]); nothing is installed. Servers and load live in network namespaces of their own
+//! ([`crate::net`]); no root is needed.
+
+mod arena;
+mod dora;
+mod memory;
+mod peak;
+mod perfdhcp;
+mod proxy;
+mod row;
+
+use anyhow::{Result, ensure};
+
+pub use row::{Better, Round, Row};
+
+/// One comparison.
+#[derive(Clone, Copy, Debug)]
+pub struct Bench {
+    pub name: &'static str,
+    /// What is measured, and under which conditions.
+    pub what: &'static str,
+    pub rival: &'static str,
+    /// Of the measurements.
+    pub unit: &'static str,
+    pub better: Better,
+    /// The ratio that we want, at least.
+    pub goal: f64,
+    pub rounds: usize,
+    /// Sets up what both sides need.
+    pub contest: fn() -> Result<Contest>,
+}
+
+/// Measures one round of one side.
+pub type Contest = Box<dyn FnMut(Side) -> Result<f64>>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Ours,
+    Rival,
+}
+
+pub const BENCHES: &[Bench] = &[
+    Bench {
+        name: "boot.dora",
+        what: "DISCOVER to ACK for new clients, under 0.01 % lost; ours with ARP probes and each lease flushed to disk",
+        rival: "Kea memfile, persistent",
+        unit: "/s",
+        better: Better::More,
+        goal: 1.5,
+        rounds: 5,
+        contest: dora::against_kea,
+    },
+    Bench {
+        name: "boot.dora.dnsmasq",
+        what: "the same; dnsmasq with its lease file and without probes",
+        rival: "dnsmasq",
+        unit: "/s",
+        better: Better::More,
+        goal: 15.0,
+        rounds: 5,
+        contest: dora::against_dnsmasq,
+    },
+    Bench {
+        name: "boot.dora.overload",
+        what: "exchanges that are finished while twice as many are asked for as the server bears",
+        rival: "its own peak",
+        unit: "/s",
+        better: Better::More,
+        goal: 0.9,
+        rounds: 5,
+        contest: dora::overload,
+    },
+    Bench {
+        name: "boot.proxy",
+        what: "ProxyDHCP offers to UEFI firmware, under 0.01 % lost",
+        rival: "dnsmasq, proxy mode",
+        unit: "/s",
+        better: Better::More,
+        goal: 10.0,
+        rounds: 5,
+        contest: proxy::against_dnsmasq,
+    },
+    Bench {
+        name: "boot.memory.rest",
+        what: "resident memory of `drophammer serve` with nothing to do",
+        rival: "a limit of 30 MB",
+        unit: "MB",
+        better: Better::Less,
+        goal: 1.0,
+        rounds: 3,
+        contest: memory::at_rest,
+    },
+    Bench {
+        name: "boot.memory.leases",
+        what: "the most resident memory that `drophammer serve` ever had, with 10,000 leases given out",
+        rival: "a limit of 200 MB",
+        unit: "MB",
+        better: Better::Less,
+        goal: 1.0,
+        rounds: 3,
+        contest: memory::with_leases,
+    },
+];
+
+/// Runs the benchmarks whose names start with `filter`, and hands over each row as soon as it's there.
+pub fn run(filter: &str, say: &mut dyn FnMut(&str), done: &mut dyn FnMut(Row) -> Result<()>) -> Result<()> {
+    let chosen = choose(BENCHES, filter)?;
+    for bench in chosen {
+        say(&format!("{}: {}", bench.name, bench.what));
+        done(measure(bench, say))?;
+    }
+    Ok(())
+}
+
+fn choose<'a>(benches: &'a [Bench], filter: &str) -> Result<Vec<&'a Bench>> {
+    let chosen: Vec<_> = benches.iter().filter(|bench| bench.name.starts_with(filter)).collect();
+    let names = || benches.iter().map(|bench| bench.name).collect::<Vec<_>>().join(", ");
+    ensure!(!chosen.is_empty(), "no benchmark's name starts with {filter:?}; there are {}", names());
+    Ok(chosen)
+}
+
+fn measure(bench: &Bench, say: &mut dyn FnMut(&str)) -> Row {
+    match rounds(bench, say) {
+        Ok(rounds) => Row::new(bench, &rounds),
+        Err(error) => Row::unmeasured(bench, format!("{error:#}")),
+    }
+}
+
+fn rounds(bench: &Bench, say: &mut dyn FnMut(&str)) -> Result<Vec<Round>> {
+    let mut contest = (bench.contest)()?;
+    let mut rounds = vec![];
+    for n in 1..=bench.rounds {
+        // Who goes second finds warmer caches and a busier disk.
+        let round = if n % 2 == 1 {
+            let ours = contest(Side::Ours)?;
+            Round { ours, rival: contest(Side::Rival)? }
+        } else {
+            let rival = contest(Side::Rival)?;
+            Round { ours: contest(Side::Ours)?, rival }
+        };
+        let Round { ours, rival } = round;
+        say(&format!("  round {n} of {}: {ours:.1} against {rival:.1} {}", bench.rounds, bench.unit));
+        rounds.push(round);
+    }
+    Ok(rounds)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use anyhow::bail;
+
+    use super::*;
+
+    thread_local! {
+        static ORDER: RefCell<Vec<Side>> = const { RefCell::new(Vec::new()) };
+    }
+
+    const TRIVIAL: Bench = Bench {
+        name: "test.trivial",
+        what: "two numbers",
+        rival: "one",
+        unit: "",
+        better: Better::More,
+        goal: 1.5,
+        rounds: 3,
+        contest: || {
+            Ok(Box::new(|side| {
+                ORDER.with_borrow_mut(|order| order.push(side));
+                Ok(if side == Side::Ours { 2.0 } else { 1.0 })
+            }))
+        },
+    };
+
+    #[test]
+    fn sides_take_turns_at_going_first() {
+        use Side::{Ours, Rival};
+        let row = measure(&TRIVIAL, &mut |_| {});
+        assert_eq!((row.ratio, row.holds, row.rounds), (Some(2.0), true, 3));
+        assert_eq!(ORDER.take(), [Ours, Rival, Rival, Ours, Ours, Rival]);
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_a_row_that_says_why() {
+        let missing = Bench { contest: || bail!("no package has it"), ..TRIVIAL };
+        let breaks = Bench { contest: || Ok(Box::new(|_| bail!("it ended"))), ..TRIVIAL };
+        for (bench, why) in [(missing, "no package has it"), (breaks, "it ended")] {
+            let row = measure(&bench, &mut |_| {});
+            assert_eq!((row.ratio, row.holds, row.why.as_deref()), (None, false, Some(why)));
+        }
+    }
+
+    #[test]
+    fn benchmarks_are_chosen_by_how_they_begin() {
+        let count = |filter| choose(BENCHES, filter).map(|chosen| chosen.len());
+        assert_eq!(count("").expect("all"), BENCHES.len());
+        assert_eq!(count("boot.memory.rest").expect("one"), 1);
+        assert!(count("boot.memory.").expect("some") >= 2);
+        let error = count("memory").expect_err("none").to_string();
+        assert!(error.starts_with("no benchmark's name starts with \"memory\"; there are boot.dora, "), "{error}");
+        for (n, bench) in BENCHES.iter().enumerate() {
+            assert!(BENCHES.iter().skip(n + 1).all(|other| other.name != bench.name), "{} twice", bench.name);
+        }
+    }
+}
