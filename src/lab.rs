@@ -8,6 +8,7 @@ use clap::{Subcommand, ValueEnum};
 use drophammer_lab::bench::{self, Row};
 use drophammer_lab::demo::{self, DemoOptions};
 use drophammer_lab::kit::Image;
+use drophammer_lab::package::{self, Profile};
 use drophammer_lab::qemu;
 use drophammer_lab::socket::{self, PowerAction};
 use drophammer_lab::up::{self, ConsoleView, UpOptions};
@@ -44,6 +45,7 @@ enum Command {
         /// Only the tests whose names contain this.
         filter: Option<String>,
     },
+
     /// Measure this beside what others use for it, on this machine, now (`cargo bench-all`).
     Bench {
         /// Only the benchmarks whose names start with this: boot., erase., install., control., …
@@ -52,6 +54,15 @@ enum Command {
         /// Print each row as a line of JSON instead of a table.
         #[arg(long)]
         json: bool,
+    },
+    /// Make the package for Debian and Ubuntu (`cargo package-deb`): server, tools, agent, systemd unit.
+    Package {
+        /// The directory that drophammer.deb goes to.
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        output: PathBuf,
+        /// With the program as it's built for tests: quick to make, slow to run.
+        #[arg(long)]
+        dev: bool,
     },
     /// Start a lab in the background: a boot server and machines that are switched on.
     Up {
@@ -175,6 +186,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     match args.command {
         Command::Demo { firmware, machines, image, keep } => {
             demo::demo(&DemoOptions { firmware: firmware.into(), machines, image, keep })
+        }
+        Command::Package { output, dev } => {
+            let profile = if dev { Profile::Dev } else { Profile::Release };
+            let say = &mut |line: &str| eprintln!("{line}");
+            let output = output.canonicalize().with_context(|| format!("looking for {}", output.display()))?;
+            let path = package::package(profile, &output, say)?;
+            output::line(&path.display().to_string())
         }
         Command::Verify { filter } => verify::verify(filter.as_deref()),
         Command::Bench { filter, json } => measure(&filter, json, &mut say),

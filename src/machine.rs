@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use drophammer_control::client::Client;
+use drophammer_protocol::api::Explanation;
 use drophammer_protocol::certificate::Verdict;
-use drophammer_protocol::event::{Phase, Recorded, Step};
+use drophammer_protocol::event::{Phase, Recorded, Step, boots};
 use drophammer_protocol::machine::{Allocation, Machine};
 use drophammer_protocol::words;
 
@@ -38,6 +39,16 @@ enum Command {
         #[arg(short, long)]
         follow: bool,
     },
+    /// The last boot from its first DHCP request on: every request, transfer and phase, with times, bytes and rates.
+    Timeline {
+        #[command(flatten)]
+        which: Which,
+        /// All boots that are still known, not only the last one.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Why it isn't where it should be: the likely cause, what that follows from, and what to look at.
+    Explain(Which),
     /// The erase certificates of a machine, newest last.
     Certificates(Which),
     /// Install an image on a waiting machine.
@@ -75,6 +86,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::List => list(&client, args.json),
         Command::Show(Which { machine }) => show(&client.machine(&machine)?, args.json),
         Command::Events { which: Which { machine }, follow } => events(&client, &machine, follow, args.json),
+        Command::Timeline { which: Which { machine }, all } => timeline(&client, &machine, all, args.json),
+        Command::Explain(Which { machine }) => explain(&client.explanation(&machine)?, args.json),
         Command::Certificates(Which { machine }) => certificates(&client, &machine, args.json),
         Command::Allocate { which: Which { machine }, image, hostname, ssh_keys, disk } => {
             let hostname = match hostname {
@@ -184,20 +197,72 @@ fn events(client: &Client, machine: &str, follow: bool, json: bool) -> Result<()
     }
 }
 
-fn sentence(event: &Recorded) -> String {
-    let mark = match event.step {
+fn mark(step: Step) -> &'static str {
+    match step {
         Step::Started => "…",
         Step::Progress => "·",
         Step::Done => "✓",
         Step::Failed => "✗",
         Step::Note => " ",
-    };
+    }
+}
+
+fn sentence(event: &Recorded) -> String {
+    let mark = mark(event.step);
     let progress = event.progress.map(|p| match p.total_bytes {
         Some(total) => format!(" {} of {}", words::bytes(p.done_bytes), words::bytes(total)),
         None => format!(" {}", words::bytes(p.done_bytes)),
     });
     let phase = if event.phase == Phase::Lifecycle { "-" } else { event.phase.name() };
     format!("{} {mark} {phase:<11} {}{}", clock(event.at_ms), event.message, progress.unwrap_or_default())
+}
+
+fn timeline(client: &Client, machine: &str, all: bool, json: bool) -> Result<()> {
+    let events = client.events(machine, 0, 0)?;
+    let boots: Vec<_> = boots(&events).collect();
+    let shown = if all { 0 } else { boots.len().saturating_sub(1) };
+    let boots = boots.get(shown..).unwrap_or_default();
+    if json {
+        return output::json(boots);
+    }
+    for boot in boots {
+        let Some(first) = boot.first() else { continue };
+        output::line(&format!("boot at {} {}", date(first.at_ms), clock(first.at_ms)))?;
+        let told = boot.iter().filter(|event| event.step != Step::Progress);
+        let rows: Vec<_> = told.map(|event| moment(event, first.at_ms)).collect();
+        output::table(["AFTER", "", "PHASE", "BYTES", "WHAT"], &rows)?;
+    }
+    Ok(())
+}
+
+fn moment(event: &Recorded, began_ms: u64) -> [String; 5] {
+    let after = event.at_ms.saturating_sub(began_ms);
+    let bytes = event.progress.map(|progress| words::bytes(progress.done_bytes)).unwrap_or_default();
+    let message = event.message.lines().next().unwrap_or_default().to_owned();
+    [
+        format!("{}.{:03} s", after / 1000, after % 1000),
+        mark(event.step).into(),
+        event.phase.name().into(),
+        bytes,
+        message,
+    ]
+}
+
+fn explain(explanation: &Explanation, json: bool) -> Result<()> {
+    if json {
+        return output::json(explanation);
+    }
+    output::line(&explanation.verdict)?;
+    for evidence in &explanation.because {
+        output::line(&format!("  because  {} {}", clock(evidence.at_ms), evidence.message))?;
+    }
+    explanation.advice.iter().try_for_each(|advice| output::line(&format!("  look at  {advice}")))
+}
+
+/// `YYYY-MM-DD`, UTC.
+fn date(unix_ms: u64) -> String {
+    let seconds = i64::try_from(unix_ms / 1000).unwrap_or(i64::MAX);
+    time::OffsetDateTime::from_unix_timestamp(seconds).map_or_else(|_| String::new(), |at| at.date().to_string())
 }
 
 /// `HH:MM:SS.mmm`, UTC.

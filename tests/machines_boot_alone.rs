@@ -2,9 +2,6 @@
 
 mod common;
 
-use std::thread;
-use std::time::{Duration, Instant};
-
 use common::Rig;
 use drophammer_lab::qemu::Firmware;
 use drophammer_lab::server::ServerSpec;
@@ -18,6 +15,9 @@ fn machines_boot_and_nothing_is_lost_while_the_control_api_is_gone() {
     let [server] = &rig.client.boot_servers().expect("boot servers")[..] else { panic!("one boot server") };
     assert!(server.up && !server.embedded, "{server:?}");
     assert_eq!((server.registration.name.as_str(), server.registration.networks.len()), ("lab", 1));
+
+    let mirrored = rig.lab.dir().join("state/images/tiny");
+    common::until(rig.limit(60), "the image is kept by the boot server", || mirrored.is_dir());
 
     let before = rig.position(&tenant);
     rig.lab.server.kill_control();
@@ -40,9 +40,8 @@ fn machines_boot_and_nothing_is_lost_while_the_control_api_is_gone() {
     let seen: Vec<_> = rig.events(&stranger).into_iter().filter(|event| event.phase == Phase::Tftp).collect();
     assert!(seen.iter().any(|event| event.step == Step::Done), "{}", rig.story(&stranger));
 
-    let deadline = Instant::now() + rig.limit(60);
-    while rig.client.boot_servers().expect("boot servers")[0].health.as_ref().is_none_or(|h| h.reports_waiting > 0) {
-        assert!(Instant::now() < deadline, "{:?}", rig.client.boot_servers());
-        thread::sleep(Duration::from_millis(200));
-    }
+    common::until(rig.limit(60), "everything is delivered", || {
+        let servers = rig.client.boot_servers().expect("boot servers");
+        servers[0].health.as_ref().is_some_and(|health| health.reports_waiting == 0 && health.problems.is_empty())
+    });
 }

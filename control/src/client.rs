@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use drophammer_protocol::api::{BOOT_SERVERS, IMAGE_LIST, ImageSummary, MACHINES, Problem, StoredCertificate};
+use drophammer_protocol::api::{
+    BOOT_SERVERS, Explanation, IMAGE_LIST, ImageSummary, MACHINES, Problem, StoredCertificate,
+};
 use drophammer_protocol::boot_server::{BootServer, JoinToken};
 use drophammer_protocol::event::Recorded;
 use drophammer_protocol::id::BootServerId;
@@ -70,6 +72,10 @@ impl Client {
         let mut url = self.url(MACHINES, &[machine, "events"])?;
         url.query_pairs_mut().append_pair("after", &after.to_string()).append_pair("wait", &wait.to_string());
         self.send(self.http.get(url).timeout(ANSWER + Duration::from_secs(wait)))
+    }
+
+    pub fn explanation(&self, machine: &str) -> Result<Explanation> {
+        self.send(self.http.get(self.url(MACHINES, &[machine, "explanation"])?))
     }
 
     pub fn certificates(&self, machine: &str) -> Result<Vec<StoredCertificate>> {

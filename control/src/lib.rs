@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`lifecycle`] | the rules: which state follows from what. Pure |
 //! | [`erasure`] | what has to be erased and what proves it. Pure |
+//! | [`explain`] | why a machine isn't where it should be. Pure |
 //! | `install`, `images` | what exactly is installed where |
 //! | `boot` | for the boot server: who boots what, tickets, what is seen from outside |
 //! | `boot_servers`, `own_disks` | for boot servers that run alone: joining, what they serve, what they know and report |
@@ -26,6 +27,7 @@ mod boot_servers;
 pub mod client;
 mod denied;
 pub mod erasure;
+pub mod explain;
 mod http;
 mod images;
 mod install;

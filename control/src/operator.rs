@@ -1,12 +1,13 @@
 //! What people ask and order.
 
 use axum::http::StatusCode;
-use drophammer_protocol::api::{ImageSummary, StoredCertificate};
+use drophammer_protocol::api::{Explanation, ImageSummary, StoredCertificate};
 use drophammer_protocol::event::Recorded;
 use drophammer_protocol::id::{Mac, MachineId};
 use drophammer_protocol::machine::{Allocation, Machine};
 
 use crate::denied::Denied;
+use crate::explain::{Case, explain};
 use crate::install;
 use crate::lifecycle::Input;
 use crate::records::{self, BootInventory, Record, certificates_prefix, inventory_key, machine_key};
@@ -34,6 +35,12 @@ impl Control {
 
     pub(crate) fn events(&self, machine: MachineId, after: u64) -> Result<Vec<Recorded>, Denied> {
         Ok(timeline::read(self.store(), machine, after)?)
+    }
+
+    pub(crate) fn explanation(&self, machine: MachineId, now_ms: u64) -> Result<Explanation, Denied> {
+        let Machine { state, reason, .. } = self.machine(machine)?;
+        let events = self.events(machine, 0)?;
+        Ok(explain(&Case { state, reason: reason.as_deref(), events: &events, now_ms }))
     }
 
     pub(crate) fn certificates(&self, machine: MachineId) -> Result<Vec<StoredCertificate>, Denied> {

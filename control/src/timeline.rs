@@ -11,6 +11,7 @@ use drophammer_protocol::boot_server::Seen;
 use drophammer_protocol::event::{Phase, Progress, Recorded, Step};
 use drophammer_protocol::id::{BootId, MachineId};
 use drophammer_protocol::machine::State;
+use drophammer_protocol::sight::Sight;
 use serde::{Deserialize, Serialize};
 
 use crate::records::Record;
@@ -29,17 +30,22 @@ pub(crate) struct Said {
     pub(crate) step: Step,
     pub(crate) message: String,
     pub(crate) progress: Option<Progress>,
+    pub(crate) sight: Option<Sight>,
 }
 
 impl Said {
     pub(crate) fn new(at_ms: u64, boot: Option<BootId>, phase: Phase, step: Step, message: impl Into<String>) -> Self {
-        Self { at_ms, boot, phase, step, message: message.into(), progress: None }
+        Self { at_ms, boot, phase, step, message: message.into(), progress: None, sight: None }
     }
 
     /// What a boot server saw, not later than now, whatever its clock says.
     pub(crate) fn seen(seen: &Seen, now: u64) -> Self {
         let Seen { at_ms, phase, step, progress, .. } = *seen;
-        Self { progress, ..Self::new(at_ms.min(now), None, phase, step, seen.message.clone()) }
+        Self {
+            progress,
+            sight: seen.sight.clone(),
+            ..Self::new(at_ms.min(now), None, phase, step, seen.message.clone())
+        }
     }
 }
 
@@ -106,7 +112,7 @@ pub(crate) fn append_agent(
         }
         let at_ms = agent.started_ms.saturating_add(event.uptime_ms).min(now);
         let (phase, step, message, progress) = (event.phase, event.step, event.message, event.progress);
-        record(txn, machine, &mut cursor, Said { at_ms, boot: Some(boot), phase, step, message, progress })?;
+        record(txn, machine, &mut cursor, Said { progress, ..Said::new(at_ms, Some(boot), phase, step, message) })?;
     }
     let seq = agent.seq;
     cursor.agent = Some(agent);
@@ -181,9 +187,9 @@ fn record(txn: &mut Txn<'_>, machine: MachineId, cursor: &mut Cursor, said: Said
             cursor.count = cursor.count.saturating_sub(1);
         }
     }
-    let Said { at_ms, boot, phase, step, message, progress } = said;
+    let Said { at_ms, boot, phase, step, message, progress, sight } = said;
     let message = shortened(message);
-    txn.put(&event_key(machine, position), &Recorded { position, at_ms, boot, phase, step, message, progress })?;
+    txn.put(&event_key(machine, position), &Recorded { position, at_ms, boot, phase, step, message, progress, sight })?;
     cursor.last = position;
     cursor.count += 1;
     Ok(())

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use drophammer_protocol::ticket::INSTALLED_AGENT_PATH;
 
 const TARGET: &str = "x86_64-unknown-linux-musl";
 const BINARY: &str = "drophammer-agent";
@@ -28,6 +29,15 @@ pub fn repository() -> Result<PathBuf> {
         path.display()
     );
     Ok(path)
+}
+
+/// The agent of the source tree that this program came from, or else that of the package that it came with.
+pub(crate) fn agent() -> Result<PathBuf> {
+    match repository() {
+        Ok(repository) => build_agent(&repository),
+        Err(_) if Path::new(INSTALLED_AGENT_PATH).is_file() => Ok(INSTALLED_AGENT_PATH.into()),
+        Err(why) => Err(why),
+    }
 }
 
 /// Builds the agent from the source tree `repo` and returns the binary. What is fresh is not built again.

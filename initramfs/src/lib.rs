@@ -119,7 +119,7 @@ pub fn build(options: &Options) -> Result<Built> {
     let recipe = options.uki.as_ref().map(Recipe::of).transpose()?;
     let agent = match &options.agent {
         Some(path) => path.clone(),
-        None => build_agent(&repository()?)?,
+        None => agent::agent()?,
     };
     let agent = fs::read(&agent).with_context(|| format!("reading the agent {}", agent.display()))?;
     elf::require_static(&agent).context("the agent cannot be the first program of a machine")?;

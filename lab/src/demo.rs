@@ -237,6 +237,7 @@ impl Watch<'_> {
                 Firmware::SecureBoot => "power-on, UEFI with Secure Boot".into(),
             },
             progress: None,
+            sight: None,
         }
     }
 
@@ -330,7 +331,16 @@ mod tests {
     use super::*;
 
     fn event(phase: Phase, step: Step, message: &str) -> Recorded {
-        Recorded { position: 1, at_ms: 1, boot: None, phase, step, message: message.into(), progress: None }
+        Recorded {
+            position: 1,
+            at_ms: 1,
+            boot: None,
+            phase,
+            step,
+            message: message.into(),
+            progress: None,
+            sight: None,
+        }
     }
 
     #[test]

@@ -130,6 +130,7 @@ mod tests {
             step,
             message: "said".into(),
             progress: done.map(|done_bytes| Progress { done_bytes, total_bytes: None }),
+            sight: None,
         };
         for (name, event, begun, want) in [
             ("a note", event(Phase::Dhcp, Step::Note, None), 3000, "   2.0 s  m1   dhcp         said"),

@@ -52,9 +52,11 @@ pub const TEST_NEEDS: &[Need] = &[
     need("cpio", Proof::Program("cpio"), "another reader of initramfs archives"),
     need("curl", Proof::Program("curl"), "another HTTP client"),
     need("dosfstools", Proof::Program("fsck.vfat"), "judging FAT"),
+    need("dpkg-dev", Proof::Program("dpkg-shlibdeps"), "packages that say what they depend on"),
     need("e2fsprogs", Proof::Program("e2fsck"), "judging ext4"),
     need("gdisk", Proof::Program("sgdisk"), "judging partition tables"),
     need("openssl", Proof::Program("openssl"), "keys and certificates of another make"),
+    need("systemd", Proof::Program("systemd-analyze"), "judging units"),
     need("sbsigntool", Proof::Program("sbverify"), "judging signatures for Secure Boot"),
 ];
 

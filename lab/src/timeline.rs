@@ -154,6 +154,7 @@ mod tests {
             step,
             message: format!("{} {step:?}", phase.name()),
             progress: bytes.map(|done_bytes| Progress { done_bytes, total_bytes: None }),
+            sight: None,
         }
     }
 

@@ -1,14 +1,14 @@
 //! `cargo verify`: everything that has to hold before a change goes in. Set-up first, then the quick checks, then tests.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::kit::{self, Image};
-use crate::setup;
+use crate::{setup, tools};
 
 /// Runs every step, or for a filter the tests whose names contain it. Stops at the first that fails, with its name.
 pub fn verify(filter: Option<&str>) -> Result<()> {
@@ -84,11 +84,9 @@ fn cargo(repository: &Path, arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-const DENY_VERSION: &str = "^0.20";
-
 /// Licences, banned and unknown sources; known vulnerabilities when their database can be had.
 fn dependencies(repository: &Path, say: &mut dyn FnMut(&str)) -> Result<()> {
-    let deny = cargo_deny(say)?;
+    let deny = tools::cargo_deny(say)?;
     let deny = |arguments: &[&str]| {
         let mut command = Command::new(&deny);
         command.current_dir(repository).args(["--log-level", "error"]).args(arguments);
@@ -105,34 +103,6 @@ fn dependencies(repository: &Path, say: &mut dyn FnMut(&str)) -> Result<()> {
         return Ok(());
     }
     check(&["check", "--disable-fetch", "advisories"])
-}
-
-/// cargo-deny of this host, or one that is built once and kept in the cache.
-fn cargo_deny(say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
-    let answers =
-        |program: &Path| Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
-    let own = PathBuf::from("cargo-deny");
-    if answers(&own) {
-        return Ok(own);
-    }
-    let tools = drophammer_images::cache_dir()?.join("tools");
-    let kept = tools.join("bin/cargo-deny");
-    if !answers(&kept) {
-        say("building cargo-deny, once (some minutes)");
-        let output = Command::new("cargo")
-            .args(["install", "--quiet", "--locked", "--version", DENY_VERSION, "--root"])
-            .arg(&tools)
-            .arg("cargo-deny")
-            .output()
-            .context("starting cargo")?;
-        if !output.status.success() {
-            bail!(
-                "building cargo-deny: {}\ninstall it yourself (`cargo install --locked cargo-deny`) and try again",
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
-        }
-    }
-    Ok(kept)
 }
 
 #[cfg(test)]

@@ -106,6 +106,7 @@ pub struct PhonedHome {
 // GET    /v1/machines                              [Machine]
 // GET    /v1/machines/{ref}                        Machine
 // GET    /v1/machines/{ref}/events?after=&wait=    [Recorded]; waits up to `wait` seconds for the first one
+// GET    /v1/machines/{ref}/explanation            Explanation
 // GET    /v1/machines/{ref}/certificates           [StoredCertificate]
 // POST   /v1/machines/{ref}/allocate               Allocation → Machine
 // POST   /v1/machines/{ref}/release                → Machine
@@ -120,6 +121,25 @@ pub struct PhonedHome {
 pub const MACHINES: &str = "/v1/machines";
 pub const IMAGE_LIST: &str = "/v1/images";
 pub const BOOT_SERVERS: &str = "/v1/boot-servers";
+
+/// The likely cause of where a machine stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// A name that stays the same, for programs.
+    pub rule: String,
+    /// A sentence.
+    pub verdict: String,
+    /// What it follows from.
+    pub because: Vec<Evidence>,
+    /// What to look at, the likeliest first.
+    pub advice: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    pub at_ms: u64,
+    pub message: String,
+}
 
 /// A certificate as the server keeps it: what the agent signed, and when it was believed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Phase, Progress, Step};
 use crate::id::{BootId, BootServerId, Mac, MachineId};
+use crate::sight::Sight;
 use crate::sign::PublicKey;
 use crate::ticket::Reach;
 
@@ -177,6 +178,8 @@ pub struct Seen {
     pub message: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sight: Option<Sight>,
 }
 
 /// A boot server, as operators see it.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::sight::{Asker, Sight};
+
 /// The road, in order. The server sees the first ones from outside; the agent reports the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -101,4 +103,53 @@ pub struct Recorded {
     pub message: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+    /// What a boot server saw, if it's that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sight: Option<Sight>,
+}
+
+/// A machine's history, boot by boot: each begins when its firmware asks for an address.
+pub fn boots(history: &[Recorded]) -> impl Iterator<Item = &[Recorded]> {
+    history.chunk_by(|before, event| {
+        let firmware = event.sight.as_ref().and_then(Sight::asker).is_some_and(|by| by != Asker::Ipxe);
+        // It asks several times, and several servers.
+        let again = before.sight.as_ref().and_then(Sight::asker).is_some_and(|by| by != Asker::Ipxe);
+        !firmware || again
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::sight::Leads;
+
+    #[test]
+    fn a_boot_begins_when_the_firmware_asks() {
+        use Asker::{Ipxe, Uefi};
+        let offered = |by| Some(Sight::Offered { by, address: Ipv4Addr::LOCALHOST });
+        let led = |by| Some(Sight::Led { by, to: Leads::Tftp });
+        let told = Some(Sight::Told { own_disk: true });
+        for (name, sights, want) in [
+            ("nothing", vec![], vec![]),
+            ("a boot through iPXE", vec![offered(Uefi), led(Uefi), None, offered(Ipxe), led(Ipxe), None], vec![6]),
+            ("firmware that asks again", vec![offered(Uefi), offered(Uefi), led(Uefi)], vec![3]),
+            ("two boots", vec![offered(Uefi), led(Uefi), told.clone(), offered(Uefi), led(Uefi)], vec![3, 2]),
+            ("what was before the first", vec![None, offered(Uefi)], vec![1, 1]),
+        ] {
+            let event = |sight: &Option<Sight>| Recorded {
+                position: 1,
+                at_ms: 0,
+                boot: None,
+                phase: Phase::Dhcp,
+                step: Step::Note,
+                message: String::new(),
+                progress: None,
+                sight: sight.clone(),
+            };
+            let history: Vec<_> = sights.iter().map(event).collect();
+            assert_eq!(boots(&history).map(<[_]>::len).collect::<Vec<_>>(), want, "{name}");
+        }
+    }
 }

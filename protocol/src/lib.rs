@@ -6,7 +6,7 @@
 //! | arrow | file |
 //! |---|---|
 //! | server → machine, before any trust: CA, keys, one-time token | [`ticket`] |
-//! | machine → server: what it is and what happens on it | [`inventory`], [`event`] |
+//! | machine → server: what it is and what happens on it | [`inventory`], [`event`], [`sight`] |
 //! | server → machine: what to do | [`order`] |
 //! | machine → server: proof of what was done | [`certificate`], [`order::Outcome`] |
 //!
@@ -29,6 +29,7 @@ pub mod machine;
 pub mod manifest;
 pub mod order;
 pub mod os_release;
+pub mod sight;
 pub mod sign;
 pub mod space;
 pub mod ticket;

@@ -6,6 +6,7 @@
 //! | [`ra`] | an IPv6 "nobody here", without which some loaders wait |
 //! | [`tftp`] | iPXE, for firmware that can't do better |
 //! | [`http`](serve) | boot script, kernel, initramfs with the boot's ticket; unified kernel image; signed time; images |
+//! | [`plain`](serve) | how most of that goes out: files by sendfile |
 //! | [`listen`](serve) | the control API for agents and operators, over TLS and a local socket |
 //! | [`observe`] | what all of these see of a boot, as one timeline |
 //! | `behind` | who decides: the control API in the same process, or |
@@ -22,6 +23,7 @@ mod http;
 pub mod identity;
 mod listen;
 pub mod observe;
+mod plain;
 pub mod ra;
 pub mod script;
 pub mod tftp;
@@ -54,6 +56,7 @@ use crate::dhcp::boot::http_url;
 use crate::dhcp::serve::Dhcp;
 use crate::listen::Door;
 use crate::observe::Observer;
+use crate::tftp::serve::Tftp;
 use crate::tls::Identity;
 
 /// Serves until `shutdown` is ready or a part of the server dies, which ends all of it with that part's error.
@@ -74,7 +77,7 @@ struct Server {
     behind: Behind,
     dhcp: Option<Dhcp>,
     ra: Vec<ra::RouterAdvertisements>,
-    tftp: Vec<tftp::Tftp>,
+    tftp: Option<Tftp>,
     doors: Vec<(&'static str, Door, axum::Router)>,
     observer: Observer,
 }
@@ -93,10 +96,10 @@ impl Server {
         for network in settings.networks.iter().filter(|n| settings.router_advertisements && !n.relayed) {
             ra.push(ra::RouterAdvertisements::bind(&network.interface)?);
         }
-        let (mut tftp, mut http, mut https) = (vec![], vec![], vec![]);
+        let tftp = Tftp::bind(&settings.addresses(), ports.tftp, files.clone())?;
+        let (mut http, mut https) = (vec![], vec![]);
         for (address, interface) in settings.addresses() {
             let at = |port| SocketAddr::new(IpAddr::V4(address), port);
-            tftp.push(tftp::bind(at(ports.tftp), interface)?);
             http.push(listen::tcp(at(ports.http), "HTTP (ports.http)", interface).await?);
             https.push(listen::tcp(at(ports.https), "HTTPS (ports.https)", interface).await?);
         }
@@ -121,10 +124,6 @@ impl Server {
         };
         let tls = tls::server(identity, &ca_pem)?;
         let observer = Observer::new(behind.clone());
-        let mut tftp_servers = vec![];
-        for socket in tftp {
-            tftp_servers.push(tftp::Tftp::new(socket, files.clone(), observer.clone()).await?);
-        }
         let boot = http::Boot {
             behind: behind.clone(),
             observer: observer.clone(),
@@ -152,7 +151,7 @@ impl Server {
             None => None,
         };
         let doors = http.chain(https).chain(operators).collect();
-        Ok(Self { settings: settings.clone(), dhcp, ra, tftp: tftp_servers, doors, observer, behind })
+        Ok(Self { settings: settings.clone(), dhcp, ra, tftp, doors, observer, behind })
     }
 
     async fn run(self, shutdown: impl Future<Output = ()>) -> Result<()> {
@@ -162,12 +161,14 @@ impl Server {
         let mut background: JoinSet<Result<()>> = JoinSet::new();
 
         if let Some(dhcp) = self.dhcp {
-            let (quit, observer) = (Arc::clone(&quit), self.observer);
+            let (quit, observer) = (Arc::clone(&quit), self.observer.clone());
             let ended = spawn("dhcp", move || dhcp.run(&quit, &observer))?;
             parts.spawn(async move { ended.await.context("the DHCP server panicked")? });
         }
-        for tftp in self.tftp {
-            background.spawn(tftp.run());
+        if let Some(tftp) = self.tftp {
+            let (quit, observer) = (Arc::clone(&quit), self.observer);
+            let ended = spawn("tftp", move || tftp.run(&quit, &observer))?;
+            parts.spawn(async move { ended.await.context("the TFTP server panicked")? });
         }
         for ra in self.ra {
             background.spawn(ra.run());

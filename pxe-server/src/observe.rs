@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use drophammer_protocol::boot_server::Seen;
 use drophammer_protocol::event::{Phase, Progress, Step};
 use drophammer_protocol::id::{Mac, MachineId};
+use drophammer_protocol::sight::Sight;
 use tracing::warn;
 
 use crate::alone::unix_ms;
@@ -50,22 +51,28 @@ impl Observer {
         clients.get(&address).map(|client| (client.mac, client.machine))
     }
 
-    pub fn observe(&self, mac: Mac, machine: Option<MachineId>, phase: Phase, step: Step, message: String) {
-        self.tell(Client { mac, machine }, phase, step, message, None);
-    }
-
-    /// Like [`Observer::observe`], for whoever was last seen at `address`. A stranger has no timeline to write to.
-    pub fn observe_at(&self, address: IpAddr, phase: Phase, step: Step, message: String, bytes: Option<Progress>) {
-        if let Some((mac, machine)) = self.client_at(address) {
-            self.tell(Client { mac, machine }, phase, step, message, bytes);
-        }
-    }
-
-    fn tell(&self, client: Client, phase: Phase, step: Step, message: String, progress: Option<Progress>) {
-        let Client { mac, machine } = client;
-        if let Err(error) = self.behind.observe(Seen { at_ms: unix_ms(), mac, machine, phase, step, message, progress })
-        {
+    pub fn observe(&self, mac: Mac, machine: Option<MachineId>, told: Told) {
+        let Told { phase, step, message, progress, sight } = told;
+        let seen = Seen { at_ms: unix_ms(), mac, machine, phase, step, message, progress, sight };
+        if let Err(error) = self.behind.observe(seen) {
             warn!(%mac, "{error:#}");
         }
     }
+
+    /// Like [`Observer::observe`], for whoever was last seen at `address`. A stranger has no timeline to write to.
+    pub fn observe_at(&self, address: IpAddr, told: Told) {
+        if let Some((mac, machine)) = self.client_at(address) {
+            self.observe(mac, machine, told);
+        }
+    }
+}
+
+/// What the timeline of a boot is told: to people, and to programs that look for a cause.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    pub phase: Phase,
+    pub step: Step,
+    pub message: String,
+    pub progress: Option<Progress>,
+    pub sight: Option<Sight>,
 }

@@ -205,6 +205,14 @@ impl Rig {
     }
 }
 
+pub(crate) fn until(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
 pub(crate) fn allocation(image: &str, hostname: &str) -> Allocation {
     Allocation { image: image.into(), hostname: hostname.into(), ssh_keys: Vec::new(), disk: None }
 }

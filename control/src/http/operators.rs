@@ -6,7 +6,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use drophammer_protocol::api::{BOOT_SERVERS, IMAGE_LIST, ImageSummary, MACHINES, StoredCertificate};
+use drophammer_protocol::api::{BOOT_SERVERS, Explanation, IMAGE_LIST, ImageSummary, MACHINES, StoredCertificate};
 use drophammer_protocol::boot_server::{BootServer, JoinToken};
 use drophammer_protocol::event::Recorded;
 use drophammer_protocol::id::{BootServerId, MachineId};
@@ -28,6 +28,7 @@ impl Control {
             .route(MACHINES, get(machines))
             .route(&of(""), get(machine))
             .route(&of("/events"), get(events))
+            .route(&of("/explanation"), get(explanation))
             .route(&of("/certificates"), get(certificates))
             .route(&of("/allocate"), post(allocate))
             .route(&of("/release"), post(release))
@@ -85,6 +86,10 @@ async fn events(
     let machine: MachineId = off_thread(&control, move |c| c.resolve(&name)).await?;
     let news = move |c: &Control| c.events(machine, waiting.after).map(|e| Some(e).filter(|e| !e.is_empty()));
     Ok(Json(wait_for(&control, machine, waiting.wait, news).await?.unwrap_or_default()))
+}
+
+async fn explanation(State(control): State<Control>, Which(name): Which<String>) -> Result<Json<Explanation>, Denied> {
+    off_thread(&control, move |c| c.explanation(c.resolve(&name)?, unix_ms())).await.map(Json)
 }
 
 async fn certificates(

@@ -604,5 +604,5 @@ fn await_that(happened: impl Fn() -> bool) {
 
 fn seen(message: &str) -> Seen {
     let (mac, phase, step, message) = (mac(1), Phase::Dhcp, Step::Note, message.into());
-    Seen { at_ms: 1, mac, machine: None, phase, step, message, progress: None }
+    Seen { at_ms: 1, mac, machine: None, phase, step, message, progress: None, sight: None }
 }

@@ -176,6 +176,7 @@ mod tests {
             step: Step::Note,
             message: String::new(),
             progress: None,
+            sight: None,
         })
     }
 

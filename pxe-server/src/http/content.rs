@@ -1,39 +1,44 @@
-//! Files over HTTP: ranges, conditions, and something appended where a boot needs it (RFC 9110 §13, §14).
+//! Files over HTTP, with something appended where a boot needs it.
 
-use std::io::{self, SeekFrom};
+use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
-use futures_util::stream::{self, Stream};
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use axum::http::request::Parts;
+use axum::http::{Method, Response, header};
 
-/// Read and handed on at once. Small pieces cost a thread switch each.
-const PIECE: u64 = 512 << 10;
+use super::conditions::{Facts, Plan, plan, said};
+use super::parcel::{Edition, Parcel, Sent};
 
 /// A file, followed by bytes that are made for one reader.
 #[derive(Debug)]
 pub(crate) struct Content {
     file: File,
-    file_length: u64,
+    path: Arc<Path>,
+    edition: Edition,
     tail: Bytes,
-    /// Changes whenever the content does.
-    tag: String,
+    facts: Facts,
 }
 
 impl Content {
     /// `None` if there's no such regular file.
     pub(crate) async fn open(path: &Path) -> Result<Option<Self>> {
-        let open = async {
-            let file = File::open(path).await?;
-            let metadata = file.metadata().await?;
+        let path: Arc<Path> = path.into();
+        tokio::task::spawn_blocking(move || Self::look(path)).await.context("opening a file stopped in the middle")?
+    }
+
+    fn look(path: Arc<Path>) -> Result<Option<Self>> {
+        let open = || {
+            let file = File::open(&path)?;
+            let metadata = file.metadata()?;
             io::Result::Ok((file, metadata))
         };
-        let (file, metadata) = match open.await {
+        let (file, metadata) = match open() {
             Ok(opened) => opened,
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
             Err(e) => return Err(e).with_context(|| format!("opening {}", path.display())),
@@ -41,147 +46,65 @@ impl Content {
         if !metadata.is_file() {
             return Ok(None);
         }
-        let modified = metadata.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
-        let tag = format!("\"{:x}-{:x}\"", metadata.len(), modified.as_nanos());
-        Ok(Some(Self { file, file_length: metadata.len(), tail: Bytes::new(), tag }))
+        let edition = Edition::of(&metadata);
+        let modified = edition.modified.and_then(|modified| said(modified, SystemTime::now()));
+        let facts = Facts { length: edition.length, tag: edition.tag(), modified };
+        Ok(Some(Self { file, path, edition, tail: Bytes::new(), facts }))
     }
 
     pub(crate) fn file_length(&self) -> u64 {
-        self.file_length
+        self.edition.length
     }
 
     pub(crate) fn with_tail(mut self, tail: Bytes, name: &str) -> Self {
-        self.tag = format!("{}-{name}\"", self.tag.trim_end_matches('"'));
+        self.facts.tag = format!("{}-{name}\"", self.facts.tag.trim_end_matches('"'));
+        self.facts.length = self.edition.length + tail.len() as u64;
         self.tail = tail;
         self
     }
 
-    /// The answer to a GET or HEAD. `ended` hears how many bytes were handed over of how many, and how long it took.
-    pub(crate) fn respond(
-        self,
-        headers: &HeaderMap,
-        ended: impl FnOnce(Sent) + Send + 'static,
-    ) -> Result<Response<Body>> {
-        let total = self.file_length + self.tail.len() as u64;
-        let text = |name: HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
-        let tag = HeaderValue::from_str(&self.tag)?;
-        let fixed = Response::builder().header(header::ETAG, tag).header(header::ACCEPT_RANGES, "bytes");
-        if text(header::IF_NONE_MATCH).is_some_and(|tags| tags.split(',').any(|t| t.trim() == self.tag)) {
-            return Ok(fixed.status(StatusCode::NOT_MODIFIED).body(Body::empty())?);
+    /// The answer to a GET or HEAD; what is to be sent goes along as a [`Parcel`].
+    pub(crate) fn respond(self, asked: &Parts, ended: impl Fn(Sent) + Send + Sync + 'static) -> Result<Response<Body>> {
+        let plan = plan(&asked.method, &asked.headers, &self.facts);
+        let total = self.facts.length;
+        let mut answer = Response::builder()
+            .status(plan.status())
+            .header(header::ETAG, &self.facts.tag)
+            .header(header::ACCEPT_RANGES, "bytes");
+        if let Some(modified) = self.facts.modified {
+            answer = answer.header(header::LAST_MODIFIED, httpdate::fmt_http_date(modified));
         }
-        // A range of what has changed since would be glued to something else.
-        let current = text(header::IF_RANGE).is_none_or(|tag| tag == self.tag);
-        let wanted = text(header::RANGE).filter(|_| current).map_or(Wanted::Whole, |range| wanted(range, total));
-        let (status, range) = match wanted {
-            Wanted::Whole => (StatusCode::OK, 0..total),
-            Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
-            Wanted::Impossible => {
-                let range = format!("bytes */{total}");
-                let answer = fixed.status(StatusCode::RANGE_NOT_SATISFIABLE).header(header::CONTENT_RANGE, range);
+        let range = match plan {
+            Plan::Whole => 0..total,
+            Plan::Part(range) => {
+                let said = format!("bytes {}-{}/{total}", range.start, range.end.saturating_sub(1));
+                answer = answer.header(header::CONTENT_RANGE, said);
+                range
+            }
+            Plan::OutOfRange => {
+                let answer = answer.header(header::CONTENT_RANGE, format!("bytes */{total}"));
                 return Ok(answer.body(Body::empty())?);
             }
+            Plan::NotModified | Plan::Changed => return Ok(answer.body(Body::empty())?),
         };
-        let mut answer = fixed
-            .status(status)
+        answer = answer
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .header(header::CONTENT_LENGTH, range.end - range.start);
-        if status == StatusCode::PARTIAL_CONTENT {
-            let said = format!("bytes {}-{}/{total}", range.start, range.end.saturating_sub(1));
-            answer = answer.header(header::CONTENT_RANGE, said);
+        if asked.method == Method::GET {
+            let Self { file, path, edition, tail, .. } = self;
+            let (range, tail) = cut(range, edition.length, &tail);
+            let (file, ended) = (Arc::new(file), Arc::new(ended));
+            answer = answer.extension(Parcel { file, path, edition, range, tail, total, ended });
         }
-        let sending =
-            Sending { sent: 0, whole: range.end - range.start, of: total, since: Instant::now(), ended: Some(ended) };
-        Ok(answer.body(Body::from_stream(pieces(self.file, self.file_length, self.tail, range, sending)))?)
+        Ok(answer.body(Body::empty())?)
     }
 }
 
-/// What became of an answer's body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sent {
-    pub(crate) bytes: u64,
-    /// As many as were asked for.
-    pub(crate) wanted: u64,
-    /// As many as there are.
-    pub(crate) total: u64,
-    pub(crate) took: Duration,
-}
-
-/// Tells its end when it's dropped, which is when the body was sent or the reader went away.
-struct Sending<F: FnOnce(Sent)> {
-    sent: u64,
-    whole: u64,
-    of: u64,
-    since: Instant,
-    ended: Option<F>,
-}
-
-impl<F: FnOnce(Sent)> Drop for Sending<F> {
-    fn drop(&mut self) {
-        // A body that was never asked for (HEAD) isn't a transfer.
-        if let Some(ended) = self.ended.take().filter(|_| self.sent > 0) {
-            ended(Sent { bytes: self.sent, wanted: self.whole, total: self.of, took: self.since.elapsed() });
-        }
-    }
-}
-
-fn pieces<F: FnOnce(Sent) + Send>(
-    file: File,
-    file_length: u64,
-    tail: Bytes,
-    range: Range<u64>,
-    sending: Sending<F>,
-) -> impl Stream<Item = io::Result<Bytes>> + Send {
-    stream::try_unfold((file, range, sending, false), move |(mut file, range, mut sending, placed)| {
-        let tail = tail.clone();
-        async move {
-            if range.is_empty() {
-                return Ok(None);
-            }
-            let piece = if range.start < file_length {
-                if !placed {
-                    file.seek(SeekFrom::Start(range.start)).await?;
-                }
-                let length = PIECE.min(file_length.min(range.end) - range.start);
-                let mut buffer = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
-                (&mut file).take(length).read_to_end(&mut buffer).await?;
-                if buffer.is_empty() {
-                    return Err(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        "the file became shorter while it was sent",
-                    ));
-                }
-                Bytes::from(buffer)
-            } else {
-                let within = |at: u64| usize::try_from(at - file_length).unwrap_or(usize::MAX).min(tail.len());
-                tail.slice(within(range.start)..within(range.end))
-            };
-            let length = piece.len() as u64;
-            sending.sent += length;
-            Ok(Some((piece, (file, range.start + length..range.end, sending, true))))
-        }
-    })
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Wanted {
-    Whole,
-    Part(Range<u64>),
-    Impossible,
-}
-
-/// RFC 9110 §14.1.2. What isn't understood, and lists of ranges, get the whole, as §14.2 allows.
-fn wanted(header: &str, total: u64) -> Wanted {
-    let Some((first, last)) = header.strip_prefix("bytes=").and_then(|spec| spec.trim().split_once('-')) else {
-        return Wanted::Whole;
-    };
-    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
-    let range = match (number(first), number(last)) {
-        (Some(first), _) if last.is_empty() => first..total,
-        (Some(first), Some(last)) if first <= last => first..last.saturating_add(1).min(total),
-        (None, Some(length)) if first.is_empty() => total.saturating_sub(length)..total,
-        _ => return Wanted::Whole,
-    };
-    if range.is_empty() { Wanted::Impossible } else { Wanted::Part(range) }
+/// A range of file and tail together, as a range of the file and a part of the tail.
+fn cut(range: Range<u64>, file_length: u64, tail: &Bytes) -> (Range<u64>, Bytes) {
+    let within = |at: u64| usize::try_from(at.saturating_sub(file_length)).unwrap_or(usize::MAX).min(tail.len());
+    let rest = tail.slice(within(range.start)..within(range.end));
+    (range.start.min(file_length)..range.end.min(file_length), rest)
 }
 
 #[cfg(test)]
@@ -189,98 +112,70 @@ mod tests {
     use std::sync::mpsc;
 
     use axum::body::to_bytes;
-    use proptest::prelude::*;
+    use axum::http::{Request, StatusCode};
 
     use super::*;
 
-    #[test]
-    fn ranges_are_read_as_the_rfc_says() {
-        use Wanted::*;
-        for (header, want) in [
-            ("bytes=0-9", Part(0..10)),
-            ("bytes=10-", Part(10..100)),
-            ("bytes=-10", Part(90..100)),
-            ("bytes=-1000", Part(0..100)),
-            ("bytes=90-1000", Part(90..100)),
-            ("bytes=0-18446744073709551615", Part(0..100)),
-            ("bytes=100-", Impossible),
-            ("bytes=-0", Impossible),
-            ("bytes=9-5", Whole),
-            ("bytes=+1-5", Whole),
-            ("bytes=0-1,5-6", Whole),
-            ("bytes=-", Whole),
-            ("lines=0-1", Whole),
-            ("", Whole),
-        ] {
-            assert_eq!(wanted(header, 100), want, "{header}");
-        }
-        assert_eq!(wanted("bytes=0-", 0), Impossible);
-    }
-
-    proptest! {
-        #[test]
-        fn any_range_stays_inside(header in "(bytes=)?[-0-9, +]{0,30}", total: u64) {
-            if let Wanted::Part(range) = wanted(&header, total) {
-                prop_assert!(range.start < range.end && range.end <= total);
-            }
-        }
+    fn asked(method: Method, headers: &[(header::HeaderName, &str)]) -> Parts {
+        let mut request = Request::new(()).into_parts().0;
+        request.method = method;
+        request.headers = headers.iter().map(|(k, v)| (k.clone(), v.parse().expect("a header"))).collect();
+        request
     }
 
     #[tokio::test]
     async fn file_and_tail_are_one() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("file");
-        let head: Vec<u8> = (0..PIECE + 1000).map(|i| u8::try_from(i % 251).expect("below 251")).collect();
+        // More than is read at once.
+        let head: Vec<u8> = (0..600_000).map(|i| u8::try_from(i % 251).expect("below 251")).collect();
         std::fs::write(&path, &head).expect("written");
         let whole = [&head[..], b"tail"].concat();
         let length = whole.len();
         for (range, want) in [
-            (None, 0..length),
-            (Some("bytes=0-3".to_owned()), 0..4),
-            (Some(format!("bytes={}-", head.len() - 2)), head.len() - 2..length),
-            (Some("bytes=-3".to_owned()), length - 3..length),
-            (Some(format!("bytes={}-{}", PIECE - 1, PIECE)), (length - 1005)..(length - 1003)),
+            ("bytes=0-".to_owned(), 0..length),
+            ("bytes=0-3".to_owned(), 0..4),
+            (format!("bytes={}-", head.len() - 2), head.len() - 2..length),
+            (format!("bytes={}-", head.len()), head.len()..length),
+            (format!("bytes={}-{}", head.len() + 1, head.len() + 2), head.len() + 1..head.len() + 3),
+            (format!("bytes={}-{}", head.len() - 2, head.len() - 1), head.len() - 2..head.len()),
+            ("bytes=-3".to_owned(), length - 3..length),
+            (format!("bytes={}-{}", (512 << 10) - 1, 512 << 10), (512 << 10) - 1..(512 << 10) + 1),
         ] {
-            let mut headers = HeaderMap::new();
-            if let Some(range) = &range {
-                headers.insert(header::RANGE, range.parse().expect("a header"));
-            }
             let content = Content::open(&path).await.expect("opens").expect("is there");
             let (told, ended) = mpsc::channel();
             let content = content.with_tail(Bytes::from_static(b"tail"), "boot");
-            let answer = content.respond(&headers, move |sent| told.send(sent).expect("heard")).expect("an answer");
-            assert_eq!(answer.headers()[header::CONTENT_LENGTH], want.len().to_string(), "{range:?}");
-            let body = to_bytes(answer.into_body(), usize::MAX).await.expect("a body");
-            assert_eq!(body, whole[want.clone()], "{range:?}");
+            let asked = asked(Method::GET, &[(header::RANGE, &range)]);
+            let answer = content.respond(&asked, move |sent| told.send(sent).expect("heard")).expect("an answer");
+            assert_eq!(answer.headers()[header::CONTENT_LENGTH], want.len().to_string(), "{range}");
+            let body = to_bytes(Parcel::load(answer).into_body(), usize::MAX).await.expect("a body");
+            assert_eq!(body, whole[want.clone()], "{range}");
             let sent = ended.recv().expect("its end is told");
             assert_eq!((sent.bytes, sent.wanted, sent.total), (body.len() as u64, want.len() as u64, length as u64));
         }
     }
 
     #[tokio::test]
-    async fn conditions_hold() {
+    async fn answers_say_what_they_carry() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("file");
         std::fs::write(&path, b"content").expect("written");
+        File::options().write(true).open(&path).expect("opens").set_modified(SystemTime::UNIX_EPOCH).expect("set");
         let open = async || Content::open(&path).await.expect("opens").expect("is there");
-        let tag = open().await.tag;
-        for (name, asked, want) in [
-            ("same", vec![(header::IF_NONE_MATCH, tag.clone())], StatusCode::NOT_MODIFIED),
-            ("other", vec![(header::IF_NONE_MATCH, "\"x\"".into())], StatusCode::OK),
-            (
-                "range of the same",
-                vec![(header::RANGE, "bytes=1-".into()), (header::IF_RANGE, tag)],
-                StatusCode::PARTIAL_CONTENT,
-            ),
-            (
-                "range of another",
-                vec![(header::RANGE, "bytes=1-".into()), (header::IF_RANGE, "\"x\"".into())],
-                StatusCode::OK,
-            ),
-            ("range past the end", vec![(header::RANGE, "bytes=7-".into())], StatusCode::RANGE_NOT_SATISFIABLE),
+        let tag = open().await.facts.tag;
+        for (name, method, headers, want, length, carries) in [
+            ("the whole", Method::GET, vec![], StatusCode::OK, Some("7"), true),
+            ("its head", Method::HEAD, vec![], StatusCode::OK, Some("7"), false),
+            ("a part", Method::GET, vec![(header::RANGE, "bytes=1-2")], StatusCode::PARTIAL_CONTENT, Some("2"), true),
+            ("known", Method::GET, vec![(header::IF_NONE_MATCH, &tag)], StatusCode::NOT_MODIFIED, None, false),
+            ("past it", Method::GET, vec![(header::RANGE, "bytes=7-")], StatusCode::RANGE_NOT_SATISFIABLE, None, false),
         ] {
-            let headers = asked.into_iter().map(|(k, v)| (k, v.parse().expect("a header"))).collect();
-            assert_eq!(open().await.respond(&headers, drop).expect("an answer").status(), want, "{name}");
+            let answer = open().await.respond(&asked(method, &headers), drop).expect("an answer");
+            assert_eq!(answer.status(), want, "{name}");
+            let said = answer.headers().get(header::CONTENT_LENGTH).map(|v| v.to_str().expect("text"));
+            assert_eq!(said, length, "{name}");
+            assert!(answer.headers().contains_key(header::LAST_MODIFIED), "{name}");
+            assert_eq!(answer.extensions().get::<Parcel>().is_some(), carries, "{name}");
         }
         assert!(Content::open(dir.path()).await.expect("looked at").is_none(), "a directory is no file");
     }

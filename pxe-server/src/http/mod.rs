@@ -5,7 +5,9 @@
 //! over plain HTTP to whoever says that they are the machine. So a boot network has to be one on which that is true, and
 //! what a ticket can do is little: one enrolment, for a few minutes, of a machine that has no tenant.
 
+mod conditions;
 mod content;
+pub(crate) mod parcel;
 
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
@@ -14,29 +16,35 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, Method, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
+use drophammer_control::ClientCertificate;
 use drophammer_protocol::api::{
     BOOT_INITRAMFS, BOOT_KERNEL, BOOT_SCRIPT, BOOT_TICKET, BOOT_TIME, BOOT_UKI, IMAGES, Problem, TimeAnswer,
 };
 use drophammer_protocol::event::{Phase, Progress, Step};
 use drophammer_protocol::id::{BootId, Mac, MachineId};
 use drophammer_protocol::manifest::is_plain_name;
+use drophammer_protocol::sight::{End, File, Sight};
 use drophammer_protocol::sign::{PublicKey, Signed};
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach, ServerTime, TICKET_PATH};
+use drophammer_protocol::words;
 use ed25519_dalek::SigningKey;
 use serde::Deserialize;
+use tower::ServiceExt;
 use tracing::{debug, error};
 
-use self::content::{Content, Sent};
+use self::content::Content;
+use self::parcel::Sent;
 use crate::behind::Behind;
 use crate::config::Ports;
 use crate::dhcp::boot::http_url;
-use crate::observe::Observer;
+use crate::observe::{Observer, Told};
 use crate::{identity, script, tftp};
 
 /// What the boot paths need to answer.
@@ -52,7 +60,7 @@ pub(crate) struct Boot {
     pub(crate) files: tftp::Files,
 }
 
-/// Both ends of a connection; the listener adds them to every request.
+/// Both ends of a connection; [`Answerer`] adds them to every request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer {
     pub(crate) remote: SocketAddr,
@@ -73,6 +81,32 @@ impl Peer {
             boot_server: http_url(address, ports.http),
             time_key: PublicKey::of(&boot.time_key),
         }
+    }
+}
+
+/// What answers the requests of one connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Answerer {
+    pub(crate) app: Router,
+    pub(crate) peer: Option<Peer>,
+    /// That the client showed.
+    pub(crate) certificate: Option<ClientCertificate>,
+}
+
+impl Answerer {
+    pub(crate) async fn answer(&self, mut request: Request<Body>) -> Response {
+        if let Some(peer) = self.peer {
+            request.extensions_mut().insert(peer);
+        }
+        if let Some(certificate) = self.certificate {
+            request.extensions_mut().insert(certificate);
+        }
+        let Ok(mut answer) = self.app.clone().oneshot(request).await;
+        // Axum announces what it has, but here it would be the length of what the client has already (RFC 9110 §8.6).
+        if answer.status() == StatusCode::NOT_MODIFIED {
+            answer.headers_mut().remove(header::CONTENT_LENGTH);
+        }
+        answer
     }
 }
 
@@ -152,23 +186,22 @@ async fn decide(boot: &Boot, mac: Mac, machine: MachineId, peer: Peer) -> Result
         error!(%mac, %machine, "deciding what a machine boots: {error:#}");
         format!("no decision on what to boot: {error:#}")
     });
-    let (step, said) = match &decision {
-        Ok(BootDecision::Agent(_)) => (Step::Note, "asked what to boot: the agent".to_owned()),
-        Ok(BootDecision::LocalDisk) => (Step::Note, "asked what to boot: its own disk".to_owned()),
-        Err(said) => (Step::Failed, said.clone()),
+    let own_disk = decision == Ok(BootDecision::LocalDisk);
+    let (step, message, sight) = match &decision {
+        Ok(_) => {
+            let what = if own_disk { "its own disk" } else { "the agent" };
+            (Step::Note, format!("asked what to boot: {what}"), Sight::Told { own_disk })
+        }
+        Err(said) => (Step::Failed, said.clone(), Sight::Undecided),
     };
-    boot.observer.observe(mac, Some(machine), Phase::Http, step, said);
+    let told = Told { phase: Phase::Http, step, message, progress: None, sight: Some(sight) };
+    boot.observer.observe(mac, Some(machine), told);
     decision
 }
 
 /// The unified kernel image, for firmware that boots by HTTP. Such firmware takes no instructions: a machine that is to
 /// boot its own disk is told that there is nothing here, and goes on to its next boot entry.
-async fn uki(
-    State(boot): State<Arc<Boot>>,
-    Extension(peer): Extension<Peer>,
-    method: Method,
-    headers: HeaderMap,
-) -> Response {
+async fn uki(State(boot): State<Arc<Boot>>, Extension(peer): Extension<Peer>, asked: Parts) -> Response {
     let address = peer.address();
     if let Some((mac, machine)) = boot.observer.client_at(address) {
         let machine = machine.unwrap_or_else(|| identity::of_mac(mac));
@@ -176,9 +209,9 @@ async fn uki(
         match off_thread(move || behind.boots_own_disk(machine)).await {
             Ok(true) => {
                 // Firmware asks with HEAD and then with GET; it counts once.
-                let asked = method == Method::GET;
+                let counts = asked.method == Method::GET;
                 let decision =
-                    if asked { decide(&boot, mac, machine, peer).await } else { Ok(BootDecision::LocalDisk) };
+                    if counts { decide(&boot, mac, machine, peer).await } else { Ok(BootDecision::LocalDisk) };
                 if decision == Ok(BootDecision::LocalDisk) {
                     return refuse(StatusCode::NOT_FOUND, format_args!("machine {machine} boots its own disk"));
                 }
@@ -189,7 +222,7 @@ async fn uki(
         }
     }
     let mut response = match Content::open(&boot.boot_dir.join(drophammer_initramfs::UKI)).await {
-        Ok(Some(content)) => send(content, &headers, &boot, peer, "the unified kernel image"),
+        Ok(Some(content)) => send(content, &asked, &boot, peer, File::Uki),
         Ok(None) => return refuse(StatusCode::NOT_FOUND, "this boot server has no unified kernel image"),
         Err(error) => return broken(format_args!("{error:#}")),
     };
@@ -197,9 +230,9 @@ async fn uki(
     response
 }
 
-async fn kernel(State(boot): State<Arc<Boot>>, Extension(peer): Extension<Peer>, headers: HeaderMap) -> Response {
+async fn kernel(State(boot): State<Arc<Boot>>, Extension(peer): Extension<Peer>, asked: Parts) -> Response {
     match Content::open(&boot.boot_dir.join("vmlinuz")).await {
-        Ok(Some(content)) => send(content, &headers, &boot, peer, "the kernel"),
+        Ok(Some(content)) => send(content, &asked, &boot, peer, File::Kernel),
         Ok(None) => broken(format_args!("{} has no vmlinuz", boot.boot_dir.display())),
         Err(error) => broken(format_args!("{error:#}")),
     }
@@ -209,7 +242,7 @@ async fn initramfs(
     State(boot): State<Arc<Boot>>,
     Extension(peer): Extension<Peer>,
     Path(id): Path<BootId>,
-    headers: HeaderMap,
+    asked: Parts,
 ) -> Response {
     let behind = boot.behind.clone();
     let ticket = match off_thread(move || behind.ticket(id)).await {
@@ -223,7 +256,7 @@ async fn initramfs(
         Err(error) => return broken(format_args!("{error:#}")),
     };
     match ticket_segment(&ticket, base.file_length()) {
-        Ok(tail) => send(base.with_tail(tail, &id.to_string()), &headers, &boot, peer, "the initramfs"),
+        Ok(tail) => send(base.with_tail(tail, &id.to_string()), &asked, &boot, peer, File::Initramfs),
         Err(error) => broken(format_args!("{error:#}")),
     }
 }
@@ -258,7 +291,7 @@ async fn image(
     State(boot): State<Arc<Boot>>,
     Extension(peer): Extension<Peer>,
     Path((name, version, file)): Path<(String, String, String)>,
-    headers: HeaderMap,
+    asked: Parts,
 ) -> Response {
     // Plain names can't leave the directory: no separator, no `..`, nothing hidden.
     if ![&name, &version, &file].into_iter().all(|part| is_plain_name(part)) {
@@ -267,30 +300,42 @@ async fn image(
     match Content::open(&boot.images_dir.join(&name).join(&version).join(&file)).await {
         // Chunks come by the hundred, and the agent reports their progress itself: they stay out of the timeline.
         Ok(Some(content)) => content
-            .respond(&headers, move |sent| debug!(peer = %peer.remote, name, version, file, ?sent, "image"))
+            .respond(&asked, move |sent| debug!(peer = %peer.remote, name, version, file, ?sent, "image"))
             .unwrap_or_else(|error| broken(format_args!("{error:#}"))),
         Ok(None) => match &boot.behind {
-            Behind::Alone(alone) => alone.image(&boot.images_dir, format!("{name}/{version}"), &file, &headers).await,
+            Behind::Alone(alone) => {
+                alone.image(&boot.images_dir, format!("{name}/{version}"), &file, &asked.headers).await
+            }
             Behind::Here(_) => refuse(StatusCode::NOT_FOUND, format_args!("image {name}/{version} has no {file} here")),
         },
         Err(error) => broken(format_args!("{error:#}")),
     }
 }
 
-fn send(content: Content, headers: &HeaderMap, boot: &Boot, peer: Peer, what: &'static str) -> Response {
+fn send(content: Content, asked: &Parts, boot: &Boot, peer: Peer, file: File) -> Response {
+    let what = match file {
+        File::Loader => "the boot loader",
+        File::Uki => "the unified kernel image",
+        File::Kernel => "the kernel",
+        File::Initramfs => "the initramfs",
+    };
     let (observer, address) = (boot.observer.clone(), peer.address());
     let ended = move |sent: Sent| {
         let Sent { bytes, wanted, total, took } = sent;
-        let (step, message) = if bytes == wanted {
-            let of = if bytes == total { String::new() } else { format!(" of {total}") };
-            (Step::Done, format!("fetched {what}: {bytes}{of} bytes in {} ms", took.as_millis()))
+        let (step, end, message) = if bytes == wanted {
+            let of = if bytes == total { String::new() } else { format!(" of {}", words::grouped(total)) };
+            let (size, rate) = (words::grouped(bytes), words::rate(bytes, took));
+            let message = format!("fetched {what}: {size}{of} bytes in {} ms ({rate})", took.as_millis());
+            (Step::Done, End::Complete, message)
         } else {
-            (Step::Failed, format!("stopped fetching {what} after {bytes} of {wanted} bytes"))
+            let (size, wanted) = (words::grouped(bytes), words::grouped(wanted));
+            (Step::Failed, End::Stopped, format!("stopped fetching {what} after {size} of {wanted} bytes"))
         };
-        let progress = Progress { done_bytes: bytes, total_bytes: Some(total) };
-        observer.observe_at(address, Phase::Http, step, message, Some(progress));
+        let progress = Some(Progress { done_bytes: bytes, total_bytes: Some(total) });
+        let sight = Some(Sight::Fetched { file, end });
+        observer.observe_at(address, Told { phase: Phase::Http, step, message, progress, sight });
     };
-    content.respond(headers, ended).unwrap_or_else(|error| broken(format_args!("{error:#}")))
+    content.respond(asked, ended).unwrap_or_else(|error| broken(format_args!("{error:#}")))
 }
 
 /// The ticket as a second archive behind the initramfs. The kernel unpacks one after the other, if each starts at a

@@ -1,0 +1,41 @@
+//! Cargo's subcommands that the project needs: the host's, or one that is built once and kept in the cache.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+pub(crate) fn cargo_deny(say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+    cargo_tool("cargo-deny", "^0.20", say)
+}
+
+pub(crate) fn cargo_deb(say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+    cargo_tool("cargo-deb", "^3.6", say)
+}
+
+fn cargo_tool(name: &str, version: &str, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+    let answers =
+        |program: &Path| Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    let own = PathBuf::from(name);
+    if answers(&own) {
+        return Ok(own);
+    }
+    let tools = drophammer_images::cache_dir()?.join("tools");
+    let kept = tools.join("bin").join(name);
+    if !answers(&kept) {
+        say(&format!("building {name}, once (some minutes)"));
+        let output = Command::new("cargo")
+            .args(["install", "--quiet", "--locked", "--version", version, "--root"])
+            .arg(&tools)
+            .arg(name)
+            .output()
+            .context("starting cargo")?;
+        if !output.status.success() {
+            bail!(
+                "building {name}: {}\ninstall it yourself (`cargo install --locked {name}`) and try again",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+    }
+    Ok(kept)
+}
