@@ -5,6 +5,7 @@ use std::process::exit;
 
 use anyhow::{Context, Result, bail};
 use clap::{Subcommand, ValueEnum};
+use drophammer_lab::bench::tftp;
 use drophammer_lab::bench::{self, Row};
 use drophammer_lab::demo::{self, DemoOptions};
 use drophammer_lab::kit::Image;
@@ -115,6 +116,9 @@ enum Command {
     /// The lab itself.
     #[command(hide = true)]
     RunDetached,
+    /// What the benchmarks of TFTP put on a server.
+    #[command(hide = true, name = tftp::LOAD_COMMAND)]
+    TftpLoad { load: String },
     /// What the lab's boot server calls to switch machines.
     #[command(hide = true)]
     PowerHook { socket: PathBuf, action: Switch, machine: String, name: Option<String> },
@@ -185,6 +189,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     match args.command {
         Command::Demo { firmware, machines, image, keep } => {
             demo::demo(&DemoOptions { firmware: firmware.into(), machines, image, keep })
+        }
+        Command::TftpLoad { load } => {
+            let load = serde_json::from_str(&load).context("reading what load is wanted")?;
+            output::json(&tftp::run_load(&load)?)
         }
         Command::Package { output, dev } => {
             let profile = if dev { Profile::Dev } else { Profile::Release };

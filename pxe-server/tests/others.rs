@@ -16,7 +16,11 @@ const PACKAGES: [&str; 1] = ["dnsmasq-base"];
 
 #[test]
 fn another_dhcp_server_is_found_and_named() {
-    in_a_network("another_dhcp_server_is_found_and_named", || drop(Programs::of(&PACKAGES).expect("unpacked")), inside());
+    in_a_network(
+        "another_dhcp_server_is_found_and_named",
+        || drop(Programs::of(&PACKAGES).expect("unpacked")),
+        inside(),
+    );
 }
 
 async fn inside() {
@@ -90,7 +94,14 @@ fn dnsmasq(programs: &Programs, dir: &Path, arguments: &[&str]) -> Stranger {
     let program = programs.command("/usr/sbin/dnsmasq").expect("is in the package");
     let mut command = Command::new("ip");
     command.args(["netns", "exec", "stranger"]).arg(program.get_program()).args(program.get_args());
-    command.args(["--no-daemon", "--conf-file=/dev/null", "--user=root", "--group=root", "--port=0", "--interface=eth0"]);
+    command.args([
+        "--no-daemon",
+        "--conf-file=/dev/null",
+        "--user=root",
+        "--group=root",
+        "--port=0",
+        "--interface=eth0",
+    ]);
     command.arg("--bind-dynamic").arg(format!("--dhcp-leasefile={}", dir.join("stranger.leases").display()));
     Stranger(command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts"))
 }
