@@ -14,6 +14,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
+use crate::output::LogFormat;
+
 /// From power-on to a running OS: boot server, machines, images, lab.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true)]
@@ -40,7 +42,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
-    output::log(if matches!(command, Command::Serve(_)) { LevelFilter::INFO } else { LevelFilter::WARN });
+    match &command {
+        Command::Serve(args) => output::log(LevelFilter::INFO, args.log),
+        _ => output::log(LevelFilter::WARN, LogFormat::Text),
+    }
     let done = match command {
         Command::Serve(args) => serve::run(&args),
         Command::Bootserver(args) => bootserver::run(args),

@@ -3,15 +3,29 @@
 use std::io::{IsTerminal, Write};
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use serde::Serialize;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: an object a line.
+    Json,
+}
+
 /// The log goes to standard error; `RUST_LOG` says in what detail.
-pub(crate) fn log(default: LevelFilter) {
+pub(crate) fn log(default: LevelFilter, format: LogFormat) {
     let filter = EnvFilter::builder().with_default_directive(default.into()).from_env_lossy();
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
 }
 
 pub(crate) fn json(value: &(impl Serialize + ?Sized)) -> Result<()> {

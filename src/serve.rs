@@ -8,6 +8,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::error;
 
+use crate::output::LogFormat;
+
 /// Run the boot server: DHCP, TFTP, HTTP boot, images and the control API.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = EXAMPLE)]
@@ -18,6 +20,9 @@ pub(crate) struct Args {
     /// Check the configuration and stop.
     #[arg(long)]
     check: bool,
+    /// How the log is written.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) log: LogFormat,
     /// Run without a control API of its own, for this one (`https://host:port`).
     ///
     /// Machines boot as it decided last, even while it's gone; what they say to it goes through here.
@@ -50,6 +55,7 @@ const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_ke
   partition = "row-1"                      # for boot servers that are on the same networks
   # control = "https://10.0.0.1:443"       # a boot server alone: no control API of its own, as with --control
   listen = ["10.0.0.1:443"]                # where else the control API is served, for such boot servers and for operators
+  metrics = "127.0.0.1:9180"               # where Prometheus finds /metrics; default: nowhere
   host_names = ["control.example.org"]     # what else it's called by over HTTPS
   state_dir = "/var/lib/drophammer"        # machines, leases, certificate authority
   images_dir = "/var/lib/drophammer/images" # NAME/VERSION/manifest.json, as `drophammer image pack --store` writes it

@@ -1,10 +1,12 @@
 //! What people ask and order.
 
+use std::collections::HashMap;
+
 use axum::http::StatusCode;
 use drophammer_protocol::api::{Explanation, ImageSummary, StoredCertificate};
 use drophammer_protocol::event::Recorded;
 use drophammer_protocol::id::{Mac, MachineId};
-use drophammer_protocol::machine::{Allocation, Machine};
+use drophammer_protocol::machine::{Allocation, Machine, State};
 
 use crate::denied::Denied;
 use crate::explain::{Case, explain};
@@ -21,6 +23,15 @@ impl Control {
         }
         machines.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
         Ok(machines)
+    }
+
+    /// How many machines there are in each state that any is in.
+    pub fn states(&self) -> anyhow::Result<HashMap<State, usize>> {
+        let mut states = HashMap::new();
+        for record in records::all(self.store())? {
+            *states.entry(record.state).or_default() += 1;
+        }
+        Ok(states)
     }
 
     pub(crate) fn machine(&self, machine: MachineId) -> Result<Machine, Denied> {

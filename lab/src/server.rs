@@ -212,6 +212,7 @@ fn config(spec: &ServerSpec, dir: &Path) -> Config {
         control: None,
         listen: vec![],
         host_names: vec![],
+        metrics: None,
         state_dir: dir.join("state"),
         images_dir: Some(spec.images_dir.clone()),
         image_keys: spec.image_keys.iter().map(PublicKey::to_string).collect(),

@@ -111,7 +111,6 @@ pub struct Health {
     pub resident_bytes: u64,
     /// Where its state is kept.
     pub disk_free_bytes: u64,
-    pub leases: u64,
     /// Reports that the control API hasn't got yet.
     pub reports_waiting: u64,
     /// Reports that had to be given up because too many were waiting.

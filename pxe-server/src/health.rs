@@ -5,17 +5,24 @@ use std::path::Path;
 use drophammer_protocol::boot_server::Health;
 use sysinfo::{DiskRefreshKind, Disks, MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, System};
 
+pub(crate) fn resident_bytes() -> u64 {
+    let mut system = System::new();
+    itself(&mut system).0
+}
+
+/// Resident memory and uptime of this process.
+fn itself(system: &mut System) -> (u64, u64) {
+    let Ok(pid) = sysinfo::get_current_pid() else { return (0, 0) };
+    let memory = ProcessRefreshKind::nothing().with_memory();
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, memory);
+    system.process(pid).map_or((0, 0), |process| (process.memory(), process.run_time()))
+}
+
 /// What can be found out without anybody's help.
 pub(crate) fn of_this_host(state_dir: &Path) -> Health {
     let mut system = System::new();
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
-    let own = sysinfo::get_current_pid().ok();
-    let process = own.and_then(|pid| {
-        let memory = ProcessRefreshKind::nothing().with_memory();
-        system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, memory);
-        system.process(pid)
-    });
-    let (resident_bytes, uptime_s) = process.map_or((0, 0), |p| (p.memory(), p.run_time()));
+    let (resident_bytes, uptime_s) = itself(&mut system);
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     Health {
         uptime_s,

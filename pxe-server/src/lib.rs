@@ -8,7 +8,7 @@
 //! | [`http`](serve) | boot script, kernel, initramfs with the boot's ticket; unified kernel image; signed time; images |
 //! | [`plain`](serve) | how most of that goes out: files by sendfile |
 //! | [`listen`](serve) | the control API for agents and operators, over TLS and a local socket |
-//! | [`observe`] | what all of these see of a boot, as one timeline |
+//! | [`observe`], `metrics` | what all of these see of a boot: as one timeline, as counts |
 //! | `behind` | who decides: the control API in the same process, or |
 //! | `alone` | what stands in for one that is elsewhere |
 //!
@@ -23,6 +23,7 @@ mod http;
 pub mod identity;
 mod listen;
 mod live;
+mod metrics;
 pub mod observe;
 mod plain;
 pub mod ra;
@@ -61,6 +62,7 @@ use crate::dhcp::others::{Others, Watch};
 use crate::dhcp::serve::Dhcp;
 use crate::listen::Door;
 use crate::live::Loaded;
+use crate::metrics::{Exporter, Metrics};
 use crate::observe::Observer;
 use crate::tftp::serve::Tftp;
 use crate::tls::Identity;
@@ -127,6 +129,7 @@ impl Server {
             http.push(listen::tcp(at(ports.http), "HTTP (ports.http)", interface).await?);
             https.push(listen::tcp(at(ports.https), "HTTPS (ports.https)", interface).await?);
         }
+        let metrics_door = metrics::listen(settings.metrics).await?;
         for address in &settings.listen {
             https.push(listen::tcp(*address, "the control API (listen)", "this host").await?);
         }
@@ -147,7 +150,8 @@ impl Server {
             }
         };
         let tls = tls::server(identity, &ca_pem)?;
-        let observer = Observer::new(behind.clone());
+        let metrics = Metrics::default();
+        let observer = Observer::new(behind.clone(), metrics.clone());
         let boot = http::Boot {
             behind: behind.clone(),
             observer: observer.clone(),
@@ -173,7 +177,9 @@ impl Server {
             Some(app) => Some(("the operators' socket", Door::Socket(socket(&settings.socket)?), app)),
             None => None,
         };
-        let doors = http.chain(https).chain(operators).collect();
+        let exporter = Exporter { metrics, behind: behind.clone(), others: others.clone() };
+        let exporter = metrics_door.map(|listener| ("metrics", Door::Http(listener), metrics::router(exporter)));
+        let doors = http.chain(https).chain(operators).chain(exporter).collect();
         Ok(Self { live, dhcp, watch, others, ra, tftp, doors, observer, behind })
     }
 

@@ -50,6 +50,7 @@ fn bound_to_a_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
         ("partition", old.partition != new.partition),
         ("control", url(old) != url(new)),
         ("listen", old.listen != new.listen),
+        ("metrics", old.metrics != new.metrics),
         ("host_names", old.host_names != new.host_names),
         ("state_dir", old.state_dir != new.state_dir),
         ("images_dir", old.images_dir != new.images_dir),

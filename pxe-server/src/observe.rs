@@ -13,6 +13,7 @@ use tracing::warn;
 
 use crate::alone::unix_ms;
 use crate::behind::Behind;
+use crate::metrics::Metrics;
 
 /// As many hosts as the largest boot network has.
 const MOST_CLIENTS: usize = 1 << 16;
@@ -20,6 +21,7 @@ const MOST_CLIENTS: usize = 1 << 16;
 #[derive(Clone, Debug)]
 pub struct Observer {
     behind: Behind,
+    metrics: Metrics,
     clients: Arc<Mutex<HashMap<IpAddr, Client>>>,
 }
 
@@ -31,8 +33,8 @@ struct Client {
 }
 
 impl Observer {
-    pub(crate) fn new(behind: Behind) -> Self {
-        Self { behind, clients: Arc::default() }
+    pub(crate) fn new(behind: Behind, metrics: Metrics) -> Self {
+        Self { behind, metrics, clients: Arc::default() }
     }
 
     /// Remembers who is at this address.
@@ -51,18 +53,25 @@ impl Observer {
         clients.get(&address).map(|client| (client.mac, client.machine))
     }
 
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     pub fn observe(&self, mac: Mac, machine: Option<MachineId>, told: Told) {
+        self.metrics.told(&told);
         let Told { phase, step, message, progress, sight } = told;
         let seen = Seen { at_ms: unix_ms(), mac, machine, phase, step, message, progress, sight };
         if let Err(error) = self.behind.observe(seen) {
+            self.metrics.lost();
             warn!(%mac, "{error:#}");
         }
     }
 
     /// Like [`Observer::observe`], for whoever was last seen at `address`. A stranger has no timeline to write to.
     pub fn observe_at(&self, address: IpAddr, told: Told) {
-        if let Some((mac, machine)) = self.client_at(address) {
-            self.observe(mac, machine, told);
+        match self.client_at(address) {
+            Some((mac, machine)) => self.observe(mac, machine, told),
+            None => self.metrics.told(&told),
         }
     }
 }

@@ -35,7 +35,7 @@ async fn inside() {
         ("snponly.efi", &loader),
         ("agent.efi", b"a unified kernel image"),
     ];
-    let config = configure(
+    let mut config = configure(
         dir,
         &files,
         r#"
@@ -48,6 +48,7 @@ async fn inside() {
         lease_seconds = 600
         "#,
     );
+    config.metrics = Some("127.0.0.1:9180".parse().expect("an address"));
     let state = config.state_dir.clone();
     fs::create_dir(&state).expect("made");
     run(&format!("mount -t tmpfs -o size=4m,mode=700 state {}", state.display()));
@@ -68,6 +69,7 @@ async fn inside() {
     assert_eq!(try_dhcp(dir).await, None, "a third client, with two addresses to give");
     run("ip link set client0 address 52:54:00:77:01:02");
     full_disk(dir, &state, &second).await;
+    metrics().await;
     server.stop().await;
 }
 
@@ -91,6 +93,23 @@ async fn full_disk(dir: &Path, state: &Path, lease: &str) {
     assert_eq!(dhcp(dir).await, lease);
     let script = String::from_utf8(curl(&[SCRIPT]).await).expect("text");
     assert!(script.contains("starting the agent"), "{script}");
+}
+
+async fn metrics() {
+    let text = String::from_utf8(curl(&["http://127.0.0.1:9180/metrics"]).await).expect("text");
+    for want in [
+        "# TYPE drophammer_dhcp_requests counter",
+        "drophammer_dhcp_requests_total{network=\"server0\",verdict=\"ack\"} ",
+        "drophammer_boot_decisions_total{boots=\"undecided\"} ",
+        "drophammer_transfers_total{protocol=\"http\",file=\"kernel\",end=\"complete\"} ",
+        "drophammer_machines{state=\"discovered\"} ",
+        "drophammer_strange_dhcp_servers 0",
+        "# EOF",
+    ] {
+        assert!(text.lines().any(|line| line.starts_with(want)), "{want}: {text}");
+    }
+    let elsewhere = ["--output", "/dev/null", "--write-out", "%{http_code}", "http://127.0.0.1:9180/v1/machines"];
+    assert_eq!(curl(&elsewhere).await, b"404");
 }
 
 async fn boot_paths(state: &Path, loader: &[u8]) {

@@ -1,6 +1,5 @@
 //! What goes on behind the boot server: each errand on its own, and none of them is waited for.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ const LEARNING: &str = "learning from the control API what machines boot";
 const WRITING: &str = "writing down what this boot server saw";
 const REGISTERING: &str = "registering at the control API";
 const RENEWING: &str = "renewing this boot server's certificate";
-const TELLING: &str = "telling the control API that this boot server is up";
+pub(super) const TELLING: &str = "telling the control API that this boot server is up";
 
 /// Between attempts.
 struct Patience(Duration);
@@ -155,9 +154,10 @@ impl Alone {
     fn health(&self, settings: &Settings, others: &Others) -> Health {
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         let own = trouble.iter().map(|(what, said)| format!("{what}: {said}"));
+        let (reports_waiting, reports_lost) = self.reports();
         Health {
-            reports_waiting: self.ledger.waiting(),
-            reports_lost: self.lost.load(Ordering::Relaxed),
+            reports_waiting,
+            reports_lost,
             problems: own.chain(others.problems()).collect(),
             ..health::of_this_host(&settings.state_dir)
         }

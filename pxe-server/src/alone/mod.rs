@@ -162,6 +162,17 @@ impl Alone {
         Ok(())
     }
 
+    /// How many reports the control API hasn't got, and how many were given up.
+    pub(crate) fn reports(&self) -> (u64, u64) {
+        (self.ledger.waiting(), self.lost.load(Ordering::Relaxed))
+    }
+
+    /// Whether the control API heard the last heartbeat.
+    pub(crate) fn is_known(&self) -> bool {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.registered.borrow() && !trouble.iter().any(|(what, _)| *what == errands::TELLING)
+    }
+
     /// Puts what is pending on disk, and `asked` with its ticket behind it. If that fails, nothing is lost but `asked`.
     fn write(&self, asked: Option<Report>, ticket: Option<(BootId, Ticket)>) -> Result<()> {
         let _order = self.writing.lock().unwrap_or_else(PoisonError::into_inner);

@@ -88,6 +88,7 @@ impl Config {
             control,
             listen: self.listen.clone(),
             host_names: self.host_names.clone(),
+            metrics: self.metrics,
             images_dir: within(&self.images_dir, "images"),
             boot_dir: within(&self.boot_dir, "boot"),
             socket: within(&self.socket, SOCKET),

@@ -45,6 +45,9 @@ pub struct Config {
     /// operators. The networks' own have it at `ports.https`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listen: Vec<SocketAddr>,
+    /// Where Prometheus finds `/metrics`, over HTTP: `address:port`. Default: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
     /// More names and addresses that this server is called by over HTTPS.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_names: Vec<String>,

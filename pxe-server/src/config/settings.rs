@@ -23,6 +23,7 @@ pub struct Settings {
     pub control: Option<ControlAt>,
     pub listen: Vec<SocketAddr>,
     pub host_names: Vec<String>,
+    pub metrics: Option<SocketAddr>,
     pub state_dir: PathBuf,
     pub images_dir: PathBuf,
     pub boot_dir: PathBuf,

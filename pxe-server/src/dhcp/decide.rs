@@ -58,6 +58,23 @@ pub enum Verdict {
     Silent(&'static str),
 }
 
+impl Verdict {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Offer(_) => "offer",
+            Self::Ack(_) => "ack",
+            Self::Renew(_) => "renew",
+            Self::Inform => "inform",
+            Self::Guide => "guide",
+            Self::Nak(_) => "nak",
+            Self::Released(_) => "released",
+            Self::Declined(_) => "declined",
+            Self::Unbootable(_) => "unbootable",
+            Self::Silent(_) => "silent",
+        }
+    }
+}
+
 pub const POOL_IS_FULL: &str = "every address of the network's pool is in use";
 
 /// RFC 2131 §4.1: where an answer goes.

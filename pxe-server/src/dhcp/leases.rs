@@ -216,6 +216,11 @@ impl Leases {
         self.entries.get(&address).copied()
     }
 
+    /// How many leases run.
+    pub fn running(&self, now: u64) -> usize {
+        self.entries.values().filter(|e| matches!(e.holder, Holder::Bound(_)) && e.until > now).count()
+    }
+
     /// Carries out `change` and says what has to be stored for it.
     pub fn apply(&mut self, change: Change) -> Vec<Row> {
         match change {

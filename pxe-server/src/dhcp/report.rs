@@ -31,6 +31,7 @@ pub(super) fn conflict(request: &Request, address: Ipv4Addr, user: Option<Mac>) 
 pub(super) fn decided(request: &Request, decision: &Decision, network: &Network, site: &Site, observer: &Observer) {
     let (mac, verdict) = (request.mac, decision.verdict);
     let name = network.name.as_str();
+    observer.metrics().decided(name, verdict.word());
     debug!(%mac, network = name, kind = ?request.kind, loader = ?request.loader, ?verdict, "dhcp");
     match (verdict, took_other(request, network)) {
         (Verdict::Silent(POOL_IS_FULL), _) => warn!(%mac, network = name, "no address for a client: {POOL_IS_FULL}"),

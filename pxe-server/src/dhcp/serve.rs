@@ -43,6 +43,8 @@ const TURN: usize = 128;
 const MOST_NEWCOMERS: usize = 2048;
 /// How often the loop looks whether it should end.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// How often leases are counted, for whoever watches.
+const COUNT_EVERY: Duration = Duration::from_secs(10);
 /// Room for what comes in while others are answered.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
@@ -137,8 +139,13 @@ impl Dhcp {
     /// Serves until `stop`. An error is one that no client caused and that trying again wouldn't mend.
     pub fn run(mut self, stop: &AtomicBool, observer: &Observer) -> Result<()> {
         let mut buffer = vec![0; 2048];
+        let mut counted: Option<Instant> = None;
         while !stop.load(Ordering::Relaxed) {
             self.take_up();
+            if counted.is_none_or(|counted| counted.elapsed() >= COUNT_EVERY) {
+                counted = Some(Instant::now());
+                self.count(observer)?;
+            }
             self.wait()?;
             let saved = self.saved()?;
             self.answer(saved, observer);
@@ -172,6 +179,14 @@ impl Dhcp {
                 leases.cover(leasing.pool.clone());
             }
         }
+    }
+
+    fn count(&self, observer: &Observer) -> Result<()> {
+        let now = unix_seconds()?;
+        for (network, leases) in self.networks.iter().zip(&self.leases) {
+            observer.metrics().leases(&network.name, leases.running(now));
+        }
+        Ok(())
     }
 
     /// What is answered now.
@@ -260,8 +275,7 @@ impl Dhcp {
         conflicts: Vec<(Asked, Ipv4Addr, Option<Mac>)>,
         batch: Vec<Asked>,
     ) -> Result<Vec<(Asked, Decision)>> {
-        let now =
-            SystemTime::now().duration_since(UNIX_EPOCH).context("reading the clock: it is before 1970")?.as_secs();
+        let now = unix_seconds()?;
         let mut ready = vec![];
         let mut again = vec![];
         for (asked, address, mac) in conflicts {
@@ -374,6 +388,11 @@ fn sites(networks: &[Network], loaded: &Loaded) -> Vec<Site> {
     let uki = settings.boot_dir.join(drophammer_initramfs::UKI).exists();
     let site = |n: &Network| Site::new(n.address, settings.ports.http, files.loaders.clone(), uki);
     networks.iter().map(site).collect()
+}
+
+fn unix_seconds() -> Result<u64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).context("reading the clock: it is before 1970")?;
+    Ok(since.as_secs())
 }
 
 fn leasing_probe(network: &Network) -> Option<Duration> {
