@@ -75,7 +75,7 @@ impl Namespace {
     }
 
     /// The same for a command that has been put together already.
-    pub(crate) fn enter(&self, mut command: Command) -> Command {
+    pub fn enter(&self, mut command: Command) -> Command {
         let handles = Arc::clone(&self.0);
         let parent = Pid::this();
         let enter = move || {
@@ -93,7 +93,7 @@ impl Namespace {
     }
 
     /// Another network of the same owner, at the other end of a virtual cable: the first end is here, the second there.
-    pub(crate) fn joined(&self, [here, there]: [&str; 2]) -> Result<Self> {
+    pub fn joined(&self, [here, there]: [&str; 2]) -> Result<Self> {
         let handles = Arc::clone(&self.0);
         let enter = move || {
             if let Some(user) = &handles.user {
@@ -165,7 +165,7 @@ impl Namespace {
         Ok(Loss { stop, worker: Some(worker) })
     }
 
-    pub(crate) fn ip(&self, batch: &str) -> Result<()> {
+    pub fn ip(&self, batch: &str) -> Result<()> {
         let mut child = spawn(
             self.command("ip").args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()),
         )
@@ -348,10 +348,10 @@ fn tun_is_usable() -> Result<()> {
 
 /// A child that doesn't outlive this value.
 #[derive(Debug)]
-pub(crate) struct Process(Child);
+pub struct Process(Child);
 
 impl Process {
-    pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
+    pub fn start(command: &mut Command) -> io::Result<Self> {
         spawn(command).map(Self)
     }
 

@@ -13,6 +13,7 @@ pub struct MachineSpec {
     /// Also its system serial number, so that this is what the server calls it.
     pub name: String,
     pub firmware: Firmware,
+    pub card: Card,
     pub rom: Rom,
     pub memory_mb: u32,
     pub disks: Vec<DiskSpec>,
@@ -28,6 +29,7 @@ impl MachineSpec {
         let name = format!("m{n}");
         Self {
             firmware,
+            card: Card::Virtio,
             rom: Rom::Native,
             memory_mb: 384,
             disks: vec![DiskSpec { serial: format!("{name}-nvme0"), size: 8 << 30, kind: DiskKind::Plain }],
@@ -62,6 +64,29 @@ impl Firmware {
                 code: "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
                 vars: "/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd",
             }),
+        }
+    }
+}
+
+/// Network cards, by QEMU's names of the devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Card {
+    Virtio,
+    E1000,
+    E1000e,
+    Rtl8139,
+    Vmxnet3,
+}
+
+impl Card {
+    fn device(self) -> &'static str {
+        match self {
+            Self::Virtio => "virtio-net-pci",
+            Self::E1000 => "e1000",
+            Self::E1000e => "e1000e",
+            Self::Rtl8139 => "rtl8139",
+            Self::Vmxnet3 => "vmxnet3",
         }
     }
 }
@@ -200,7 +225,7 @@ pub fn arguments(spec: &MachineSpec, tap: &str, accel: Accel, from: BootFrom) ->
         }
     };
     arg("-netdev", format!("tap,id={NIC},ifname={tap},script=no,downscript=no"));
-    arg("-device", format!("virtio-net-pci,id=nic0,netdev={NIC},mac={}{nic}", spec.mac));
+    arg("-device", format!("{},id=nic0,netdev={NIC},mac={}{nic}", spec.card.device(), spec.mac));
 
     for (n, disk) in spec.disks.iter().enumerate() {
         arg("-blockdev", blockdev(n, disk.kind).to_string());

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use drophammer_control::client::Client;
 use drophammer_protocol::sign::PublicKey;
+pub use drophammer_pxe_server::config::Mode;
 use drophammer_pxe_server::config::{Config, NetworkConfig, Ports, Range};
 
 use crate::net::{self, Namespace, Process};
@@ -65,6 +66,8 @@ pub struct ServerSpec {
     pub max_failures: u32,
     /// The boot server runs alone: its control API is another program, on the loopback, where machines can't reach it.
     pub alone: bool,
+    /// What it does about DHCP.
+    pub dhcp: Mode,
 }
 
 impl Server {
@@ -206,6 +209,7 @@ pub fn client(dir: &Path) -> Result<Client> {
 fn config(spec: &ServerSpec, dir: &Path) -> Config {
     let [a, b, c, d] = net::SERVER_ADDRESS;
     let console = CONSOLE.to_owned();
+    let pool = Range { first: Ipv4Addr::new(a, b, c, 100), last: Ipv4Addr::new(a, b, c, 199) };
     Config {
         name: Some("lab".into()),
         partition: "default".into(),
@@ -218,7 +222,8 @@ fn config(spec: &ServerSpec, dir: &Path) -> Config {
         image_keys: spec.image_keys.iter().map(PublicKey::to_string).collect(),
         boot_dir: Some(spec.boot_dir.clone()),
         networks: vec![NetworkConfig {
-            pool: vec![Range { first: Ipv4Addr::new(a, b, c, 100), last: Ipv4Addr::new(a, b, c, 199) }],
+            dhcp: spec.dhcp,
+            pool: if spec.dhcp == Mode::Server { vec![pool] } else { vec![] },
             ..NetworkConfig::new(net::BRIDGE, Ipv4Addr::new(a, b, c, d), net::PREFIX)
         }],
         ports: Ports::default(),
@@ -291,6 +296,7 @@ mod tests {
             image_keys: Vec::new(),
             max_failures: 3,
             alone: false,
+            dhcp: Mode::Server,
         };
         write_hook(&spec.binary, dir.path()).expect("a hook");
         let text = toml::to_string(&config(&spec, dir.path())).expect("TOML");

@@ -21,7 +21,7 @@ use crate::kit::{self, Image, Kit};
 use crate::lab::{self, Lab, LabSpec};
 use crate::net::{self, Namespace};
 use crate::qemu::{self, Firmware, MachineSpec, Rom};
-use crate::server::{self, ServerSpec};
+use crate::server::{self, Mode, ServerSpec};
 use crate::socket::{self, Request, Status};
 use crate::{console, setup, slots};
 
@@ -163,6 +163,7 @@ pub(crate) fn start(dir: &Path, options: &UpOptions, kit: Kit) -> Result<Lab> {
         image_keys: vec![kit.image_key],
         max_failures: MAX_FAILURES,
         alone: false,
+        dhcp: Mode::Server,
     };
     let lab = Lab::start(LabSpec { dir: dir.to_owned(), server, machines: options.machines.into() })?;
     for n in 1..=options.machines {

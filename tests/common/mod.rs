@@ -11,7 +11,7 @@ use drophammer_control::client::Client;
 use drophammer_lab::kit::{self, Image, Kit};
 use drophammer_lab::lab::{Lab, LabSpec};
 use drophammer_lab::qemu::{Firmware, MachineSpec};
-use drophammer_lab::server::ServerSpec;
+use drophammer_lab::server::{Mode, ServerSpec};
 use drophammer_lab::vm::Machine;
 use drophammer_protocol::event::{Phase, Recorded, Step};
 use drophammer_protocol::machine::{self, Allocation, State};
@@ -48,6 +48,7 @@ pub(crate) fn server() -> ServerSpec {
         image_keys: vec![kit.image_key],
         max_failures: 3,
         alone: false,
+        dhcp: Mode::Server,
     }
 }
 
@@ -205,10 +206,15 @@ impl Rig {
     }
 }
 
-pub(crate) fn until(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn until(limit: Duration, what: &str, is_so: impl FnMut() -> bool) {
+    until_or(limit, || what.to_owned(), is_so);
+}
+
+/// `story` is told if it takes too long.
+pub(crate) fn until_or(limit: Duration, story: impl Fn() -> String, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
     while !is_so() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
+        assert!(Instant::now() < deadline, "not in time: {}", story());
         thread::sleep(Duration::from_millis(100));
     }
 }
