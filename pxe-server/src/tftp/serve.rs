@@ -1,11 +1,9 @@
 //! The TFTP server's loop: wait, receive, let transfers decide, send.
 //!
-//! One thread does all of it: a packet costs little more than the system calls that move it. The wait is the expensive
-//! part of a transfer in lock-step, so it is spent awake for a moment where answers come that fast.
+//! One thread does all of it, for all addresses: a packet costs little more than the two system calls that move it.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -28,8 +26,6 @@ use crate::observe::{Observer, Told};
 
 /// How often the loop looks whether it should end.
 const STOP_CHECK: Duration = Duration::from_millis(250);
-/// Sleeping and being woken takes about as long.
-const AWAKE: Duration = Duration::from_micros(50);
 const EVENTS: usize = 256;
 /// New requests that are taken between two looks at the running transfers: a flood of them is to slow nobody down.
 const REQUESTS: usize = 16;
@@ -86,9 +82,8 @@ impl Tftp {
         let Self { listeners, mut transfers } = self;
         let mut events = [EpollEvent::empty(); EVENTS];
         let mut buffer = [0; 2048];
-        let mut vigil = Vigil::new(available_parallelism().map_or(1, usize::from));
         while !stop.load(Ordering::Relaxed) {
-            let ready = transfers.wait(&mut events, &mut vigil)?;
+            let ready = transfers.wait(&mut events)?;
             let ready = events.get(..ready).unwrap_or_default();
             let now = Instant::now();
             for event in ready {
@@ -109,26 +104,13 @@ impl Tftp {
 }
 
 impl Transfers {
-    fn wait(&self, events: &mut [EpollEvent], vigil: &mut Vigil) -> Result<usize> {
-        let began = Instant::now();
-        let until = began + STOP_CHECK;
+    /// Asleep: to look for answers for a moment before that would help only clients on the same host, and takes processor time
+    /// from everybody else there.
+    fn wait(&self, events: &mut [EpollEvent]) -> Result<usize> {
+        let now = Instant::now();
+        let until = now + STOP_CHECK;
         let until = self.table.next_timer().map_or(until, |timer| timer.min(until));
-        let awake = if self.table.is_empty() { Duration::ZERO } else { vigil.next() };
-        if !awake.is_zero() {
-            while began.elapsed() < awake {
-                let ready = self.poll(events, EpollTimeout::ZERO)?;
-                if ready > 0 {
-                    vigil.ended(true);
-                    return Ok(ready);
-                }
-            }
-            vigil.ended(false);
-        }
-        self.poll(events, milliseconds(until, Instant::now()))
-    }
-
-    fn poll(&self, events: &mut [EpollEvent], timeout: EpollTimeout) -> Result<usize> {
-        match self.epoll.wait(events, timeout) {
+        match self.epoll.wait(events, milliseconds(until, now)) {
             Ok(ready) => Ok(ready),
             Err(Errno::EINTR) => Ok(0),
             Err(e) => Err(e).context("waiting for TFTP"),
@@ -334,37 +316,6 @@ fn most_transfers(open_files: u64) -> usize {
     usize::try_from(open_files / 2).unwrap_or(usize::MAX).min(MOST_TRANSFERS)
 }
 
-/// Whether to wait awake. As long as that catches what comes, it goes on; when it doesn't, it is tried again after one wait,
-/// three, seven, … So neither a slow client nor an idle server keeps a processor busy.
-#[derive(Debug)]
-struct Vigil {
-    possible: bool,
-    missed: u32,
-    asleep: u32,
-}
-
-impl Vigil {
-    const MOST_ASLEEP: u32 = 63;
-
-    /// With a single processor, whoever is waited for couldn't run.
-    fn new(processors: usize) -> Self {
-        Self { possible: processors > 1, missed: 0, asleep: 0 }
-    }
-
-    fn next(&mut self) -> Duration {
-        if !self.possible || self.asleep > 0 {
-            self.asleep = self.asleep.saturating_sub(1);
-            return Duration::ZERO;
-        }
-        AWAKE
-    }
-
-    fn ended(&mut self, caught: bool) {
-        self.missed = if caught { 0 } else { (self.missed * 2 + 1).min(Self::MOST_ASLEEP) };
-        self.asleep = self.missed;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -376,23 +327,6 @@ mod tests {
             assert_eq!(client(token(client_)), Some(client_));
         }
         assert_eq!(client(LISTENER), None);
-    }
-
-    #[test]
-    fn waiting_awake_is_given_up_where_it_catches_nothing() {
-        for (name, processors, catches, want) in
-            [("quick clients", 2, true, 1000), ("slow clients", 2, false, 20), ("one processor", 1, true, 0)]
-        {
-            let mut vigil = Vigil::new(processors);
-            let mut awake = 0;
-            for _ in 0..1000 {
-                if !vigil.next().is_zero() {
-                    awake += 1;
-                    vigil.ended(catches);
-                }
-            }
-            assert_eq!(awake, want, "{name}");
-        }
     }
 
     #[test]
