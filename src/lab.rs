@@ -45,16 +45,6 @@ enum Command {
         /// Only the tests whose names contain this.
         filter: Option<String>,
     },
-
-    /// Measure this beside what others use for it, on this machine, now (`cargo bench-all`).
-    Bench {
-        /// Only the benchmarks whose names start with this: boot., erase., install., control., …
-        #[arg(default_value = "")]
-        filter: String,
-        /// Print each row as a line of JSON instead of a table.
-        #[arg(long)]
-        json: bool,
-    },
     /// Make the package for Debian and Ubuntu (`cargo package-deb`): server, tools, agent, systemd unit.
     Package {
         /// The directory that drophammer.deb goes to.
@@ -63,6 +53,15 @@ enum Command {
         /// With the program as it's built for tests: quick to make, slow to run.
         #[arg(long)]
         dev: bool,
+    },
+    /// Measure this beside what others use for it, on this machine, now (`cargo bench-all`).
+    Bench {
+        /// Only the benchmarks whose names start with this: boot., erase., install., control., …
+        #[arg(default_value = "")]
+        filter: String,
+        /// Print each row as a line of JSON instead of a table.
+        #[arg(long)]
+        json: bool,
     },
     /// Start a lab in the background: a boot server and machines that are switched on.
     Up {

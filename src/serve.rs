@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use drophammer_pxe_server::{ControlAt, config};
+use drophammer_pxe_server::{ControlAt, Settings, config};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::error;
 
 /// Run the boot server: DHCP, TFTP, HTTP boot, images and the control API.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = EXAMPLE)]
 pub(crate) struct Args {
     /// Configuration file (TOML).
@@ -24,6 +26,22 @@ pub(crate) struct Args {
     /// Join that control API, with a token of `drophammer bootserver token`. Needed once.
     #[arg(long, value_name = "TOKEN", env = "DROPHAMMER_JOIN", hide_env_values = true)]
     join: Option<String>,
+}
+
+impl Args {
+    /// The file, and what the command line says about it.
+    fn settings(&self) -> Result<Settings> {
+        let mut settings = config::read(&self.config)?;
+        if let Some(url) = &self.control {
+            settings.control = Some(ControlAt::new(url, None).map_err(anyhow::Error::msg)?);
+        }
+        match (&mut settings.control, &self.join) {
+            (Some(control), join) => control.join.clone_from(join),
+            (None, Some(_)) => bail!("a join token is of no use without the control API that it's for (--control URL)"),
+            (None, None) => {}
+        }
+        Ok(settings)
+    }
 }
 
 const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_keys have no useful default:
@@ -89,18 +107,13 @@ const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_ke
   pool = [{ first = "10.0.3.100", last = "10.0.3.199" }]
   router = "10.0.3.254"
 
+SIGHUP (`systemctl reload drophammer`) has the file read again: pools, options, reservations, boot files, kernel arguments,
+image keys and max_failures are taken up at once; what else changed is refused, and needs a restart.
+
 The log's detail is set by RUST_LOG (error, warn, info, debug, or drophammer_control=debug,…)."#;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut settings = config::read(&args.config)?;
-    if let Some(url) = &args.control {
-        settings.control = Some(ControlAt::new(url, None).map_err(anyhow::Error::msg)?);
-    }
-    match (&mut settings.control, &args.join) {
-        (Some(control), join) => control.join.clone_from(join),
-        (None, Some(_)) => bail!("a join token is of no use without the control API that it's for (--control URL)"),
-        (None, None) => {}
-    }
+    let settings = args.settings()?;
     if args.check {
         return crate::output::line(&format!("{} makes sense", args.config.display()));
     }
@@ -113,7 +126,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 _ = interrupt.recv() => {}
             }
         };
-        drophammer_pxe_server::serve(settings, asked).await
+        let mut hang_up = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
+        let (reload, reloads) = mpsc::channel(1);
+        let args = args.clone();
+        let reading = tokio::spawn(async move {
+            while hang_up.recv().await.is_some() {
+                match args.settings() {
+                    // Nobody takes it any more if the server is ending.
+                    Ok(settings) => drop(reload.send(settings).await),
+                    Err(error) => error!("the configuration was not taken up: {error:#}"),
+                }
+            }
+        });
+        let served = drophammer_pxe_server::serve_reloading(settings, reloads, asked).await;
+        reading.abort();
+        served
     })
 }
 

@@ -266,7 +266,7 @@ impl Control {
     }
 
     fn write_order(&self, machine: MachineId, boot: &Boot, pending: &Pending) -> Order {
-        let (config, reach) = (self.config(), &boot.reach);
+        let reach = &boot.reach;
         let task = match &pending.what {
             What::Erase { disks } => Task::Erase { disks: disks.clone() },
             What::Reboot { reason } => Task::Reboot { reason: reason.clone() },
@@ -277,7 +277,7 @@ impl Control {
                 manifest_sha256: plan.manifest_sha256.clone(),
                 hostname: plan.hostname.clone(),
                 ssh_keys: plan.ssh_keys.clone(),
-                cmdline: config.install_cmdline.clone(),
+                cmdline: self.policy().install_cmdline.clone(),
                 phone_home: PhoneHome {
                     server: reach.server.clone(),
                     boot_server: reach.boot_server.clone(),
@@ -428,7 +428,7 @@ mod tests {
     use ed25519_dalek::SigningKey;
 
     use super::*;
-    use crate::{Config, unix_ms};
+    use crate::{Config, Policy, unix_ms};
 
     #[test]
     fn a_ticket_is_good_for_ten_minutes() {
@@ -437,12 +437,10 @@ mod tests {
         let control = Control::open(Config {
             state_dir: dir.path().join("state"),
             images_dir: dir.path().join("images"),
-            image_keys: vec![],
             addresses: vec![],
             host_names: vec![],
-            install_cmdline: String::new(),
             power_hook: None,
-            max_failures: 3,
+            policy: Policy { image_keys: vec![], install_cmdline: String::new(), max_failures: 3 },
         })
         .expect("opens");
         let machine = MachineId(Uuid::from_u128(1));

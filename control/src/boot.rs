@@ -143,13 +143,12 @@ impl Control {
     }
 
     fn write_ticket(&self, machine: MachineId, boot: &Boot, token: &Token) -> BootTicket {
-        let config = self.config();
         BootTicket {
             server: boot.reach.server.clone(),
             boot_server: boot.reach.boot_server.clone(),
             ca: self.ca_pem().to_owned(),
             time_key: boot.reach.time_key,
-            image_keys: config.image_keys.clone(),
+            image_keys: self.policy().image_keys.clone(),
             machine,
             boot: boot.id,
             token: token.to_string(),

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use anyhow::{Context, Result, bail, ensure};
 use drophammer_protocol::api::ImageSummary;
@@ -30,7 +30,7 @@ impl Image {
 #[derive(Debug)]
 pub(crate) struct Images {
     dir: PathBuf,
-    keys: Vec<PublicKey>,
+    keys: RwLock<Vec<PublicKey>>,
     known: Mutex<HashMap<PathBuf, (Stamp, Option<Image>)>>,
 }
 
@@ -46,12 +46,20 @@ struct Stamp {
 
 impl Images {
     pub(crate) fn new(dir: PathBuf, keys: Vec<PublicKey>) -> Self {
-        Self { dir, keys, known: Mutex::new(HashMap::new()) }
+        Self { dir, keys: RwLock::new(keys), known: Mutex::default() }
+    }
+
+    /// From here on these keys are believed and no others.
+    pub(crate) fn trust(&self, keys: Vec<PublicKey>) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        known.clear();
     }
 
     /// All images that can be installed, by name, newest first. What can't be is logged with the reason, once.
     pub(crate) fn all(&self) -> Result<Vec<Image>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut present = HashMap::new();
         for dir in versions(&self.dir)? {
             let stamp = match stamp(&dir) {
@@ -62,7 +70,7 @@ impl Images {
             };
             let image = match known.remove(&dir) {
                 Some((then, image)) if then == stamp => image,
-                _ => match read(&dir, &self.keys) {
+                _ => match read(&dir, &keys) {
                     Ok(image) => Some(image),
                     Err(why) => {
                         tracing::error!(image = %dir.display(), "image can't be installed: {why:#}");

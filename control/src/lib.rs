@@ -49,7 +49,7 @@ use std::fs::DirBuilder;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -85,15 +85,21 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Published images, laid out as [`drophammer_protocol::manifest`] says.
     pub images_dir: PathBuf,
-    /// Whose images may be installed.
-    pub image_keys: Vec<PublicKey>,
     /// What this server is called by, by whoever connects to it over HTTPS.
     pub addresses: Vec<IpAddr>,
     pub host_names: Vec<String>,
-    /// Extra kernel arguments of installed systems, such as the console.
-    pub install_cmdline: String,
     /// Run as `HOOK cycle MACHINE_ID MACHINE_NAME`.
     pub power_hook: Option<PathBuf>,
+    pub policy: Policy,
+}
+
+/// What may change while it runs.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Whose images may be installed.
+    pub image_keys: Vec<PublicKey>,
+    /// Extra kernel arguments of installed systems, such as the console.
+    pub install_cmdline: String,
     /// Boots in a row that may end without getting on before the machine is quarantined.
     pub max_failures: u32,
 }
@@ -108,6 +114,7 @@ pub struct Control {
 #[derive(Debug)]
 struct Inner {
     config: Config,
+    policy: RwLock<Arc<Policy>>,
     store: Store,
     key: ServerKey,
     authority: Authority,
@@ -143,11 +150,13 @@ impl Control {
         for record in records.iter().filter(|r| r.cycle_due && r.state == State::Releasing) {
             power.iter().for_each(|p| p.cycle(record.id, record.name.clone()));
         }
-        let images = Images::new(config.images_dir.clone(), config.image_keys.clone());
+        let images = Images::new(config.images_dir.clone(), config.policy.image_keys.clone());
+        let policy = RwLock::new(Arc::new(config.policy.clone()));
         let own_disks = Watched::new(&records);
         Ok(Self {
             inner: Arc::new(Inner {
                 config,
+                policy,
                 store,
                 key,
                 authority,
@@ -182,6 +191,16 @@ impl Control {
 
     fn config(&self) -> &Config {
         &self.inner.config
+    }
+
+    fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.inner.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From here on this is what counts.
+    pub fn follow(&self, policy: Policy) {
+        self.inner.images.trust(policy.image_keys.clone());
+        *self.inner.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
     fn store(&self) -> &Store {
@@ -223,7 +242,7 @@ impl Control {
     /// Takes a machine one step further by the rules and tells its timeline.
     fn advance(&self, txn: &mut Txn<'_>, record: &mut Record, input: Input, now: u64) -> Result<(), Denied> {
         let before = record.state;
-        record.step(input, self.config().max_failures, OrderId(Uuid::new_v4()), now)?;
+        record.step(input, self.policy().max_failures, OrderId(Uuid::new_v4()), now)?;
         record.last_seen_ms = record.last_seen_ms.max(self.seen(record.id));
         if record.state == State::Booting {
             record.void_tickets(txn);

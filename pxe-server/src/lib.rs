@@ -22,6 +22,7 @@ mod health;
 mod http;
 pub mod identity;
 mod listen;
+mod live;
 pub mod observe;
 mod plain;
 pub mod ra;
@@ -34,20 +35,22 @@ use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use drophammer_control::{Auth, Control, HEARTBEAT, Point};
+use drophammer_control::{Auth, Control, HEARTBEAT, Point, Policy};
 use nix::sys::stat::{Mode, umask};
 use rcgen::KeyPair;
+use sd_notify::NotifyState;
 use tokio::net::UnixListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{error, info, warn};
 
 use crate::alone::Alone;
 use crate::behind::Behind;
@@ -55,12 +58,23 @@ pub use crate::config::{Config, ControlAt, Settings};
 use crate::dhcp::boot::http_url;
 use crate::dhcp::serve::Dhcp;
 use crate::listen::Door;
+use crate::live::Loaded;
 use crate::observe::Observer;
 use crate::tftp::serve::Tftp;
 use crate::tls::Identity;
 
 /// Serves until `shutdown` is ready or a part of the server dies, which ends all of it with that part's error.
 pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<()> {
+    let (_nobody, reloads) = mpsc::channel(1);
+    serve_reloading(settings, reloads, shutdown).await
+}
+
+/// The same, with configurations to take up while it runs.
+pub async fn serve_reloading(
+    settings: Settings,
+    reloads: mpsc::Receiver<Settings>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
     let started = Instant::now();
     let server = Server::bind(&settings).await?;
     for network in &settings.networks {
@@ -68,12 +82,16 @@ pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Re
         info!(name, interface = network.interface, subnet = %network.subnet, boot, dhcp = network.dhcp.word(), "network");
     }
     info!(socket = %settings.socket.display(), took_ms = started.elapsed().as_millis(), "ready");
-    server.run(shutdown).await
+    // Nobody listens but systemd, where it started us.
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        warn!("telling the service manager that the server is ready: {error}");
+    }
+    server.run(reloads, shutdown).await
 }
 
 /// Everything bound, nothing served.
 struct Server {
-    settings: Settings,
+    live: watch::Sender<Arc<Loaded>>,
     behind: Behind,
     dhcp: Option<Dhcp>,
     ra: Vec<ra::RouterAdvertisements>,
@@ -84,19 +102,19 @@ struct Server {
 
 impl Server {
     async fn bind(settings: &Settings) -> Result<Self> {
-        // A control API for boot servers elsewhere boots nobody itself.
-        let files = if settings.networks.is_empty() { tftp::Files::none() } else { boot_files(&settings.boot_dir)? };
+        let loaded = Arc::new(Loaded::new(settings.clone())?);
+        let live = watch::Sender::new(Arc::clone(&loaded));
         for (dir, mode) in [(&settings.state_dir, 0o700), (&settings.images_dir, 0o755)] {
             let made = DirBuilder::new().recursive(true).mode(mode).create(dir);
             made.with_context(|| format!("making {}", dir.display()))?;
         }
         let ports = settings.ports;
-        let dhcp = Dhcp::bind(settings, &files.loaders)?;
+        let dhcp = Dhcp::bind(&loaded, live.subscribe())?;
         let mut ra = vec![];
         for network in settings.networks.iter().filter(|n| settings.router_advertisements && !n.relayed) {
             ra.push(ra::RouterAdvertisements::bind(&network.interface)?);
         }
-        let tftp = Tftp::bind(&settings.addresses(), ports.tftp, files.clone())?;
+        let tftp = Tftp::bind(&settings.addresses(), ports.tftp, live.subscribe())?;
         let (mut http, mut https) = (vec![], vec![]);
         for (address, interface) in settings.addresses() {
             let at = |port| SocketAddr::new(IpAddr::V4(address), port);
@@ -129,10 +147,9 @@ impl Server {
             observer: observer.clone(),
             time_key,
             ports,
-            agent_cmdline: settings.agent_cmdline.clone(),
             boot_dir: settings.boot_dir.clone(),
             images_dir: settings.images_dir.clone(),
-            files,
+            live: live.subscribe(),
         };
         let boot = Arc::new(boot);
         let (api, operators) = match &behind {
@@ -151,10 +168,10 @@ impl Server {
             None => None,
         };
         let doors = http.chain(https).chain(operators).collect();
-        Ok(Self { settings: settings.clone(), dhcp, ra, tftp, doors, observer, behind })
+        Ok(Self { live, dhcp, ra, tftp, doors, observer, behind })
     }
 
-    async fn run(self, shutdown: impl Future<Output = ()>) -> Result<()> {
+    async fn run(self, mut reloads: mpsc::Receiver<Settings>, shutdown: impl Future<Output = ()>) -> Result<()> {
         let (stop, stopping) = watch::channel(false);
         let quit = Arc::new(AtomicBool::new(false));
         let mut parts: JoinSet<Result<()>> = JoinSet::new();
@@ -173,9 +190,10 @@ impl Server {
         for ra in self.ra {
             background.spawn(ra.run());
         }
+        let settings = self.live.borrow().settings.clone();
         match self.behind.clone() {
-            Behind::Here(control) => background.spawn(stay_known(control, self.settings)),
-            Behind::Alone(alone) => background.spawn(alone.run(self.settings)),
+            Behind::Here(control) => background.spawn(stay_known(control, settings.state_dir)),
+            Behind::Alone(alone) => background.spawn(alone.run(settings)),
         };
         for (name, door, app) in self.doors {
             let stopping = stopping.clone();
@@ -184,10 +202,17 @@ impl Server {
             );
         }
 
-        let early = tokio::select! {
-            () = shutdown => None,
-            Some(ended) = parts.join_next() => Some(ended),
-            Some(ended) = background.join_next() => Some(ended),
+        let mut shutdown = pin!(shutdown);
+        let early = loop {
+            tokio::select! {
+                () = shutdown.as_mut() => break None,
+                Some(ended) = parts.join_next() => break Some(ended),
+                Some(ended) = background.join_next() => break Some(ended),
+                Some(settings) = reloads.recv() => match reload(&self.live, &self.behind, settings).await {
+                    Ok(()) => info!("the configuration was taken up"),
+                    Err(error) => error!("the configuration was not taken up: {error:#}"),
+                },
+            }
         };
         let failed = early.map(|ended| match ended.context("a part of the server panicked") {
             Ok(Ok(())) => anyhow::anyhow!("a part of the server ended by itself"),
@@ -212,14 +237,36 @@ impl Server {
     }
 }
 
-fn boot_files(boot_dir: &Path) -> Result<tftp::Files> {
-    for name in ["vmlinuz", "initramfs"] {
-        let path = boot_dir.join(name);
-        fs::metadata(&path).with_context(|| {
-            format!("looking for {} (`drophammer initramfs` builds the kernel and initramfs)", path.display())
-        })?;
+/// All of it or nothing.
+async fn reload(live: &watch::Sender<Arc<Loaded>>, behind: &Behind, settings: Settings) -> Result<()> {
+    let present = Arc::clone(&live.borrow());
+    let loaded = tokio::task::spawn_blocking(move || present.replaced_by(settings)).await??;
+    let registration = loaded.settings.registration();
+    match behind.clone() {
+        Behind::Here(control) => {
+            let policy = policy(&loaded.settings);
+            let embedded = !loaded.settings.networks.is_empty();
+            let done = tokio::task::spawn_blocking(move || {
+                if embedded {
+                    control.register_embedded(&registration).context("registering this boot server")?;
+                }
+                control.follow(policy);
+                anyhow::Ok(())
+            });
+            done.await??;
+        }
+        Behind::Alone(alone) => alone.register_as(registration, &loaded.settings.state_dir).await?,
     }
-    tftp::load(boot_dir)
+    live.send_replace(Arc::new(loaded));
+    Ok(())
+}
+
+fn policy(settings: &Settings) -> Policy {
+    Policy {
+        image_keys: settings.image_keys.clone(),
+        install_cmdline: settings.install_cmdline.clone(),
+        max_failures: settings.max_failures,
+    }
 }
 
 fn open_control(settings: &Settings) -> Result<Control> {
@@ -231,12 +278,10 @@ fn open_control(settings: &Settings) -> Result<Control> {
     let control = Control::open(drophammer_control::Config {
         state_dir: settings.state_dir.clone(),
         images_dir: settings.images_dir.clone(),
-        image_keys: settings.image_keys.clone(),
         addresses: networks.chain(listen).chain(named).collect(),
         host_names,
-        install_cmdline: settings.install_cmdline.clone(),
         power_hook: settings.power_hook.clone(),
-        max_failures: settings.max_failures,
+        policy: policy(settings),
     })?;
     if settings.networks.is_empty() {
         control.no_embedded()?;
@@ -247,9 +292,9 @@ fn open_control(settings: &Settings) -> Result<Control> {
 }
 
 /// The boot server in the control API's own process tells of itself like any other.
-async fn stay_known(control: Control, settings: Settings) -> Result<()> {
+async fn stay_known(control: Control, state_dir: PathBuf) -> Result<()> {
     loop {
-        let state_dir = settings.state_dir.clone();
+        let state_dir = state_dir.clone();
         let health = tokio::task::spawn_blocking(move || health::of_this_host(&state_dir)).await?;
         control.embedded_health(health);
         tokio::time::sleep(HEARTBEAT).await;

@@ -48,7 +48,7 @@ async fn inside() {
     }
 
     let first = alone(dir, 1, "share = { part = 1, of = 2 }", Some(&token));
-    let (stop, server) = start(&first).await;
+    let server = start(&first).await;
     assert_eq!(names(&list(dir).await), ["boot1"]);
     carried().await;
 
@@ -60,20 +60,18 @@ async fn inside() {
                 server boot1";
     assert!(failed.contains(want), "{failed}");
     // It has joined, and only has to be told what is its own.
-    let (stop_second, second) = start(&alone(dir, 2, "share = { part = 2, of = 2 }", None)).await;
+    let second = start(&alone(dir, 2, "share = { part = 2, of = 2 }", None)).await;
     let servers = list(dir).await;
     assert_eq!(names(&servers), ["boot1", "boot2"]);
     assert!(servers.iter().all(|server| server.up && !server.embedded), "{servers:?}");
 
-    stop_second.send(()).expect("is running");
-    second.await.expect("no panic").expect("an orderly end");
+    second.stop().await;
     operate(dir, move |client| client.remove_boot_server(servers[1].id).expect("removed")).await;
     assert_eq!(names(&list(dir).await), ["boot1"]);
     let failed = serve(alone(dir, 2, "share = { part = 2, of = 2 }", None), async {}).await.expect_err("removed");
     assert!(format!("{failed:#}").contains("this boot server isn't known: it was removed"), "{failed:#}");
 
-    stop.send(()).expect("is running");
-    server.await.expect("no panic").expect("an orderly end");
+    server.stop().await;
     let mode = |name: &str| {
         use std::os::unix::fs::PermissionsExt;
         fs::metadata(dir.join("boot1").join(name)).expect("is there").permissions().mode() & 0o777

@@ -52,15 +52,14 @@ async fn inside() {
     fs::create_dir(&state).expect("made");
     run(&format!("mount -t tmpfs -o size=4m,mode=700 state {}", state.display()));
 
-    let (stop, server) = start(&config).await;
+    let server = start(&config).await;
     let first = dhcp(dir).await;
     let as_agent = dhcp_as(dir, "drophammer-agent").await;
     assert_eq!(as_agent, Some((first.clone(), "http://10.77.0.1/boot/ticket".to_owned())));
     boot_paths(&state, &loader).await;
-    stop.send(()).expect("is running");
-    server.await.expect("no panic").expect("an orderly end");
+    server.stop().await;
 
-    let (stop, server) = start(&config).await;
+    let server = start(&config).await;
     assert_eq!(dhcp(dir).await, first, "the same client, after a restart");
     run("ip link set client0 address 52:54:00:77:01:02");
     let second = dhcp(dir).await;
@@ -69,8 +68,7 @@ async fn inside() {
     assert_eq!(try_dhcp(dir).await, None, "a third client, with two addresses to give");
     run("ip link set client0 address 52:54:00:77:01:02");
     full_disk(dir, &state, &second).await;
-    stop.send(()).expect("is running");
-    server.await.expect("no panic").expect("an orderly end");
+    server.stop().await;
 }
 
 const SCRIPT: &str =

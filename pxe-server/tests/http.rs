@@ -59,7 +59,7 @@ async fn inside() {
     // Until the second is over in which they were made, files have no date.
     tokio::time::sleep(Duration::from_secs(1)).await;
 
-    let (stop, server) = start(&config).await;
+    let common::Server { stop, server, .. } = start(&config).await;
     every_way_is_the_same(&kernel).await;
     one_connection_is_enough(&kernel).await;
     odd_requests().await;

@@ -83,12 +83,11 @@ async fn inside() {
         "#,
     );
     let programs = Programs::of(&PACKAGES).expect("in the cache");
-    let (stop, server) = start(&settings).await;
+    let server = start(&settings).await;
     every_option_reaches_dhclient(dir, &programs).await;
     the_address_of_somebody_else_is_not_offered(dir).await;
     clients_behind_a_relay_get_renew_and_release(dir, &programs).await;
-    stop.send(()).expect("is running");
-    server.await.expect("no panic").expect("an orderly end");
+    server.stop().await;
 }
 
 async fn every_option_reaches_dhclient(dir: &Path, programs: &Programs) {

@@ -134,14 +134,13 @@ fn every_client_gets_every_byte() {
     in_a_network("every_client_gets_every_byte", fetch, async {
         let dir = tempfile::tempdir().expect("temporary directory");
         let (settings, programs) = prepare(dir.path());
-        let (stop, server) = start(&settings).await;
+        let server = start(&settings).await;
         for client in CLIENTS {
             for (n, file) in FILES.into_iter().enumerate() {
                 client.get(&programs, SERVERS[n % 2], file);
             }
         }
-        stop.send(()).expect("is running");
-        server.await.expect("no panic").expect("an orderly end");
+        server.stop().await;
     });
 }
 
@@ -150,7 +149,7 @@ fn lost_packets_cost_time_and_no_bytes() {
     in_a_network("lost_packets_cost_time_and_no_bytes", fetch, async {
         let dir = tempfile::tempdir().expect("temporary directory");
         let (settings, programs) = prepare(dir.path());
-        let (stop, server) = start(&settings).await;
+        let server = start(&settings).await;
         // Windows are handed over in one piece up to here; from here on every packet can be lost alone.
         run("ip link set lo gso_max_segs 1");
         filter(&programs);
@@ -166,8 +165,7 @@ fn lost_packets_cost_time_and_no_bytes() {
                 });
             }
         }
-        stop.send(()).expect("is running");
-        server.await.expect("no panic").expect("an orderly end");
+        server.stop().await;
     });
 }
 
@@ -177,7 +175,7 @@ fn nobody_harms_the_server_or_others() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let dir = dir.path();
         let (settings, programs) = prepare(dir);
-        let (stop, server) = start(&settings).await;
+        let server = start(&settings).await;
         introduce(HANGS_UP).await;
         introduce(MUTE).await;
         let mute = somebody_goes_mute();
@@ -194,8 +192,7 @@ fn nobody_harms_the_server_or_others() {
             assert_eq!(failure(&settings, machine).await, want);
         }
         drop(mute);
-        stop.send(()).expect("is running");
-        server.await.expect("no panic").expect("an orderly end");
+        server.stop().await;
     });
 }
 

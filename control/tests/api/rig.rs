@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use drophammer_control::client::Client;
-use drophammer_control::{Auth, Config, Control};
+use drophammer_control::{Auth, Config, Control, Policy};
 use drophammer_protocol::api::*;
 use drophammer_protocol::certificate::{Attempt, ErasureCertificate, Method, Verdict, Verification};
 use drophammer_protocol::fixtures;
@@ -49,12 +49,14 @@ impl Rig {
         let mut config = Config {
             state_dir: dir.path().join("state"),
             images_dir: dir.path().join("images"),
-            image_keys: vec![PublicKey::of(&key)],
             addresses: vec![],
             host_names: vec![],
-            install_cmdline: "console=ttyS0".into(),
             power_hook: None,
-            max_failures: 3,
+            policy: Policy {
+                image_keys: vec![PublicKey::of(&key)],
+                install_cmdline: "console=ttyS0".into(),
+                max_failures: 3,
+            },
         };
         publish(&config.images_dir, "12.1", 100, &key);
         publish(&config.images_dir, "12.2", 200, &key);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use drophammer_control::{Point, fingerprint, keep};
-use drophammer_protocol::boot_server::{Briefing, Certifiable, Certified, Join};
+use drophammer_protocol::boot_server::{Briefing, Certifiable, Certified, Join, Registration};
 use drophammer_protocol::id::BootServerId;
 use rcgen::KeyPair;
 use rustls::client::WebPkiServerVerifier;
@@ -106,8 +106,26 @@ fn certifiable(key: &KeyPair, settings: &Settings) -> Certifiable {
 }
 
 impl Alone {
+    /// Registers with what it serves from now on. If the control API can't be reached it's told later; if it refuses,
+    /// everything stays as it was.
+    pub(crate) async fn register_as(&self, registration: Registration, state_dir: &Path) -> Result<()> {
+        let before = self.registration.send_replace(registration);
+        match self.register(state_dir).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.is_passing() => {
+                self.registered.send_replace(false);
+                Ok(())
+            }
+            Err(error) => {
+                self.registration.send_replace(before);
+                Err(error).context("registering this boot server")
+            }
+        }
+    }
+
     pub(super) async fn register(&self, state_dir: &Path) -> Result<(), CallError> {
-        let briefing = self.link.register(&self.registration).await?;
+        let registration = self.registration.borrow().clone();
+        let briefing = self.link.register(&registration).await?;
         {
             let mut membership = self.membership();
             if membership.briefing.as_ref() != Some(&briefing) {

@@ -49,7 +49,8 @@ pub(crate) struct Alone {
     link: Link,
     identity: Arc<Identity>,
     membership: Mutex<Membership>,
-    registration: Registration,
+    /// What it serves, for the control API.
+    registration: watch::Sender<Registration>,
     /// Whether the control API has heard it since the start.
     registered: watch::Sender<bool>,
     own_disks: RwLock<HashSet<MachineId>>,
@@ -84,7 +85,7 @@ impl Alone {
             link,
             identity,
             membership: Mutex::new(membership),
-            registration,
+            registration: watch::Sender::new(registration),
             registered: watch::Sender::new(false),
             own_disks: RwLock::new(own_disks),
             delivered: watch::Sender::new(ledger.delivered()),

@@ -130,22 +130,38 @@ pub struct Leases {
     unused: BTreeSet<Ipv4Addr>,
     /// Of the pool, given to somebody, by the time from which it may go to somebody else if there is no better one.
     reusable: BTreeSet<(u64, Ipv4Addr)>,
+    /// Leases of addresses that aren't ours to give now. They may be again, and still be somebody's.
+    uncovered: Vec<(Ipv4Addr, Entry)>,
 }
 
 impl Leases {
-    /// `rows` are what was stored; those that neither the pool nor a reservation covers are left out.
+    /// `rows` are what was stored; those that neither the pool nor a reservation covers are set aside.
     pub fn new(pool: Pool, rows: impl IntoIterator<Item = (Ipv4Addr, Entry)>) -> Self {
         let unused = pool.addresses().collect();
-        let mut leases =
-            Self { pool, entries: HashMap::new(), by_mac: HashMap::new(), unused, reusable: BTreeSet::new() };
+        let mut leases = Self {
+            pool,
+            entries: HashMap::new(),
+            by_mac: HashMap::new(),
+            unused,
+            reusable: BTreeSet::new(),
+            uncovered: vec![],
+        };
         let ordered: BTreeMap<(u64, Ipv4Addr), Entry> =
             rows.into_iter().map(|(address, entry)| ((entry.until, address), entry)).collect();
         for ((_, address), entry) in ordered {
             if leases.pool.contains(address) || leases.pool.reserved.contains_key(&address) {
                 leases.put(address, entry);
+            } else {
+                leases.uncovered.push((address, entry));
             }
         }
         leases
+    }
+
+    /// The same leases with another pool.
+    pub fn cover(&mut self, pool: Pool) {
+        let before = self.uncovered.drain(..).chain(self.entries.drain());
+        *self = Self::new(pool, before.collect::<Vec<_>>());
     }
 
     /// Of a network without a pool.

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -19,7 +20,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{error, info, warn};
 
-use super::boot::{Loaders, Site};
+use super::boot::Site;
 use super::decide::{Decision, Policy, QUARANTINE_SECONDS, decide};
 use super::leases::{Change, Leases};
 use super::network;
@@ -31,6 +32,7 @@ use super::saving::{Outcome, Unsaved, Writer};
 use super::store::Store;
 use super::wire::Wire;
 use crate::config::{Dhcp as Mode, Network, Settings};
+use crate::live::{Live, Loaded};
 use crate::observe::Observer;
 
 /// Requests that are read before any is answered.
@@ -46,6 +48,7 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 
 #[derive(Debug)]
 pub struct Dhcp {
+    live: Live,
     interfaces: Vec<Interface>,
     doors: Vec<Door>,
     networks: Vec<Network>,
@@ -88,8 +91,9 @@ struct Asked {
 
 impl Dhcp {
     /// `None` if DHCP is off in every network.
-    pub fn bind(settings: &Settings, loaders: &Loaders) -> Result<Option<Self>> {
-        let networks: Vec<_> = settings.networks.iter().filter(|n| n.dhcp != Mode::Off).cloned().collect();
+    pub(crate) fn bind(loaded: &Loaded, live: Live) -> Result<Option<Self>> {
+        let settings = &loaded.settings;
+        let networks = networks(settings);
         if networks.is_empty() {
             return Ok(None);
         }
@@ -124,18 +128,17 @@ impl Dhcp {
                 Mode::Proxy | Mode::Off => Leases::none(),
             })
             .collect();
-        let uki = settings.boot_dir.join(drophammer_initramfs::UKI).exists();
-        let site = |n: &Network| Site::new(n.address, settings.ports.http, loaders.clone(), uki);
-        let sites = networks.iter().map(site).collect();
+        let sites = sites(&networks, loaded);
         let (writer, unsaved, held) = (Writer::start(store)?, Unsaved::default(), Held::default());
         let newcomers = VecDeque::new();
-        Ok(Some(Self { interfaces, doors, networks, sites, leases, writer, unsaved, newcomers, ping, held }))
+        Ok(Some(Self { live, interfaces, doors, networks, sites, leases, writer, unsaved, newcomers, ping, held }))
     }
 
     /// Serves until `stop`. An error is one that no client caused and that trying again wouldn't mend.
     pub fn run(mut self, stop: &AtomicBool, observer: &Observer) -> Result<()> {
         let mut buffer = vec![0; 2048];
         while !stop.load(Ordering::Relaxed) {
+            self.take_up();
             self.wait()?;
             let saved = self.saved()?;
             self.answer(saved, observer);
@@ -154,6 +157,21 @@ impl Dhcp {
             self.answer(ready, observer);
         }
         Ok(())
+    }
+
+    /// A new configuration, if there is one. The networks are the same ones, in the same order.
+    fn take_up(&mut self) {
+        if !self.live.has_changed().unwrap_or(false) {
+            return;
+        }
+        let loaded = Arc::clone(&self.live.borrow_and_update());
+        self.networks = networks(&loaded.settings);
+        self.sites = sites(&self.networks, &loaded);
+        for (network, leases) in self.networks.iter().zip(&mut self.leases) {
+            if let Mode::Server(leasing) = &network.dhcp {
+                leases.cover(leasing.pool.clone());
+            }
+        }
     }
 
     /// What is answered now.
@@ -345,6 +363,17 @@ impl Dhcp {
         }
         Ok(answers)
     }
+}
+
+fn networks(settings: &Settings) -> Vec<Network> {
+    settings.networks.iter().filter(|n| n.dhcp != Mode::Off).cloned().collect()
+}
+
+fn sites(networks: &[Network], loaded: &Loaded) -> Vec<Site> {
+    let Loaded { settings, files } = loaded;
+    let uki = settings.boot_dir.join(drophammer_initramfs::UKI).exists();
+    let site = |n: &Network| Site::new(n.address, settings.ports.http, files.loaders.clone(), uki);
+    networks.iter().map(site).collect()
 }
 
 fn leasing_probe(network: &Network) -> Option<Duration> {

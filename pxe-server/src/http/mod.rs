@@ -44,8 +44,9 @@ use self::parcel::Sent;
 use crate::behind::Behind;
 use crate::config::Ports;
 use crate::dhcp::boot::http_url;
+use crate::live::Live;
 use crate::observe::{Observer, Told};
-use crate::{identity, script, tftp};
+use crate::{identity, script};
 
 /// What the boot paths need to answer.
 #[derive(Debug)]
@@ -54,10 +55,9 @@ pub(crate) struct Boot {
     pub(crate) observer: Observer,
     pub(crate) time_key: SigningKey,
     pub(crate) ports: Ports,
-    pub(crate) agent_cmdline: String,
     pub(crate) boot_dir: PathBuf,
     pub(crate) images_dir: PathBuf,
-    pub(crate) files: tftp::Files,
+    pub(crate) live: Live,
 }
 
 /// Both ends of a connection; [`Answerer`] adds them to every request.
@@ -153,7 +153,9 @@ async fn boot_script(
         Err(why) => return refuse(StatusCode::BAD_REQUEST, why),
     };
     let text = match decide(&boot, mac, machine, peer).await {
-        Ok(BootDecision::Agent(ticket)) => script::agent(&ticket.boot_server, ticket.boot, &boot.agent_cmdline),
+        Ok(BootDecision::Agent(ticket)) => {
+            script::agent(&ticket.boot_server, ticket.boot, &boot.live.borrow().settings.agent_cmdline)
+        }
         Ok(BootDecision::LocalDisk) => script::local_disk(),
         // The machine's screen is where somebody looks first.
         Err(said) => script::trouble(&peer.reach(&boot).boot_server, &said),
@@ -263,7 +265,8 @@ async fn initramfs(
 
 /// iPXE for UEFI firmware that boots by HTTP.
 async fn loader(State(boot): State<Arc<Boot>>, Path(name): Path<String>) -> Response {
-    match boot.files.get(&name) {
+    let file = boot.live.borrow().files.get(&name);
+    match file {
         Some((_, bytes)) => ([(header::CONTENT_TYPE, "application/efi")], bytes).into_response(),
         None => refuse(StatusCode::NOT_FOUND, format_args!("there is no boot loader {name:?} here")),
     }

@@ -20,4 +20,4 @@ pub mod table;
 pub mod transfer;
 mod wire;
 
-pub use self::files::{Files, load};
+pub use self::files::Files;

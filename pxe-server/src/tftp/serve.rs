@@ -23,6 +23,7 @@ use super::report::Ended;
 use super::table::{Admission, Asked, Full, MOST_PER_HOST, MOST_TRANSFERS, Table};
 use super::transfer::{Action, End, Transfer};
 use super::wire::{Listener, Port, Received};
+use crate::live::Live;
 use crate::observe::{Observer, Told};
 
 /// How often the loop looks whether it should end.
@@ -48,7 +49,7 @@ pub struct Tftp {
 
 #[derive(Debug)]
 struct Transfers {
-    files: Files,
+    live: Live,
     epoll: Epoll,
     table: Table<Port>,
     refusals: Pace,
@@ -57,7 +58,7 @@ struct Transfers {
 
 impl Tftp {
     /// Binds the port on each address, or says what to look at. `None` if there are no addresses.
-    pub fn bind(addresses: &[(Ipv4Addr, &str)], port: u16, files: Files) -> Result<Option<Self>> {
+    pub(crate) fn bind(addresses: &[(Ipv4Addr, &str)], port: u16, live: Live) -> Result<Option<Self>> {
         if addresses.is_empty() {
             return Ok(None);
         }
@@ -71,7 +72,7 @@ impl Tftp {
         }
         let now = Instant::now();
         let transfers = Transfers {
-            files,
+            live,
             epoll,
             table: Table::new(most_transfers(open_files()?)),
             refusals: Pace::new(1, LOG_EVERY, now),
@@ -157,7 +158,7 @@ impl Transfers {
             }
             Some(Packet::Ack(_) | Packet::Error { .. }) | None => return,
         };
-        let Some((name, bytes)) = find(&self.files, &request) else {
+        let Some((name, bytes)) = find(&self.live.borrow().files, &request) else {
             if self.notes.allows(now).is_some() {
                 let asked = String::from_utf8_lossy(request.name);
                 let message = format!("{asked:?} was asked for by TFTP; there is no such file");

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use drophammer_pxe_server::{Settings, config, serve};
-use tokio::sync::oneshot;
+use drophammer_pxe_server::{Settings, config, serve_reloading};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 const INSIDE: &str = "DROPHAMMER_TEST_INSIDE";
@@ -60,11 +60,26 @@ pub(crate) fn configure(dir: &Path, files: &[(&str, &[u8])], networks: &str) -> 
     config::read(&path).expect("is understood")
 }
 
+/// A server that runs.
+pub(crate) struct Server {
+    pub(crate) stop: oneshot::Sender<()>,
+    pub(crate) server: JoinHandle<anyhow::Result<()>>,
+    pub(crate) reload: mpsc::Sender<Settings>,
+}
+
+impl Server {
+    pub(crate) async fn stop(self) {
+        self.stop.send(()).expect("is running");
+        self.server.await.expect("no panic").expect("an orderly end");
+    }
+}
+
 /// A server that is ready to be talked to.
-pub(crate) async fn start(settings: &Settings) -> (oneshot::Sender<()>, JoinHandle<anyhow::Result<()>>) {
+pub(crate) async fn start(settings: &Settings) -> Server {
     let (stop, stopped) = oneshot::channel::<()>();
+    let (reload, reloads) = mpsc::channel(1);
     let url = format!("http://{}/boot/vmlinuz", settings.networks[0].address);
-    let server = tokio::spawn(serve(settings.clone(), async { drop(stopped.await) }));
+    let server = tokio::spawn(serve_reloading(settings.clone(), reloads, async { drop(stopped.await) }));
     // Ports are bound one after the other and the socket is served last.
     for _ in 0..200 {
         if server.is_finished() || try_curl(&[&url]).await.status.success() {
@@ -73,7 +88,7 @@ pub(crate) async fn start(settings: &Settings) -> (oneshot::Sender<()>, JoinHand
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(!server.is_finished(), "{:?}", server.await);
-    (stop, server)
+    Server { stop, server, reload }
 }
 
 pub(crate) async fn curl(arguments: &[&str]) -> Vec<u8> {
