@@ -5,6 +5,7 @@ use std::process::exit;
 
 use anyhow::{Context, Result, bail};
 use clap::{Subcommand, ValueEnum};
+use drophammer_lab::bench::tftp;
 use drophammer_lab::bench::{self, Row};
 use drophammer_lab::demo::{self, DemoOptions};
 use drophammer_lab::kit::Image;
@@ -45,15 +46,6 @@ enum Command {
         /// Only the tests whose names contain this.
         filter: Option<String>,
     },
-    /// Make the package for Debian and Ubuntu (`cargo package-deb`): server, tools, agent, systemd unit.
-    Package {
-        /// The directory that drophammer.deb goes to.
-        #[arg(long, value_name = "DIR", default_value = ".")]
-        output: PathBuf,
-        /// With the program as it's built for tests: quick to make, slow to run.
-        #[arg(long)]
-        dev: bool,
-    },
     /// Measure this beside what others use for it, on this machine, now (`cargo bench-all`).
     Bench {
         /// Only the benchmarks whose names start with this: boot., erase., install., control., …
@@ -62,6 +54,15 @@ enum Command {
         /// Print each row as a line of JSON instead of a table.
         #[arg(long)]
         json: bool,
+    },
+    /// Make the package for Debian and Ubuntu (`cargo package-deb`): server, tools, agent, systemd unit.
+    Package {
+        /// The directory that drophammer.deb goes to.
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        output: PathBuf,
+        /// With the program as it's built for tests: quick to make, slow to run.
+        #[arg(long)]
+        dev: bool,
     },
     /// Start a lab in the background: a boot server and machines that are switched on.
     Up {
@@ -115,6 +116,9 @@ enum Command {
     /// The lab itself.
     #[command(hide = true)]
     RunDetached,
+    /// What the benchmarks of TFTP put on a server.
+    #[command(hide = true, name = tftp::LOAD_COMMAND)]
+    TftpLoad { load: String },
     /// What the lab's boot server calls to switch machines.
     #[command(hide = true)]
     PowerHook { socket: PathBuf, action: Switch, machine: String, name: Option<String> },
@@ -185,6 +189,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     match args.command {
         Command::Demo { firmware, machines, image, keep } => {
             demo::demo(&DemoOptions { firmware: firmware.into(), machines, image, keep })
+        }
+        Command::TftpLoad { load } => {
+            let load = serde_json::from_str(&load).context("reading what load is wanted")?;
+            output::json(&tftp::run_load(&load)?)
         }
         Command::Package { output, dev } => {
             let profile = if dev { Profile::Dev } else { Profile::Release };

@@ -75,6 +75,7 @@ const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_ke
   address = "10.0.1.1"                     # of this server, already set on the interface
   subnet = "10.0.1.0/24"
   pool = [{ first = "10.0.1.100", last = "10.0.1.199" }]
+  others = ["10.0.1.2"]                    # DHCP servers that are meant to be here as well; more are reported
   share = { part = 1, of = 2 }             # this is one of two servers with the same pool: each gives out its half
   lease_seconds = 3600
   probe_ms = 100                           # listen for others on an address before it is offered; 0: don't

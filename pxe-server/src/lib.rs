@@ -44,6 +44,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use drophammer_control::{Auth, Control, HEARTBEAT, Point, Policy};
+use drophammer_protocol::boot_server::Health;
 use nix::sys::stat::{Mode, umask};
 use rcgen::KeyPair;
 use sd_notify::NotifyState;
@@ -56,6 +57,7 @@ use crate::alone::Alone;
 use crate::behind::Behind;
 pub use crate::config::{Config, ControlAt, Settings};
 use crate::dhcp::boot::http_url;
+use crate::dhcp::others::{Others, Watch};
 use crate::dhcp::serve::Dhcp;
 use crate::listen::Door;
 use crate::live::Loaded;
@@ -94,6 +96,8 @@ struct Server {
     live: watch::Sender<Arc<Loaded>>,
     behind: Behind,
     dhcp: Option<Dhcp>,
+    watch: Option<Watch>,
+    others: Others,
     ra: Vec<ra::RouterAdvertisements>,
     tftp: Option<Tftp>,
     doors: Vec<(&'static str, Door, axum::Router)>,
@@ -110,6 +114,8 @@ impl Server {
         }
         let ports = settings.ports;
         let dhcp = Dhcp::bind(&loaded, live.subscribe())?;
+        let others = Others::default();
+        let watch = Watch::bind(settings, live.subscribe(), others.clone())?;
         let mut ra = vec![];
         for network in settings.networks.iter().filter(|n| settings.router_advertisements && !n.relayed) {
             ra.push(ra::RouterAdvertisements::bind(&network.interface)?);
@@ -168,7 +174,7 @@ impl Server {
             None => None,
         };
         let doors = http.chain(https).chain(operators).collect();
-        Ok(Self { live, dhcp, ra, tftp, doors, observer, behind })
+        Ok(Self { live, dhcp, watch, others, ra, tftp, doors, observer, behind })
     }
 
     async fn run(self, mut reloads: mpsc::Receiver<Settings>, shutdown: impl Future<Output = ()>) -> Result<()> {
@@ -182,6 +188,11 @@ impl Server {
             let ended = spawn("dhcp", move || dhcp.run(&quit, &observer))?;
             parts.spawn(async move { ended.await.context("the DHCP server panicked")? });
         }
+        if let Some(watch) = self.watch {
+            let quit = Arc::clone(&quit);
+            let ended = spawn("dhcp watch", move || watch.run(&quit))?;
+            parts.spawn(async move { ended.await.context("the watch for other DHCP servers panicked")? });
+        }
         if let Some(tftp) = self.tftp {
             let (quit, observer) = (Arc::clone(&quit), self.observer);
             let ended = spawn("tftp", move || tftp.run(&quit, &observer))?;
@@ -192,8 +203,8 @@ impl Server {
         }
         let settings = self.live.borrow().settings.clone();
         match self.behind.clone() {
-            Behind::Here(control) => background.spawn(stay_known(control, settings.state_dir)),
-            Behind::Alone(alone) => background.spawn(alone.run(settings)),
+            Behind::Here(control) => background.spawn(stay_known(control, settings.state_dir, self.others)),
+            Behind::Alone(alone) => background.spawn(alone.run(settings, self.others)),
         };
         for (name, door, app) in self.doors {
             let stopping = stopping.clone();
@@ -292,11 +303,11 @@ fn open_control(settings: &Settings) -> Result<Control> {
 }
 
 /// The boot server in the control API's own process tells of itself like any other.
-async fn stay_known(control: Control, state_dir: PathBuf) -> Result<()> {
+async fn stay_known(control: Control, state_dir: PathBuf, others: Others) -> Result<()> {
     loop {
         let state_dir = state_dir.clone();
         let health = tokio::task::spawn_blocking(move || health::of_this_host(&state_dir)).await?;
-        control.embedded_health(health);
+        control.embedded_health(Health { problems: others.problems(), ..health });
         tokio::time::sleep(HEARTBEAT).await;
     }
 }

@@ -12,11 +12,13 @@
 
 mod arena;
 mod dora;
+mod http;
 mod memory;
 mod peak;
 mod perfdhcp;
 mod proxy;
 mod row;
+pub mod tftp;
 
 use anyhow::{Result, ensure};
 
@@ -88,6 +90,116 @@ pub const BENCHES: &[Bench] = &[
         goal: 10.0,
         rounds: 5,
         contest: proxy::against_dnsmasq,
+    },
+    Bench {
+        name: "boot.tftp.blksize.dnsmasq",
+        what: "32 MiB by TFTP to one machine, blocks of 1428 bytes",
+        rival: "dnsmasq",
+        unit: "MB/s",
+        better: Better::More,
+        goal: 1.5,
+        rounds: 5,
+        contest: tftp::lock_step_dnsmasq,
+    },
+    Bench {
+        name: "boot.tftp.blksize.atftpd",
+        what: "32 MiB by TFTP to one machine, blocks of 1428 bytes",
+        rival: "atftpd",
+        unit: "MB/s",
+        better: Better::More,
+        goal: 1.5,
+        rounds: 5,
+        contest: tftp::lock_step_atftpd,
+    },
+    Bench {
+        name: "boot.tftp.windowsize.dnsmasq",
+        what: "the same in windows of 16 packets; dnsmasq has none",
+        rival: "dnsmasq",
+        unit: "MB/s",
+        better: Better::More,
+        goal: 1.5,
+        rounds: 5,
+        contest: tftp::windows_dnsmasq,
+    },
+    Bench {
+        name: "boot.tftp.windowsize.atftpd",
+        what: "the same in windows of 16 packets; dnsmasq has none",
+        rival: "atftpd",
+        unit: "MB/s",
+        better: Better::More,
+        goal: 1.5,
+        rounds: 5,
+        contest: tftp::windows_atftpd,
+    },
+    Bench {
+        name: "boot.tftp.many.dnsmasq",
+        what: "1 MiB by TFTP to each of 64 machines, again and again",
+        rival: "dnsmasq",
+        unit: "MB/s",
+        better: Better::More,
+        goal: 1.5,
+        rounds: 5,
+        contest: tftp::many_dnsmasq,
+    },
+    Bench {
+        name: "boot.tftp.many.atftpd",
+        what: "1 MiB by TFTP to each of 64 machines, again and again",
+        rival: "atftpd",
+        unit: "MB/s",
+        better: Better::More,
+        goal: 1.5,
+        rounds: 5,
+        contest: tftp::many_atftpd,
+    },
+    Bench {
+        name: "boot.tftp.many.windowsize.dnsmasq",
+        what: "the same in windows of 16 packets; dnsmasq has none",
+        rival: "dnsmasq",
+        unit: "MB/s",
+        better: Better::More,
+        goal: 1.5,
+        rounds: 5,
+        contest: tftp::many_windows_dnsmasq,
+    },
+    Bench {
+        name: "boot.tftp.many.windowsize.atftpd",
+        what: "the same in windows of 16 packets; dnsmasq has none",
+        rival: "atftpd",
+        unit: "MB/s",
+        better: Better::More,
+        goal: 1.5,
+        rounds: 5,
+        contest: tftp::many_windows_atftpd,
+    },
+    Bench {
+        name: "boot.http.1",
+        what: "256 MiB by HTTP to one client, in bytes for a second of processor time",
+        rival: "nginx with sendfile",
+        unit: "MB/s",
+        better: Better::More,
+        goal: 1.4,
+        rounds: 5,
+        contest: http::one_client,
+    },
+    Bench {
+        name: "boot.http.64",
+        what: "the same to 64 clients at once",
+        rival: "nginx with sendfile",
+        unit: "MB/s",
+        better: Better::More,
+        goal: 1.4,
+        rounds: 5,
+        contest: http::many_clients,
+    },
+    Bench {
+        name: "boot.http.64.ranges",
+        what: "ranges of 4 MiB of it, as agents ask for them, to 64 clients at once",
+        rival: "nginx with sendfile",
+        unit: "MB/s",
+        better: Better::More,
+        goal: 1.4,
+        rounds: 5,
+        contest: http::many_ranges,
     },
     Bench {
         name: "boot.memory.rest",

@@ -1,17 +1,19 @@
 //! What goes on behind the boot server: each errand on its own, and none of them is waited for.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use drophammer_control::HEARTBEAT;
-use drophammer_protocol::boot_server::Reports;
+use drophammer_protocol::boot_server::{Health, Reports};
 use reqwest::StatusCode;
 use tokio::time::sleep;
 
 use super::Alone;
 use super::link::CallError;
 use crate::config::Settings;
+use crate::dhcp::others::Others;
 use crate::health;
 
 const REPORTING: &str = "reporting to the control API";
@@ -19,7 +21,7 @@ const LEARNING: &str = "learning from the control API what machines boot";
 const WRITING: &str = "writing down what this boot server saw";
 const REGISTERING: &str = "registering at the control API";
 const RENEWING: &str = "renewing this boot server's certificate";
-const HEALTH: &str = "telling the control API that this boot server is up";
+const TELLING: &str = "telling the control API that this boot server is up";
 
 /// Between attempts.
 struct Patience(Duration);
@@ -40,12 +42,12 @@ impl Patience {
 
 impl Alone {
     /// Ends only if this boot server must not go on.
-    pub(crate) async fn run(self: Arc<Self>, settings: Settings) -> Result<()> {
+    pub(crate) async fn run(self: Arc<Self>, settings: Settings, others: Others) -> Result<()> {
         tokio::select! {
             () = self.write_down() => Ok(()),
             () = self.report() => Ok(()),
             () = self.keep_up() => Ok(()),
-            done = self.stay_known(&settings) => done,
+            done = self.stay_known(&settings, &others) => done,
         }
     }
 
@@ -130,7 +132,7 @@ impl Alone {
         }
     }
 
-    async fn stay_known(&self, settings: &Settings) -> Result<()> {
+    async fn stay_known(&self, settings: &Settings, others: &Others) -> Result<()> {
         loop {
             if !*self.registered.borrow() {
                 match self.register(&settings.state_dir).await {
@@ -144,19 +146,19 @@ impl Alone {
             }
             let renewed = self.renew(settings).await.err().map(|error| format!("{error:#}"));
             self.trouble(RENEWING, renewed);
-            let told = self.link.health(&self.health(settings)).await.err();
-            self.trouble(HEALTH, told.map(|error| format!("{:#}", anyhow::Error::new(error))));
+            let told = self.link.health(&self.health(settings, others)).await.err();
+            self.trouble(TELLING, told.map(|error| format!("{:#}", anyhow::Error::new(error))));
             sleep(HEARTBEAT).await;
         }
     }
 
-    fn health(&self, settings: &Settings) -> drophammer_protocol::boot_server::Health {
-        let trouble = self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let problems = trouble.iter().map(|(what, said)| format!("{what}: {said}")).collect();
-        drophammer_protocol::boot_server::Health {
+    fn health(&self, settings: &Settings, others: &Others) -> Health {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = trouble.iter().map(|(what, said)| format!("{what}: {said}"));
+        Health {
             reports_waiting: self.ledger.waiting(),
-            reports_lost: self.lost.load(std::sync::atomic::Ordering::Relaxed),
-            problems,
+            reports_lost: self.lost.load(Ordering::Relaxed),
+            problems: own.chain(others.problems()).collect(),
             ..health::of_this_host(&settings.state_dir)
         }
     }

@@ -164,6 +164,7 @@ fn check_network(net: &NetworkConfig, key: &Key, wrong: &mut Complaints) -> Opti
         relayed: net.relayed,
         relay,
         dhcp,
+        others: net.others.clone(),
     })
 }
 

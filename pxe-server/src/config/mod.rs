@@ -100,6 +100,9 @@ pub struct NetworkConfig {
     pub subnet: Ipv4Net,
     #[serde(default)]
     pub dhcp: Mode,
+    /// Other DHCP servers that are meant to be on this network. Any more that are heard are reported.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Ipv4Addr>,
     /// The machines' requests come through DHCP relays. Default: they come from the interface's own wire.
     #[serde(default)]
     pub relayed: bool,
@@ -142,6 +145,7 @@ impl NetworkConfig {
             address,
             subnet: Ipv4Net::new_assert(address, prefix).trunc(),
             dhcp: Mode::Server,
+            others: vec![],
             relayed: false,
             relay: RelayConfig::default(),
             pool: vec![],

@@ -113,6 +113,8 @@ pub struct Network {
     /// Which relayed clients are of this network.
     pub relay: RelayMatch,
     pub dhcp: Dhcp,
+    /// DHCP servers that are meant to be there as well.
+    pub others: Vec<Ipv4Addr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,6 +8,7 @@
 //! | whether a new address is in use | `probe` | |
 //! | lease changes to disk, before any answer that promises them | `saving`, [`store`] | |
 //! | sockets | [`serve`], `wire` | |
+//! | other servers on our wires | `others` | |
 //! | what people hear of it | `report` | |
 //!
 //! A client is its Ethernet address. RFC 2131 would have the client identifier (option 61) come first, but firmware,
@@ -18,6 +19,7 @@ pub mod boot;
 pub mod decide;
 pub mod leases;
 pub mod network;
+pub(crate) mod others;
 mod probe;
 pub mod proxy;
 pub mod relay;

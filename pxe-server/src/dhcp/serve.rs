@@ -397,13 +397,13 @@ fn open(interface: &str, port: u16) -> std::io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-fn index(interface: &str) -> Result<libc::c_int> {
+pub(super) fn index(interface: &str) -> Result<libc::c_int> {
     let index = if_nametoindex(interface)
         .with_context(|| format!("looking for the network interface {interface} (network.interface)"))?;
     Ok(libc::c_int::try_from(index)?)
 }
 
-fn mac(interface: &str) -> Result<Mac> {
+pub(super) fn mac(interface: &str) -> Result<Mac> {
     let addresses = getifaddrs().context("listing the network interfaces")?;
     let link = |of: InterfaceAddress| of.address.as_ref().and_then(|a| a.as_link_addr()?.addr());
     let mac = addresses.filter(|address| address.interface_name == interface).find_map(link);

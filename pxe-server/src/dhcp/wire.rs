@@ -87,6 +87,25 @@ pub(super) fn packet_socket(hears: Option<(EtherType, libc::c_int)>) -> io::Resu
     Ok(socket)
 }
 
+/// Has the socket hear what comes in, and not what this host sends.
+#[allow(unsafe_code)] // No safe wrapper sets this option.
+pub(super) fn ignore_outgoing(socket: &OwnedFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    #[expect(clippy::cast_possible_truncation, reason = "a size of 4")]
+    let size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: `on` lives across the call and is passed with its own size; the kernel only reads it.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_IGNORE_OUTGOING,
+            (&raw const on).cast(),
+            size,
+        )
+    };
+    Errno::result(set).map(drop).map_err(io::Error::from)
+}
+
 /// Sends an Ethernet frame with this payload.
 #[allow(unsafe_code)] // No safe wrapper makes a link-layer address.
 pub(super) fn send_frame(
