@@ -89,8 +89,11 @@ fn fetches_all(rig: &Rig, machine: &Arc<Machine>) {
 
 fn saw(rig: &Rig, machine: &Machine, what: &str, wanted: impl Fn(&Sight) -> bool) {
     let story = || format!("{what}, by {:?}\n{}", machine.spec, rig.story(machine));
+    // By its id: what it's called is known once its agent has enrolled, and not every agent here has a driver.
+    let id = machine.spec.uuid.to_string();
     common::until_or(rig.limit(90), story, || {
-        rig.events(machine).iter().any(|event| event.sight.as_ref().is_some_and(&wanted))
+        let events = rig.client.events(&id, 0, 0).unwrap_or_default();
+        events.iter().any(|event| event.sight.as_ref().is_some_and(&wanted))
     });
 }
 
