@@ -1,17 +1,12 @@
-//! Firmware of every kind boots from here: with the cards that machines have, beside other people's DHCP servers, over a
-//! network that loses packets, and through a restart of the server.
+//! Firmware of every kind boots from here: with the cards that machines have, over a network that loses packets, and through
+//! restarts of the server.
 
 mod common;
 
-use std::fs;
-use std::process::Stdio;
 use std::sync::Arc;
 
 use common::Rig;
-use drophammer_images::debian::Programs;
-use drophammer_lab::net::{BRIDGE, Process};
 use drophammer_lab::qemu::{Card, Firmware, MachineSpec, Rom};
-use drophammer_lab::server::{Mode, ServerSpec};
 use drophammer_lab::vm::Machine;
 use drophammer_protocol::sight::{End, File, Sight};
 
@@ -34,20 +29,6 @@ fn every_card_boots_uefi() {
         (Card::Vmxnet3, Rom::Ipxe),
     ] {
         boots(&common::rig(1), MachineSpec { card, rom, ..MachineSpec::numbered(1, Firmware::Uefi) });
-    }
-}
-
-#[test]
-fn firmware_boots_beside_another_dhcp_server() {
-    for (server, firmware, rom) in [
-        ("dnsmasq", Firmware::Bios, Rom::Native),
-        ("dnsmasq", Firmware::Uefi, Rom::Native),
-        ("kea", Firmware::Bios, Rom::Native),
-        ("kea", Firmware::Uefi, Rom::Native),
-    ] {
-        let rig = Rig::of(1, ServerSpec { dhcp: Mode::Proxy, ..common::server() });
-        let _neighbour = neighbour_of(&rig, server);
-        boots(&rig, MachineSpec { rom, ..MachineSpec::numbered(1, firmware) });
     }
 }
 
@@ -95,41 +76,4 @@ fn saw(rig: &Rig, machine: &Machine, what: &str, wanted: impl Fn(&Sight) -> bool
         let events = rig.client.events(&id, 0, 0).unwrap_or_default();
         events.iter().any(|event| event.sight.as_ref().is_some_and(&wanted))
     });
-}
-
-/// A server that only gives out addresses, as a data centre has one already.
-fn neighbour_of(rig: &Rig, name: &str) -> Process {
-    let here = rig.lab.namespace();
-    let there = here.joined(["neighbour", "eth0"]).expect("another network");
-    here.ip(&format!("link set neighbour master {BRIDGE}\nlink set neighbour up\n")).expect("joined");
-    there.ip("link set lo up\nlink set eth0 up\naddress add 10.77.0.2/24 dev eth0\n").expect("an address");
-    let dir = rig.dir.path();
-    let command = match name {
-        "dnsmasq" => {
-            let programs = Programs::of(&["dnsmasq-base"]).expect("unpacked");
-            let mut command = programs.command("/usr/sbin/dnsmasq").expect("is in the package");
-            command.args(["--no-daemon", "--conf-file=/dev/null", "--user=root", "--group=root", "--port=0"]);
-            command.args(["--interface=eth0", "--dhcp-range=10.77.0.50,10.77.0.59"]);
-            command.arg(format!("--dhcp-leasefile={}", dir.join("dnsmasq.leases").display()));
-            command
-        }
-        _ => {
-            let programs = Programs::of(&["kea-dhcp4-server"]).expect("unpacked");
-            let config = dir.join("kea.json");
-            let leases = dir.join("kea.leases");
-            let text = format!(
-                r#"{{ "Dhcp4": {{
-                    "interfaces-config": {{ "interfaces": ["eth0"] }},
-                    "lease-database": {{ "type": "memfile", "name": {leases:?} }},
-                    "subnet4": [{{ "subnet": "10.77.0.0/24", "pools": [{{ "pool": "10.77.0.50 - 10.77.0.59" }}] }}]
-                }} }}"#
-            );
-            fs::write(&config, text).expect("written");
-            let mut command = programs.command("/usr/sbin/kea-dhcp4").expect("is in the package");
-            command.env("KEA_PIDFILE_DIR", dir).env("KEA_LOCKFILE_DIR", dir).arg("-c").arg(config);
-            command
-        }
-    };
-    let mut command = there.enter(command);
-    Process::start(command.stdout(Stdio::null()).stderr(Stdio::null())).expect("starts")
 }
