@@ -1,12 +1,16 @@
-//! Firmware of every kind boots from here: with the cards that machines have, over a network that loses packets, and through
-//! restarts of the server.
+//! Firmware of every kind boots from here: with the cards that machines have, beside other people's DHCP servers, over a
+//! network that loses packets, and through a restart of the server.
 
 mod common;
 
+use std::process::Stdio;
 use std::sync::Arc;
 
 use common::Rig;
+use drophammer_images::debian::Programs;
+use drophammer_lab::net::{BRIDGE, Process};
 use drophammer_lab::qemu::{Card, Firmware, MachineSpec, Rom};
+use drophammer_lab::server::{Mode, ServerSpec};
 use drophammer_lab::vm::Machine;
 use drophammer_protocol::sight::{End, File, Sight};
 
@@ -29,6 +33,15 @@ fn every_card_boots_uefi() {
         (Card::Vmxnet3, Rom::Ipxe),
     ] {
         boots(&common::rig(1), MachineSpec { card, rom, ..MachineSpec::numbered(1, Firmware::Uefi) });
+    }
+}
+
+#[test]
+fn firmware_boots_beside_another_dhcp_server() {
+    for firmware in [Firmware::Bios, Firmware::Uefi] {
+        let rig = Rig::of(1, ServerSpec { dhcp: Mode::Proxy, ..common::server() });
+        let _neighbour = dnsmasq(&rig);
+        boots(&rig, MachineSpec::numbered(1, firmware));
     }
 }
 
@@ -76,4 +89,18 @@ fn saw(rig: &Rig, machine: &Machine, what: &str, wanted: impl Fn(&Sight) -> bool
         let events = rig.client.events(&id, 0, 0).unwrap_or_default();
         events.iter().any(|event| event.sight.as_ref().is_some_and(&wanted))
     });
+}
+
+/// A server that only gives out addresses, as a data centre has one already.
+fn dnsmasq(rig: &Rig) -> Process {
+    let here = rig.lab.namespace();
+    let there = here.joined(["neighbour", "eth0"]).expect("another network");
+    here.ip(&format!("link set neighbour master {BRIDGE}\nlink set neighbour up\n")).expect("joined");
+    there.ip("link set lo up\nlink set eth0 up\naddress add 10.77.0.2/24 dev eth0\n").expect("an address");
+    let programs = Programs::of(&["dnsmasq-base"]).expect("unpacked");
+    let mut command = there.enter(programs.command("/usr/sbin/dnsmasq").expect("is in the package"));
+    command.args(["--no-daemon", "--conf-file=/dev/null", "--user=root", "--group=root", "--port=0"]);
+    command.args(["--interface=eth0", "--dhcp-range=10.77.0.50,10.77.0.59"]);
+    command.arg(format!("--dhcp-leasefile={}", rig.dir.path().join("dnsmasq.leases").display()));
+    Process::start(command.stdout(Stdio::null()).stderr(Stdio::null())).expect("starts")
 }

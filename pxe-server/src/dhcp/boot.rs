@@ -159,6 +159,10 @@ pub fn describe(next: &Next, role: Role, request: &Request, site: &Site, answer:
                 }
                 Role::Proxy => options.insert(DhcpOption::ClassIdentifier(b"PXEClient".to_vec())),
             };
+            if role == Role::Proxy {
+                // iPXE takes a boot file from a proxy only with a server beside it, even if that is in the URL.
+                answer.set_siaddr(site.address);
+            }
         }
     }
     if let Some(data) = &request.machine_option {
