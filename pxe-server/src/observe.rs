@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use drophammer_control::unix_ms;
 use drophammer_protocol::boot_server::Seen;
 use drophammer_protocol::event::{Phase, Progress, Step};
 use drophammer_protocol::id::{Mac, MachineId};
 use drophammer_protocol::sight::Sight;
 use tracing::warn;
 
-use crate::alone::unix_ms;
 use crate::behind::Behind;
 use crate::metrics::Metrics;
 

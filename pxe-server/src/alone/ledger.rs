@@ -5,13 +5,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
+use drophammer_control::unix_ms;
 use drophammer_protocol::boot_server::{MAX_REPORTS, Numbered, OwnDisks, Report};
 use drophammer_protocol::id::{BootId, MachineId};
 use drophammer_protocol::ticket::Reach;
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use serde::{Deserialize, Serialize};
-
-use super::unix_ms;
 
 const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
 const TICKETS: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("tickets");

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use drophammer_control::{Point, fingerprint, keep};
+use drophammer_control::{Point, fingerprint, keep, unix_ms};
 use drophammer_protocol::boot_server::{Briefing, Certifiable, Certified, Join, Registration};
 use drophammer_protocol::id::BootServerId;
 use rcgen::KeyPair;
@@ -16,8 +16,8 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::Alone;
 use super::link::{CallError, Link};
-use super::{Alone, unix_ms};
 use crate::config::{ControlAt, Settings};
 use crate::tls;
 
@@ -138,7 +138,7 @@ impl Alone {
         Ok(())
     }
 
-    /// A new certificate, if it's time or the addresses aren't those of the one of now.
+    /// A new certificate, if it's time.
     pub(super) async fn renew(&self, settings: &Settings) -> Result<()> {
         if unix_ms() < self.membership().certified.renew_ms {
             return Ok(());

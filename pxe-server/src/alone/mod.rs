@@ -22,10 +22,10 @@ use std::collections::{HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use drophammer_control::BootKey;
+use drophammer_control::{BootKey, unix_ms};
 use drophammer_protocol::boot_server::{Asked, Briefing, OwnDisks, Registration, Report, Seen};
 use drophammer_protocol::id::{BootId, Mac, MachineId};
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach};
@@ -189,7 +189,9 @@ impl Alone {
             Err(error) => {
                 let mut pending = self.pending();
                 batch.into_iter().rev().for_each(|report| pending.push_front(report));
+                let given_up = pending.len().saturating_sub(MAX_PENDING);
                 pending.truncate(MAX_PENDING);
+                self.lost.fetch_add(given_up as u64, Ordering::Relaxed);
                 Err(error)
             }
         }
@@ -245,9 +247,4 @@ impl Alone {
         }
         trouble.extend(now.map(|said| (what, said)));
     }
-}
-
-pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -17,7 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, Query, State};
+use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -136,22 +136,31 @@ struct Asking {
     uuid: String,
 }
 
-impl Asking {
-    fn who(&self) -> Result<(Mac, MachineId), String> {
-        let mac = self.mac.parse::<Mac>().map_err(|_| format!("mac={:?} is not an Ethernet address", self.mac))?;
-        Ok((mac, self.uuid.parse().ok().and_then(identity::of_uuid).unwrap_or_else(|| identity::of_mac(mac))))
+/// Who asks what to boot.
+struct Who {
+    mac: Mac,
+    machine: MachineId,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Who {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let asking = Query::<Asking>::from_request_parts(parts, state).await;
+        let Query(Asking { mac, uuid }) = asking.map_err(IntoResponse::into_response)?;
+        let Ok(mac) = mac.parse::<Mac>() else {
+            return Err(refuse(StatusCode::BAD_REQUEST, format_args!("mac={mac:?} is not an Ethernet address")));
+        };
+        let machine = uuid.parse().ok().and_then(identity::of_uuid).unwrap_or_else(|| identity::of_mac(mac));
+        Ok(Self { mac, machine })
     }
 }
 
 async fn boot_script(
     State(boot): State<Arc<Boot>>,
     Extension(peer): Extension<Peer>,
-    Query(asking): Query<Asking>,
+    Who { mac, machine }: Who,
 ) -> Response {
-    let (mac, machine) = match asking.who() {
-        Ok(who) => who,
-        Err(why) => return refuse(StatusCode::BAD_REQUEST, why),
-    };
     let text = match decide(&boot, mac, machine, peer).await {
         Ok(BootDecision::Agent(ticket)) => {
             script::agent(&ticket.boot_server, ticket.boot, &boot.live.borrow().settings.agent_cmdline)
@@ -167,12 +176,8 @@ async fn boot_script(
 async fn ticket(
     State(boot): State<Arc<Boot>>,
     Extension(peer): Extension<Peer>,
-    Query(asking): Query<Asking>,
+    Who { mac, machine }: Who,
 ) -> Response {
-    let (mac, machine) = match asking.who() {
-        Ok(who) => who,
-        Err(why) => return refuse(StatusCode::BAD_REQUEST, why),
-    };
     match decide(&boot, mac, machine, peer).await {
         Ok(decision) => ([(header::CACHE_CONTROL, "no-store")], Json(decision)).into_response(),
         Err(said) => refuse(StatusCode::INTERNAL_SERVER_ERROR, said),
