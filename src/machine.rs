@@ -256,7 +256,7 @@ fn explain(explanation: &Explanation, json: bool) -> Result<()> {
     for evidence in &explanation.because {
         output::line(&format!("  because  {} {}", clock(evidence.at_ms), evidence.message))?;
     }
-    explanation.advice.iter().try_for_each(|advice| output::line(&format!("  look at  {advice}")))
+    explanation.advice.iter().try_for_each(|advice| output::line(&format!("  advice   {advice}")))
 }
 
 /// `YYYY-MM-DD`, UTC.
