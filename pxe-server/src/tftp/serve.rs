@@ -4,6 +4,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -104,12 +105,26 @@ impl Tftp {
 }
 
 impl Transfers {
-    /// Asleep: to look for answers for a moment before that would help only clients on the same host, and takes processor time
-    /// from everybody else there.
+    /// Awake for a moment if that is all it takes: firmware that has nothing else to do answers sooner than a processor wakes
+    /// up, and in lock-step a file is as fast as that. Otherwise asleep.
     fn wait(&self, events: &mut [EpollEvent]) -> Result<usize> {
-        let now = Instant::now();
+        let mut now = Instant::now();
+        let awake_until = self.table.awake_until().unwrap_or(now);
+        while now < awake_until {
+            let ready = self.wait_until(now, now, events)?;
+            if ready > 0 {
+                return Ok(ready);
+            }
+            // Whoever has work goes first.
+            thread::yield_now();
+            now = Instant::now();
+        }
         let until = now + STOP_CHECK;
         let until = self.table.next_timer().map_or(until, |timer| timer.min(until));
+        self.wait_until(until, now, events)
+    }
+
+    fn wait_until(&self, until: Instant, now: Instant, events: &mut [EpollEvent]) -> Result<usize> {
         match self.epoll.wait(events, milliseconds(until, now)) {
             Ok(ready) => Ok(ready),
             Err(Errno::EINTR) => Ok(0),
@@ -297,7 +312,11 @@ fn client(token: u64) -> Option<SocketAddrV4> {
 
 /// Rounded up: a timer that hasn't run out yet would be looked at in vain.
 fn milliseconds(until: Instant, now: Instant) -> EpollTimeout {
-    let left = until.saturating_duration_since(now) + Duration::from_micros(999);
+    let left = until.saturating_duration_since(now);
+    if left.is_zero() {
+        return EpollTimeout::ZERO;
+    }
+    let left = left + Duration::from_micros(999);
     EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO)
 }
 

@@ -14,6 +14,8 @@ use super::transfer::{Action, Transfer};
 pub const MOST_TRANSFERS: usize = 4096;
 /// Several machines may share an address behind a router.
 pub const MOST_PER_HOST: usize = 16;
+/// Transfers that leave a processor idle between two answers.
+const FEW: usize = 2;
 /// So long after a client was last heard of, the request that it had begun with isn't a straggler on the network any more.
 const STRAGGLERS: Duration = Duration::from_secs(1);
 
@@ -165,6 +167,14 @@ impl<P> Table<P> {
         self.timers.first().map(|(timer, _)| *timer)
     }
 
+    /// Until when it's worth staying awake: among many clients there is always one that has answered.
+    pub fn awake_until(&self) -> Option<Instant> {
+        if self.entries.len() > FEW {
+            return None;
+        }
+        self.entries.values().filter_map(|entry| entry.transfer.answer_by()).max()
+    }
+
     /// A transfer whose time has come, and what it does. To be called until there is none; one that ends has to be removed.
     pub fn wake(&mut self, now: Instant) -> Option<(SocketAddrV4, Action)> {
         while let Some((timer, client)) = self.timers.first().copied().filter(|(timer, _)| *timer <= now) {
@@ -268,6 +278,30 @@ mod tests {
         }
         assert_eq!(table.admit(at(1, 100), &ASKED, now), Admission::Full(Full::Host));
         assert_eq!(table.admit(at(3, 1), &ASKED, now), Admission::Begin { instead_of: None });
+    }
+
+    #[test]
+    fn few_quick_clients_are_worth_staying_awake_for() {
+        let start = Instant::now();
+        let after = |us: u64| start + Duration::from_micros(us);
+        let quick = Some(after(300));
+        for (name, answers, want) in [
+            ("nobody", &[][..], None),
+            ("one that hasn't answered", &[None], None),
+            ("a quick one", &[Some(50)], quick),
+            ("a slow one", &[Some(400)], None),
+            ("one of each", &[Some(50), Some(400)], quick),
+            ("many", &[Some(50), Some(50), Some(50)], None),
+        ] {
+            let mut table = Table::new(10);
+            for (host, answered) in (1..).zip(answers) {
+                add(&mut table, at(host, 1), ASKED, start);
+                if let Some(us) = answered {
+                    answer(&mut table, at(host, 1), after(*us));
+                }
+            }
+            assert_eq!(table.awake_until(), want, "{name}");
+        }
     }
 
     #[test]

@@ -27,6 +27,8 @@ const LEAST_TRIES: u32 = 3;
 /// Longer than what clients wait before they speak up themselves: atftp, once it has a window whose acknowledgement was
 /// lost, ignores every repetition, and its 5 s begin anew with each.
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+/// An answer that takes longer is worth sleeping for.
+const QUICK: Duration = Duration::from_micros(250);
 /// By how much pauses grow, steep for the same reason.
 const BACK_OFF: u32 = 4;
 
@@ -197,6 +199,11 @@ impl Transfer {
     /// When [`Transfer::wake`] has something to do, should nothing come until then.
     pub fn due(&self) -> Instant {
         self.due
+    }
+
+    /// By when a client that has been quick so far answers again, if all is well.
+    pub fn answer_by(&self) -> Option<Instant> {
+        (self.round_trip.smooth?.mean < QUICK).then(|| self.sent_at + QUICK)
     }
 
     pub fn wake(&mut self, now: Instant) -> Action {
