@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 
 use super::arena::{Arena, Who};
 use super::perfdhcp::{Exchange, Length, Load, Report};
@@ -38,22 +38,6 @@ pub(super) fn contest(exchange: Exchange, rival: Who, rivals_start: f64) -> Resu
         };
         *last = find_peak(&arena, exchange, who, *last)?;
         Ok(*last)
-    }))
-}
-
-/// What is finished in a second while `peak` is asked for, and while twice that is.
-pub(super) fn overload() -> Result<Contest> {
-    let arena = Arena::new(Exchange::Dora, &[])?;
-    let peak = find_peak(&arena, Exchange::Dora, Who::Ours, 8000.0)?;
-    Ok(Box::new(move |side| {
-        let rate = if side == Side::Ours { 2.0 * peak } else { peak };
-        for _ in 0..TRIES {
-            let report = offer(&arena, Exchange::Dora, Who::Ours, rate)?;
-            if per_second(report.discovers) >= THERE * rate {
-                return Ok(per_second(report.finished()));
-            }
-        }
-        bail!("perfdhcp can't ask {rate:.0} times a second here")
     }))
 }
 

@@ -73,7 +73,7 @@ impl Arena {
         let dir = tempfile::tempdir_in(&place).with_context(|| format!("making a directory in {}", place.display()))?;
         fill(&dir.path().join(PATH))?;
         let ours = start(&namespace, ours(dir.path())?, dir.path(), "ours.log")?;
-        let nginx = start(&namespace, nginx(&programs, dir.path())?, dir.path(), "nginx.log")?;
+        let nginx = start(&namespace, nginx(&programs, dir.path(), dir.path(), NGINX)?, dir.path(), "nginx.log")?;
         let arena = Self { ours, nginx, programs, namespace, dir };
         for address in [OURS, NGINX] {
             arena.until_it_answers(address)?;
@@ -187,15 +187,16 @@ fn ours(dir: &Path) -> Result<Command> {
 }
 
 /// As Debian configures it, with a worker for each processor, sendfile and tcp_nopush. It logs no requests, as ours doesn't.
-fn nginx(programs: &Programs, dir: &Path) -> Result<Command> {
+pub(super) fn nginx(programs: &Programs, dir: &Path, root: &Path, listen: &str) -> Result<Command> {
     let place = dir.display();
     let temporary =
         ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(|of| format!("{of}_temp_path {place}/{of};"));
     let config = format!(
         "user root;\nworker_processes auto;\ndaemon off;\npid {place}/nginx.pid;\nerror_log {place}/nginx.log;\n\
          events {{ worker_connections 768; }}\n\
-         http {{\naccess_log off;\nsendfile on;\ntcp_nopush on;\n{}\nserver {{ listen {NGINX}; root {place}; }}\n}}\n",
-        temporary.join("\n")
+         http {{\naccess_log off;\nsendfile on;\ntcp_nopush on;\n{}\nserver {{ listen {listen}; root {}; }}\n}}\n",
+        temporary.join("\n"),
+        root.display()
     );
     let program = programs.command("/usr/sbin/nginx")?;
     // Its workers outlive it if it's killed, unless they are in a process namespace that ends with it.
@@ -205,7 +206,7 @@ fn nginx(programs: &Programs, dir: &Path) -> Result<Command> {
     Ok(command)
 }
 
-fn written(dir: &Path, name: &str, text: &str) -> Result<std::path::PathBuf> {
+pub(super) fn written(dir: &Path, name: &str, text: &str) -> Result<std::path::PathBuf> {
     let path = dir.join(name);
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     Ok(path)

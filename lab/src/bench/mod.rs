@@ -11,6 +11,7 @@
 //! ([`crate::net`]); no root is needed.
 
 mod arena;
+mod boot;
 mod dora;
 mod http;
 mod memory;
@@ -70,16 +71,6 @@ pub const BENCHES: &[Bench] = &[
         goal: 15.0,
         rounds: 5,
         contest: dora::against_dnsmasq,
-    },
-    Bench {
-        name: "boot.dora.overload",
-        what: "exchanges that are finished while twice as many are asked for as the server bears",
-        rival: "its own peak",
-        unit: "/s",
-        better: Better::More,
-        goal: 0.9,
-        rounds: 5,
-        contest: dora::overload,
     },
     Bench {
         name: "boot.proxy",
@@ -200,6 +191,26 @@ pub const BENCHES: &[Bench] = &[
         goal: 1.4,
         rounds: 5,
         contest: http::many_ranges,
+    },
+    Bench {
+        name: "boot.machine.bios",
+        what: "from a machine's DISCOVER to its agent's first line",
+        rival: "dnsmasq and nginx",
+        unit: "s",
+        better: Better::Less,
+        goal: 1.25,
+        rounds: 3,
+        contest: boot::bios,
+    },
+    Bench {
+        name: "boot.machine.uefi",
+        what: "from a machine's DISCOVER to its agent's first line",
+        rival: "dnsmasq and nginx",
+        unit: "s",
+        better: Better::Less,
+        goal: 1.25,
+        rounds: 3,
+        contest: boot::uefi,
     },
     Bench {
         name: "boot.memory.rest",
