@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -77,6 +78,33 @@ async fn inside() {
         fs::metadata(dir.join("boot1").join(name)).expect("is there").permissions().mode() & 0o777
     };
     assert_eq!(mode("boot-server.json"), 0o600);
+
+    moved(dir).await;
+}
+
+/// At another address it's known by its own certificate there.
+async fn moved(dir: &Path) {
+    run("ip address replace 10.77.0.11/24 dev server1");
+    let mut settings = alone(dir, 1, "share = { part = 1, of = 2 }", None);
+    let kept = fs::read_to_string(settings.state_dir.join("boot-server.json")).expect("is there");
+    let kept: serde_json::Value = serde_json::from_str(&kept).expect("JSON");
+    let ca = dir.join("ca.pem");
+    fs::write(&ca, kept["ca"].as_str().expect("PEM")).expect("written");
+    settings.networks[0].address = Ipv4Addr::new(10, 77, 0, 11);
+    let server = start(&settings).await;
+    let url = "https://10.77.0.11/agent/v1/order";
+    let ask = ["--cacert", ca.to_str().expect("UTF-8"), "--output", "/dev/null", "--write-out", "%{http_code}", url];
+    let mut said = String::new();
+    for _ in 0..100 {
+        let answer = try_curl(&ask).await;
+        said = String::from_utf8_lossy(&answer.stdout).into_owned();
+        if answer.status.success() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(said, "401");
+    server.stop().await;
 }
 
 /// What machines say goes on to the control API, and nothing else does in the boot server's name.

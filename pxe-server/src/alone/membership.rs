@@ -1,5 +1,6 @@
 //! Joining a control API, and what is kept of it.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,6 +30,9 @@ pub(super) struct Membership {
     /// PEM of the certificate's key.
     key: String,
     pub(super) certified: Certified,
+    /// Where that certificate is good for.
+    #[serde(default)]
+    addresses: Vec<IpAddr>,
     /// What it was told when it registered last.
     pub(super) briefing: Option<Briefing>,
 }
@@ -91,17 +95,21 @@ async fn join(settings: &Settings, at: &ControlAt, token: &str, name: &str) -> R
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Recognised { ca_sha256: ca_sha256.to_owned() }))
         .with_no_client_auth();
-    let wish = Join { name: name.to_owned(), certifiable: certifiable(&key, settings) };
+    let wish = Join { name: name.to_owned(), certifiable: certifiable(&key, addresses(settings)) };
     let joined = Link::with(&at.url, config)?.join(bearer, &wish).await?;
     if fingerprint(&joined.ca)? != ca_sha256 {
         bail!("the authority that it names isn't the one of the join token");
     }
-    let key = key.serialize_pem();
-    Ok(Membership { id: joined.id, ca: joined.ca, key, certified: joined.certified, briefing: None })
+    let (key, addresses) = (key.serialize_pem(), wish.certifiable.addresses);
+    Ok(Membership { id: joined.id, ca: joined.ca, key, certified: joined.certified, addresses, briefing: None })
 }
 
-fn certifiable(key: &KeyPair, settings: &Settings) -> Certifiable {
-    let addresses = settings.addresses().into_iter().map(|(address, _)| address.into()).collect();
+/// Where machines find it.
+fn addresses(settings: &Settings) -> Vec<IpAddr> {
+    settings.addresses().into_iter().map(|(address, _)| address.into()).collect()
+}
+
+fn certifiable(key: &KeyPair, addresses: Vec<IpAddr>) -> Certifiable {
     Certifiable { key: Point::of(key).to_hex(), addresses }
 }
 
@@ -138,16 +146,21 @@ impl Alone {
         Ok(())
     }
 
-    /// A new certificate, if it's time.
+    /// A new certificate, if it's time or machines find this boot server at other addresses than before.
     pub(super) async fn renew(&self, settings: &Settings) -> Result<()> {
-        if unix_ms() < self.membership().certified.renew_ms {
-            return Ok(());
+        let addresses = addresses(settings);
+        {
+            let membership = self.membership();
+            if unix_ms() < membership.certified.renew_ms && membership.addresses == addresses {
+                return Ok(());
+            }
         }
         let key = KeyPair::generate().context("making a key")?;
-        let certified = self.link.renew(&certifiable(&key, settings)).await?;
+        let wish = certifiable(&key, addresses);
+        let certified = self.link.renew(&wish).await?;
         let mut membership = self.membership();
         let mut new = membership.clone();
-        (new.key, new.certified) = (key.serialize_pem(), certified);
+        (new.key, new.certified, new.addresses) = (key.serialize_pem(), certified, wish.addresses);
         new.save(&settings.state_dir)?;
         self.identity.replace(&new.key()?, &new.certified.certificate, &new.ca)?;
         *membership = new;
