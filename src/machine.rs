@@ -47,7 +47,8 @@ enum Command {
         #[arg(long)]
         all: bool,
     },
-    /// Why it isn't where it should be: the likely cause, what that follows from, and what to look at.
+    /// Why it isn't where it should be: the likely cause, what that follows from, and what to look at. Also for a MAC that is
+    /// no machine's yet, as are `events` and `timeline`.
     Explain(Which),
     /// The erase certificates of a machine, newest last.
     Certificates(Which),
@@ -224,6 +225,9 @@ fn timeline(client: &Client, machine: &str, all: bool, json: bool) -> Result<()>
     let boots = boots.get(shown..).unwrap_or_default();
     if json {
         return output::json(boots);
+    }
+    if events.is_empty() {
+        output::line("nothing was seen of it; `drophammer machine explain` has what to look at")?;
     }
     for boot in boots {
         let Some(first) = boot.first() else { continue };

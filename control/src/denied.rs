@@ -19,6 +19,10 @@ impl Denied {
         Self::Refused { status, detail: detail.into() }
     }
 
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { status: StatusCode::NOT_FOUND, .. })
+    }
+
     /// Whoever this is, nothing says so.
     pub(crate) fn stranger(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, detail)

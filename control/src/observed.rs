@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use drophammer_protocol::event::Recorded;
 use drophammer_protocol::id::{Mac, MachineId};
 
 use crate::records::Record;
@@ -95,6 +96,11 @@ impl Observed {
         claimed
     }
 
+    /// What was seen of somebody whom nobody knows.
+    pub(crate) fn of_stranger(&self, mac: Mac) -> Vec<Recorded> {
+        self.shared.lock().strangers.look_at(mac)
+    }
+
     pub(crate) fn forget(&self, machine: MachineId) {
         let mut state = self.shared.lock();
         state.machines.remove(&machine);
@@ -136,23 +142,32 @@ impl State {
 /// What was seen of machines that nobody knows yet. Of too many of them, those not seen for the longest are forgotten.
 #[derive(Debug, Default)]
 struct Strangers {
-    /// With the turn in which each was last seen.
-    seen: HashMap<Mac, (u64, VecDeque<Said>)>,
+    seen: HashMap<Mac, Stranger>,
     by_turn: BTreeMap<u64, Mac>,
     turn: u64,
+}
+
+#[derive(Debug, Default)]
+struct Stranger {
+    /// In which this one was last seen.
+    turn: u64,
+    said: VecDeque<Said>,
+    /// How much was said before that and is gone.
+    gone: u64,
 }
 
 impl Strangers {
     fn remember(&mut self, mac: Mac, said: Said) {
         self.turn += 1;
-        let (turn, seen) = self.seen.entry(mac).or_default();
-        self.by_turn.remove(turn);
+        let stranger = self.seen.entry(mac).or_default();
+        self.by_turn.remove(&stranger.turn);
         self.by_turn.insert(self.turn, mac);
-        *turn = self.turn;
-        if seen.len() >= MAX_PER_STRANGER {
-            seen.pop_front();
+        stranger.turn = self.turn;
+        if stranger.said.len() >= MAX_PER_STRANGER {
+            stranger.said.pop_front();
+            stranger.gone += 1;
         }
-        seen.push_back(said);
+        stranger.said.push_back(said);
         if self.seen.len() > MAX_STRANGERS
             && let Some((_, oldest)) = self.by_turn.pop_first()
         {
@@ -161,9 +176,14 @@ impl Strangers {
     }
 
     fn claim(&mut self, mac: Mac) -> Vec<Said> {
-        let Some((turn, seen)) = self.seen.remove(&mac) else { return vec![] };
-        self.by_turn.remove(&turn);
-        seen.into()
+        let Some(stranger) = self.seen.remove(&mac) else { return vec![] };
+        self.by_turn.remove(&stranger.turn);
+        stranger.said.into()
+    }
+
+    fn look_at(&self, mac: Mac) -> Vec<Recorded> {
+        let Some(stranger) = self.seen.get(&mac) else { return vec![] };
+        (stranger.gone + 1..).zip(&stranger.said).map(|(position, said)| said.clone().at(position)).collect()
     }
 }
 
@@ -249,6 +269,8 @@ mod tests {
         for at in 20_000..20_100 {
             strangers.remember(mac(9_999), said(at));
         }
+        let looked_at = strangers.look_at(mac(9_999));
+        assert_eq!(looked_at.first().map(|event| (event.position, event.at_ms)), Some((38, 20_036)));
         let kept = strangers.claim(mac(9_999));
         assert_eq!((kept.len(), times(&kept).first().copied()), (MAX_PER_STRANGER, Some(20_036)));
         assert_eq!(strangers.claim(mac(0)).len(), MAX_PER_STRANGER, "first seen first, and still there");

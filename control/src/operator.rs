@@ -15,6 +15,14 @@ use crate::lifecycle::Input;
 use crate::records::{self, BootInventory, Record, certificates_prefix, inventory_key, machine_key};
 use crate::{Control, timeline};
 
+/// Whose history is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Whose {
+    Machine(MachineId),
+    /// Who has never come as far as to say which machine it is.
+    Stranger(Mac),
+}
+
 impl Control {
     pub(crate) fn machines(&self) -> Result<Vec<Machine>, Denied> {
         let mut machines = Vec::new();
@@ -44,13 +52,32 @@ impl Control {
         pick(&records::all(self.store())?, reference)
     }
 
-    pub(crate) fn events(&self, machine: MachineId, after: u64) -> Result<Vec<Recorded>, Denied> {
-        Ok(timeline::read(self.store(), machine, after)?)
+    /// A MAC that is no machine's is somebody's all the same.
+    pub(crate) fn whose(&self, reference: &str) -> Result<Whose, Denied> {
+        match (self.resolve(reference), reference.trim().parse()) {
+            (Err(denied), Ok(mac)) if denied.is_not_found() => Ok(Whose::Stranger(mac)),
+            (resolved, _) => resolved.map(Whose::Machine),
+        }
     }
 
-    pub(crate) fn explanation(&self, machine: MachineId, now_ms: u64) -> Result<Explanation, Denied> {
-        let Machine { state, reason, .. } = self.machine(machine)?;
-        let events = self.events(machine, 0)?;
+    pub(crate) fn events(&self, whose: Whose, after: u64) -> Result<Vec<Recorded>, Denied> {
+        match whose {
+            Whose::Machine(machine) => Ok(timeline::read(self.store(), machine, after)?),
+            Whose::Stranger(mac) => {
+                let mut seen = self.inner.observed.of_stranger(mac);
+                seen.retain(|event| event.position > after);
+                Ok(seen)
+            }
+        }
+    }
+
+    pub(crate) fn explanation(&self, reference: &str, now_ms: u64) -> Result<Explanation, Denied> {
+        let whose = self.whose(reference)?;
+        let (state, reason) = match whose {
+            Whose::Machine(machine) => self.machine(machine).map(|machine| (machine.state, machine.reason))?,
+            Whose::Stranger(_) => (State::Discovered, None),
+        };
+        let events = self.events(whose, 0)?;
         Ok(explain(&Case { state, reason: reason.as_deref(), events: &events, now_ms }))
     }
 

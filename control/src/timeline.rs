@@ -47,6 +47,11 @@ impl Said {
             ..Self::new(at_ms.min(now), None, phase, step, seen.message.clone())
         }
     }
+
+    pub(crate) fn at(self, position: u64) -> Recorded {
+        let Self { at_ms, boot, phase, step, message, progress, sight } = self;
+        Recorded { position, at_ms, boot, phase, step, message: shortened(message), progress, sight }
+    }
 }
 
 /// Where a machine's history stands. It changes with every event, so two writers can't take the same position.
@@ -187,9 +192,7 @@ fn record(txn: &mut Txn<'_>, machine: MachineId, cursor: &mut Cursor, said: Said
             cursor.count = cursor.count.saturating_sub(1);
         }
     }
-    let Said { at_ms, boot, phase, step, message, progress, sight } = said;
-    let message = shortened(message);
-    txn.put(&event_key(machine, position), &Recorded { position, at_ms, boot, phase, step, message, progress, sight })?;
+    txn.put(&event_key(machine, position), &said.at(position))?;
     cursor.last = position;
     cursor.count += 1;
     Ok(())

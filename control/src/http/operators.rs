@@ -1,5 +1,7 @@
 //! The operators' paths.
 
+use std::time::Duration;
+
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
@@ -9,14 +11,19 @@ use axum::{Json, Router};
 use drophammer_protocol::api::{BOOT_SERVERS, Explanation, IMAGE_LIST, ImageSummary, MACHINES, StoredCertificate};
 use drophammer_protocol::boot_server::{BootServer, JoinToken};
 use drophammer_protocol::event::Recorded;
-use drophammer_protocol::id::{BootServerId, MachineId};
+use drophammer_protocol::id::BootServerId;
 use drophammer_protocol::machine::{Allocation, Machine};
+
+use tokio::time::sleep;
 
 use super::{Bearer, Body, Waiting, Which, bearer, not_this_way, nothing_here, off_thread, wait_for};
 use crate::auth::{Auth, Role, role};
 use crate::denied::Denied;
+use crate::operator::Whose;
 use crate::{Control, unix_ms};
 
+/// For news of somebody whom nobody knows.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 /// An allocation with its SSH keys.
 const BODY: usize = 256 << 10;
 
@@ -83,13 +90,24 @@ async fn events(
     Which(name): Which<String>,
     waiting: Waiting,
 ) -> Result<Json<Vec<Recorded>>, Denied> {
-    let machine: MachineId = off_thread(&control, move |c| c.resolve(&name)).await?;
-    let news = move |c: &Control| c.events(machine, waiting.after).map(|e| Some(e).filter(|e| !e.is_empty()));
-    Ok(Json(wait_for(&control, machine, waiting.wait, news).await?.unwrap_or_default()))
+    let whose = off_thread(&control, move |c| c.whose(&name)).await?;
+    let news = move |c: &Control| c.events(whose, waiting.after).map(|e| Some(e).filter(|e| !e.is_empty()));
+    let news = match whose {
+        Whose::Machine(machine) => wait_for(&control, machine, waiting.wait, news).await?,
+        Whose::Stranger(_) => {
+            // Nothing tells of strangers, and one may have become a machine meanwhile: the caller asks again.
+            let found = off_thread(&control, news).await?;
+            if found.is_none() && waiting.wait > 0 {
+                sleep(BETWEEN_LOOKS).await;
+            }
+            found
+        }
+    };
+    Ok(Json(news.unwrap_or_default()))
 }
 
 async fn explanation(State(control): State<Control>, Which(name): Which<String>) -> Result<Json<Explanation>, Denied> {
-    off_thread(&control, move |c| c.explanation(c.resolve(&name)?, unix_ms())).await.map(Json)
+    off_thread(&control, move |c| c.explanation(&name, unix_ms())).await.map(Json)
 }
 
 async fn certificates(

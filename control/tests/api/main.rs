@@ -3,6 +3,7 @@
 mod rig;
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -15,6 +16,7 @@ use drophammer_protocol::id::{BootId, OrderId};
 use drophammer_protocol::inventory::{Disk, DiskId, Inventory};
 use drophammer_protocol::machine::{Allocation, State};
 use drophammer_protocol::order::{Order, Outcome, Task};
+use drophammer_protocol::sight::{Asker, Sight};
 use drophammer_protocol::sign::Signed;
 use drophammer_protocol::ticket::BootDecision;
 use reqwest::Method as Verb;
@@ -476,6 +478,31 @@ fn long_polls_end_with_news() {
         assert_eq!(news.first().map(|e| (e.message.as_str(), e.boot)), Some(("REQUEST", None)));
     });
     assert_eq!(rig.operator().events("SN-1", u64::MAX, 0).expect("lists"), []);
+}
+
+#[test]
+fn who_never_came_far_is_explained_by_its_mac() {
+    let rig = Rig::new();
+    let mac = seen("").mac.to_string();
+    let explained = |mac: &str| rig.operator().explanation(mac).map(|explanation| explanation.rule);
+    assert_eq!(explained(&mac).expect("explains"), "never-seen");
+    let sight = Some(Sight::Offered { by: Asker::Bios, address: Ipv4Addr::new(10, 77, 0, 100) });
+    for message in ["OFFER", "OFFER again"] {
+        rig.control().observe(Seen { sight: sight.clone(), ..seen(message) }).expect("is noted");
+    }
+    assert_eq!(explained(&mac).expect("explains"), "offer-lost");
+    let events = |after| rig.operator().events(&mac, after, 1).expect("lists");
+    let messages: Vec<_> = events(0).into_iter().map(|event| event.message).collect();
+    assert_eq!(messages, ["OFFER", "OFFER again"]);
+    assert_eq!(events(2), [], "nothing new, after a while");
+    let other = rig.operator().machine(&mac).expect_err("it's nobody yet").to_string();
+    assert!(other.contains("no machine is called"), "{other}");
+    explained("SN-9").expect_err("neither a machine nor a MAC");
+
+    rig.boot(1);
+    assert_eq!(rig.operator().machine(&mac).expect("somebody now").state, State::Discovered);
+    let messages: Vec<_> = events(0).into_iter().map(|event| event.message).collect();
+    assert_eq!(messages, ["OFFER", "OFFER again", "seen for the first time"]);
 }
 
 #[test]
