@@ -3,16 +3,18 @@
 
 mod common;
 
+use std::fs;
 use std::process::Stdio;
 use std::sync::Arc;
 
 use common::Rig;
 use drophammer_images::debian::Programs;
-use drophammer_lab::net::{BRIDGE, Process};
+use drophammer_lab::net::{BRIDGE, Namespace, Process};
 use drophammer_lab::qemu::{Card, Firmware, MachineSpec, Rom};
 use drophammer_lab::server::{Mode, ServerSpec};
 use drophammer_lab::vm::Machine;
 use drophammer_protocol::sight::{End, File, Sight};
+use serde_json::json;
 
 #[test]
 fn every_card_boots_bios() {
@@ -38,10 +40,12 @@ fn every_card_boots_uefi() {
 
 #[test]
 fn firmware_boots_beside_another_dhcp_server() {
-    for firmware in [Firmware::Bios, Firmware::Uefi] {
-        let rig = Rig::of(1, ServerSpec { dhcp: Mode::Proxy, ..common::server() });
-        let _neighbour = dnsmasq(&rig);
-        boots(&rig, MachineSpec::numbered(1, firmware));
+    for neighbour in [dnsmasq, kea] {
+        for firmware in [Firmware::Bios, Firmware::Uefi] {
+            let rig = Rig::of(1, ServerSpec { dhcp: Mode::Proxy, ..common::server() });
+            let _neighbour = neighbour(&rig);
+            boots(&rig, MachineSpec::numbered(1, firmware));
+        }
     }
 }
 
@@ -91,16 +95,36 @@ fn saw(rig: &Rig, machine: &Machine, what: &str, wanted: impl Fn(&Sight) -> bool
     });
 }
 
-/// A server that only gives out addresses, as a data centre has one already.
+/// Servers that only give out addresses, as a data centre has one already.
 fn dnsmasq(rig: &Rig) -> Process {
+    let programs = Programs::of(&["dnsmasq-base"]).expect("unpacked");
+    let mut command = neighbourhood(rig).enter(programs.command("/usr/sbin/dnsmasq").expect("is in the package"));
+    command.args(["--no-daemon", "--conf-file=/dev/null", "--port=0"]);
+    command.args(["--interface=eth0", "--dhcp-range=10.77.0.50,10.77.0.59"]);
+    command.arg(format!("--dhcp-leasefile={}", rig.dir.path().join("dnsmasq.leases").display()));
+    Process::start(command.stdout(Stdio::null()).stderr(Stdio::null())).expect("starts")
+}
+
+fn kea(rig: &Rig) -> Process {
+    let dir = rig.dir.path();
+    let config = json!({ "Dhcp4": {
+        "interfaces-config": { "interfaces": ["eth0"] },
+        "lease-database": { "type": "memfile", "lfc-interval": 0, "name": dir.join("kea.leases") },
+        "subnet4": [{ "subnet": "10.77.0.0/24", "pools": [{ "pool": "10.77.0.50 - 10.77.0.59" }] }],
+    }});
+    let path = dir.join("kea.json");
+    fs::write(&path, config.to_string()).expect("written");
+    let programs = Programs::of(&["kea-dhcp4-server"]).expect("unpacked");
+    let mut command = neighbourhood(rig).enter(programs.command("/usr/sbin/kea-dhcp4").expect("is in the package"));
+    command.arg("-c").arg(path).env("KEA_PIDFILE_DIR", dir).env("KEA_LOCKFILE_DIR", "none");
+    Process::start(command.stdout(Stdio::null()).stderr(Stdio::null())).expect("starts")
+}
+
+/// Another host's network, on the machines' wire.
+fn neighbourhood(rig: &Rig) -> Namespace {
     let here = rig.lab.namespace();
     let there = here.joined(["neighbour", "eth0"]).expect("another network");
     here.ip(&format!("link set neighbour master {BRIDGE}\nlink set neighbour up\n")).expect("joined");
     there.ip("link set lo up\nlink set eth0 up\naddress add 10.77.0.2/24 dev eth0\n").expect("an address");
-    let programs = Programs::of(&["dnsmasq-base"]).expect("unpacked");
-    let mut command = there.enter(programs.command("/usr/sbin/dnsmasq").expect("is in the package"));
-    command.args(["--no-daemon", "--conf-file=/dev/null", "--user=root", "--group=root", "--port=0"]);
-    command.args(["--interface=eth0", "--dhcp-range=10.77.0.50,10.77.0.59"]);
-    command.arg(format!("--dhcp-leasefile={}", rig.dir.path().join("dnsmasq.leases").display()));
-    Process::start(command.stdout(Stdio::null()).stderr(Stdio::null())).expect("starts")
+    there
 }

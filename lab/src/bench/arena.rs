@@ -14,6 +14,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::perfdhcp::{self, Exchange, Length, Load, Report};
+use super::tftp;
 use crate::net::{Namespace, Process, spawn};
 use crate::{console, up};
 
@@ -76,6 +77,7 @@ impl Arena {
             namespace
                 .ip(&format!("link set lo up\naddress add {address}/{PREFIX} dev {name}\nlink set {name} up\n"))?;
         }
+        clients.ip(&tftp::machines(CABLE[1], PREFIX))?;
         Ok(Self { server, clients, programs, exchange })
     }
 
@@ -136,6 +138,11 @@ impl Arena {
         Ok(report)
     }
 
+    /// Files on their way to so many machines at once.
+    pub(super) fn transfers(&self, count: u32) -> Result<()> {
+        tftp::put(&tftp::Load::of_many(count), &self.clients).map(drop)
+    }
+
     fn overruns(&self) -> Result<u64> {
         let mut command = self.clients.command("cat");
         command.arg("/proc/net/snmp").stdout(Stdio::piped());
@@ -148,10 +155,7 @@ impl Arena {
     fn ours(&self, dir: &Path) -> Result<Command> {
         let boot_dir = dir.join("boot");
         fs::create_dir(&boot_dir).with_context(|| format!("making {}", boot_dir.display()))?;
-        for name in ["vmlinuz", "initramfs", "snponly.efi"] {
-            let path = boot_dir.join(name);
-            fs::write(&path, "never booted").with_context(|| format!("writing {}", path.display()))?;
-        }
+        tftp::fill(&boot_dir, &[tftp::SMALL])?;
         let mut network = NetworkConfig::new(CABLE[0], SERVER.into(), PREFIX);
         match self.exchange {
             Exchange::Dora => {
@@ -207,10 +211,10 @@ impl Arena {
     }
 
     /// With its lease file, which it flushes, and without pings to addresses before it offers them: it would stop for three
-    /// seconds at each of the first. It logs nothing, as there is no syslog in its reach.
+    /// seconds at each of the first.
     fn dnsmasq(&self, dir: &Path) -> Result<Command> {
         let mut command = self.programs.command("/usr/sbin/dnsmasq")?;
-        command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--user=root", "--group=root"]);
+        command.args(["--no-daemon", "--quiet-dhcp", "--conf-file=/dev/null", "--port=0"]);
         command.args(["--interface", CABLE[0], "--bind-interfaces", "--pid-file"]);
         command.arg(format!("--dhcp-leasefile={}", dir.join("leases").display()));
         match self.exchange {

@@ -7,6 +7,7 @@ use super::perfdhcp::{Exchange, Length, Load};
 use super::{Contest, Side};
 
 const LEASES: u32 = 10_000;
+const TRANSFERS: u32 = 1000;
 
 pub(super) fn at_rest() -> Result<Contest> {
     let arena = Arena::new(Exchange::Dora, &[])?;
@@ -21,6 +22,7 @@ pub(super) fn with_leases() -> Result<Contest> {
         let length = Length::Exchanges(LEASES + LEASES / 20);
         let given = arena.load(&Load { exchange: Exchange::Dora, rate: 1000.0, length })?.acks;
         ensure!(given >= u64::from(LEASES), "only {given} of {LEASES} leases were given out");
+        arena.transfers(TRANSFERS)?;
         server.memory("VmHWM")
     }))
 }

@@ -224,7 +224,7 @@ pub const BENCHES: &[Bench] = &[
     },
     Bench {
         name: "boot.memory.leases",
-        what: "the most resident memory that `drophammer serve` ever had, with 10,000 leases given out",
+        what: "the most resident memory that `drophammer serve` ever had, with 10,000 leases and 1,000 TFTP transfers",
         rival: "a limit of 200 MB",
         unit: "MB",
         better: Better::Less,

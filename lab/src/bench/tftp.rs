@@ -28,17 +28,18 @@ use crate::{console, up};
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1);
 /// The first machine's; the others follow.
 const MACHINES: Ipv4Addr = Ipv4Addr::new(10, 64, 1, 1);
-const MOST_MACHINES: u32 = 64;
+const ADDRESSES: u32 = 64;
 const CABLE: [&str; 2] = ["server0", "client0"];
 const PREFIX: u8 = 16;
 const PORT: u16 = 69;
 const START_LIMIT: Duration = Duration::from_secs(10);
 const LENGTH: Duration = Duration::from_secs(2);
 
+const BLOCK: u16 = 1428;
 /// What is fetched: about an initramfs, and about iPXE.
 const FILES: [(&str, usize); 2] = [(LARGE, 32 << 20), (SMALL, 1 << 20)];
 const LARGE: &str = "snponly.efi";
-const SMALL: &str = "undionly.kpxe";
+pub(super) const SMALL: &str = "undionly.kpxe";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Who {
@@ -86,10 +87,10 @@ pub(super) fn many_windows_atftpd() -> Result<Contest> {
 /// In MB/s, over all machines.
 fn contest(rival: Who, file: &str, machines: u32, window: u16) -> Result<Contest> {
     let arena = Arena::new(rival)?;
-    let load = Load { file: file.to_owned(), machines, block_size: 1428, window, length: LENGTH };
+    let load = Load { file: file.to_owned(), machines, block_size: BLOCK, window, length: LENGTH };
     Ok(Box::new(move |side| {
         let _server = arena.start(if side == Side::Ours { Who::Ours } else { rival })?;
-        let report = arena.load(&load)?;
+        let report = put(&load, &arena.machines)?;
         #[expect(clippy::cast_precision_loss, reason = "bytes of a few seconds")]
         Ok(report.bytes as f64 / 1e6 / report.took.as_secs_f64())
     }))
@@ -114,18 +115,13 @@ impl Arena {
         let programs = Programs::of(&[package]).with_context(|| format!("getting {package} from Debian's archive"))?;
         let server = Namespace::create()?;
         let machines = server.joined(CABLE)?;
-        let addresses: String =
-            (0..MOST_MACHINES).map(|n| format!("address add {}/{PREFIX} dev {}\n", machine(n), CABLE[1])).collect();
         server.ip(&format!(
             "link set lo up\naddress add {SERVER}/{PREFIX} dev {}\nlink set {} up\n",
             CABLE[0], CABLE[0]
         ))?;
-        machines.ip(&format!("link set lo up\n{addresses}link set {} up\n", CABLE[1]))?;
+        machines.ip(&format!("link set lo up\n{}link set {} up\n", self::machines(CABLE[1], PREFIX), CABLE[1]))?;
         let boot_dir = tempfile::tempdir().context("making a directory for boot loaders")?;
-        for (name, size) in FILES.into_iter().chain([("vmlinuz", 1), ("initramfs", 1)]) {
-            let path = boot_dir.path().join(name);
-            fs::write(&path, content(size)).with_context(|| format!("writing {}", path.display()))?;
-        }
+        fill(boot_dir.path(), &[LARGE, SMALL])?;
         Ok(Self { server, machines, programs, boot_dir })
     }
 
@@ -150,9 +146,9 @@ impl Arena {
 
     fn until_it_answers(&self, running: &mut Running) -> Result<()> {
         let once = Duration::from_millis(10);
-        let one = Load { file: SMALL.to_owned(), machines: 1, block_size: 1428, window: 1, length: once };
+        let one = Load { length: once, ..Load::of_many(1) };
         let deadline = Instant::now() + START_LIMIT;
-        while let Err(error) = self.load(&one) {
+        while let Err(error) = put(&one, &self.machines) {
             if let Some(status) = running.process.status() {
                 bail!("it ended with {status}; its last words:\n  {}", running.last_words());
             }
@@ -164,17 +160,6 @@ impl Arena {
             thread::sleep(Duration::from_millis(50));
         }
         Ok(())
-    }
-
-    fn load(&self, load: &Load) -> Result<Report> {
-        let mut command = Command::new(up::program()?);
-        command.args(["lab", LOAD_COMMAND]).arg(serde_json::to_string(load).context("describing the load")?);
-        let mut command = self.machines.enter(command);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = spawn(&mut command).context("starting the load")?;
-        let output = child.wait_with_output().context("waiting for the load")?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
-        serde_json::from_slice(&output.stdout).context("reading what the load reports")
     }
 
     /// In the foreground as one that drops no privileges: a user namespace doesn't let it. Its log is its standard error.
@@ -237,8 +222,36 @@ impl Running {
     }
 }
 
+/// Several share an address where there are more than addresses.
 fn machine(number: u32) -> Ipv4Addr {
-    Ipv4Addr::from_bits(MACHINES.to_bits() + number)
+    Ipv4Addr::from_bits(MACHINES.to_bits() + number % ADDRESSES)
+}
+
+/// The machines' addresses, as orders for `ip`.
+pub(super) fn machines(interface: &str, prefix: u8) -> String {
+    (0..ADDRESSES).map(|n| format!("address add {}/{prefix} dev {interface}\n", machine(n))).collect()
+}
+
+/// A `boot_dir` with these of [`FILES`].
+pub(super) fn fill(boot_dir: &Path, names: &[&str]) -> Result<()> {
+    let wanted = FILES.into_iter().filter(|(name, _)| names.contains(name));
+    for (name, size) in wanted.chain([("vmlinuz", 1), ("initramfs", 1)]) {
+        let path = boot_dir.join(name);
+        fs::write(&path, content(size)).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Puts load on the server that can be reached from there.
+pub(super) fn put(load: &Load, from: &Namespace) -> Result<Report> {
+    let mut command = Command::new(up::program()?);
+    command.args(["lab", LOAD_COMMAND]).arg(serde_json::to_string(load).context("describing the load")?);
+    let mut command = from.enter(command);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = spawn(&mut command).context("starting the load")?;
+    let output = child.wait_with_output().context("waiting for the load")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    serde_json::from_slice(&output.stdout).context("reading what the load reports")
 }
 
 /// Nothing that repeats itself, so that no block can stand for another.
@@ -255,6 +268,13 @@ pub struct Load {
     /// 1 asks for none.
     window: u16,
     length: Duration,
+}
+
+impl Load {
+    /// So many machines, with the usual options of today's firmware.
+    pub(super) fn of_many(machines: u32) -> Self {
+        Self { file: SMALL.to_owned(), machines, block_size: BLOCK, window: 1, length: LENGTH }
+    }
 }
 
 /// What it says.
@@ -286,7 +306,7 @@ pub fn run_load(load: &Load) -> Result<Report> {
     let mut fetches =
         (0..load.machines).map(|number| Fetch::start(number, load, &epoll, began)).collect::<Result<Vec<_>>>()?;
     let mut report = Report { bytes: 0, took: Duration::ZERO, repeated: 0 };
-    let mut events = [EpollEvent::empty(); MOST_MACHINES as usize];
+    let mut events = [EpollEvent::empty(); ADDRESSES as usize];
     let mut buffer = [0; 2048];
     let mut check_at = began + CHECK;
     let until_check = EpollTimeout::try_from(CHECK).context("a time to wait")?;
