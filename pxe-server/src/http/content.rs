@@ -11,9 +11,13 @@ use anyhow::{Context, Result};
 use axum::body::{Body, Bytes};
 use axum::http::request::Parts;
 use axum::http::{Method, Response, header};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2};
 
 use super::conditions::{Facts, Plan, plan, said};
 use super::parcel::{Edition, Parcel, Sent};
+
+/// Whatever is there, opening it doesn't wait for somebody else.
+const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
 
 /// A file, followed by bytes that are made for one reader.
 #[derive(Debug)]
@@ -29,16 +33,21 @@ impl Content {
     /// `None` if there's no such regular file.
     pub(crate) async fn open(path: &Path) -> Result<Option<Self>> {
         let path: Arc<Path> = path.into();
-        tokio::task::spawn_blocking(move || Self::look(path)).await.context("opening a file stopped in the middle")?
+        // Another thread costs more than a short answer, and is of use only where a disk has to be waited for.
+        let opened = match openat2(CWD, &*path, FLAGS, Mode::empty(), ResolveFlags::CACHED) {
+            Ok(file) => Ok(file),
+            Err(_) => {
+                let path = Arc::clone(&path);
+                let opened = tokio::task::spawn_blocking(move || open(&*path, FLAGS, Mode::empty())).await;
+                opened.context("opening a file stopped in the middle")?
+            }
+        };
+        Self::look(path, opened.map(File::from).map_err(io::Error::from))
     }
 
-    fn look(path: Arc<Path>) -> Result<Option<Self>> {
-        let open = || {
-            let file = File::open(&path)?;
-            let metadata = file.metadata()?;
-            io::Result::Ok((file, metadata))
-        };
-        let (file, metadata) = match open() {
+    fn look(path: Arc<Path>, opened: io::Result<File>) -> Result<Option<Self>> {
+        let with_metadata = |file: File| file.metadata().map(|metadata| (file, metadata));
+        let (file, metadata) = match opened.and_then(with_metadata) {
             Ok(opened) => opened,
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
             Err(e) => return Err(e).with_context(|| format!("opening {}", path.display())),
@@ -177,6 +186,13 @@ mod tests {
             assert!(answer.headers().contains_key(header::LAST_MODIFIED), "{name}");
             assert_eq!(answer.extensions().get::<Parcel>().is_some(), carries, "{name}");
         }
-        assert!(Content::open(dir.path()).await.expect("looked at").is_none(), "a directory is no file");
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).expect("made");
+        let missing = dir.path().join("missing");
+        for (name, path) in
+            [("a directory", dir.path()), ("a pipe that nobody writes to", &pipe), ("nothing", &missing)]
+        {
+            assert!(Content::open(path).await.expect("looked at").is_none(), "{name} is no file");
+        }
     }
 }
