@@ -153,7 +153,9 @@ impl Alone {
 
     fn health(&self, settings: &Settings, others: &Others) -> Health {
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = trouble.iter().map(|(what, said)| format!("{what}: {said}"));
+        // What arrives isn't true any more.
+        let lasting = trouble.iter().filter(|(what, _)| *what != TELLING);
+        let own = lasting.map(|(what, said)| format!("{what}: {said}"));
         let (reports_waiting, reports_lost) = self.reports();
         Health {
             reports_waiting,

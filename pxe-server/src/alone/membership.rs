@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use drophammer_control::{Point, fingerprint, keep, unix_ms};
@@ -90,13 +91,19 @@ async fn join(settings: &Settings, at: &ControlAt, token: &str, name: &str) -> R
         bail!("the join token isn't whole: it has three parts with dots between them");
     };
     let key = KeyPair::generate().context("making a key")?;
+    let recognised = Arc::new(Recognised { ca_sha256: ca_sha256.to_owned(), strange: AtomicBool::new(false) });
     let config = ClientConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Recognised { ca_sha256: ca_sha256.to_owned() }))
+        .with_custom_certificate_verifier(Arc::clone(&recognised) as Arc<dyn ServerCertVerifier>)
         .with_no_client_auth();
     let wish = Join { name: name.to_owned(), certifiable: certifiable(&key, addresses(settings)) };
-    let joined = Link::with(&at.url, config)?.join(bearer, &wish).await?;
+    let joined = match Link::with(&at.url, config)?.join(bearer, &wish).await {
+        Err(_) if recognised.strange.load(Ordering::Relaxed) => {
+            bail!("the join token is for another control API, or wasn't copied whole");
+        }
+        joined => joined?,
+    };
     if fingerprint(&joined.ca)? != ca_sha256 {
         bail!("the authority that it names isn't the one of the join token");
     }
@@ -174,6 +181,8 @@ impl Alone {
 #[derive(Debug)]
 struct Recognised {
     ca_sha256: String,
+    /// A server was met that is somebody else.
+    strange: AtomicBool,
 }
 
 impl ServerCertVerifier for Recognised {
@@ -187,6 +196,7 @@ impl ServerCertVerifier for Recognised {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let ours = |certificate: &&CertificateDer<'_>| hex::encode(Sha256::digest(certificate)) == self.ca_sha256;
         let Some(ca) = intermediates.iter().find(ours) else {
+            self.strange.store(true, Ordering::Relaxed);
             return Err(CertificateError::UnknownIssuer.into());
         };
         let mut roots = RootCertStore::empty();
