@@ -57,6 +57,8 @@ struct Known {
     expires_ms: u64,
 }
 
+const INVITATIONS: &str = "join/";
+
 /// A join token that is out.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Invitation {
@@ -91,10 +93,8 @@ impl Control {
     /// A token for one more boot server. The last part is by what that boot server knows this control API.
     pub(crate) fn join_token(&self, now: u64) -> Result<JoinToken, Denied> {
         let token = Token::random(Uuid::new_v4())?;
-        let expires_ms = now.saturating_add(TOKEN_LIFE_MS);
-        let invitation = Invitation { token: token.hash(), expires_ms };
         let ca = fingerprint(self.ca_pem())?;
-        self.store().transact(|txn| txn.put(&invitation_key(&token), &invitation))?;
+        let expires_ms = self.store().transact(|txn| invite(txn, &token, now))?;
         Ok(JoinToken { token: format!("{token}.{ca}"), expires_ms })
     }
 
@@ -413,13 +413,26 @@ fn certificate_key(sha256: &str) -> String {
     format!("boot-server-certificate/{sha256}")
 }
 
+/// Until when a token is good. Those whose time is over go.
+fn invite(txn: &mut Txn<'_>, token: &Token, now: u64) -> anyhow::Result<u64> {
+    for key in txn.keys(INVITATIONS, usize::MAX)? {
+        if txn.get::<Invitation>(&key)?.is_some_and(|old| old.expires_ms <= now) {
+            txn.delete(&key);
+        }
+    }
+    let expires_ms = now.saturating_add(TOKEN_LIFE_MS);
+    txn.put(&invitation_key(token), &Invitation { token: token.hash(), expires_ms })?;
+    Ok(expires_ms)
+}
+
 fn invitation_key(token: &Token) -> String {
-    format!("join/{}", token.holder)
+    format!("{INVITATIONS}{}", token.holder)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Store;
 
     fn registration(partition: &str, network: NetworkSummary) -> Registration {
         Registration { name: "b".into(), partition: partition.into(), version: String::new(), networks: vec![network] }
@@ -434,6 +447,22 @@ mod tests {
             relayed: false,
             pool: vec![(Ipv4Addr::new(10, 0, 0, first), Ipv4Addr::new(10, 0, 0, last))],
             share,
+        }
+    }
+
+    #[test]
+    fn join_tokens_whose_time_is_over_go() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = Store::open(&dir.path().join("state")).expect("opens");
+        let invited = |now| {
+            let token = Token::random(Uuid::new_v4()).expect("random");
+            let expires_ms = store.transact(|txn| invite(txn, &token, now)).expect("made");
+            (expires_ms, store.list::<Invitation>(INVITATIONS, None).expect("lists").len())
+        };
+        let (expires_ms, _) = invited(0);
+        for (name, now, want) in [("both are good", expires_ms - 1, 2), ("the first one's time is over", expires_ms, 2)]
+        {
+            assert_eq!(invited(now).1, want, "{name}");
         }
     }
 
