@@ -47,7 +47,7 @@ impl Observer {
         }
     }
 
-    /// Who was last seen at this address. Nobody, after a restart, until they ask for an address again.
+    /// Who was last seen at this address. After a restart that is who has a lease of ours, without the machine's id.
     pub fn client_at(&self, address: IpAddr) -> Option<(Mac, Option<MachineId>)> {
         let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         clients.get(&address).map(|client| (client.mac, client.machine))

@@ -216,9 +216,14 @@ impl Leases {
         self.entries.get(&address).copied()
     }
 
-    /// How many leases run.
-    pub fn running(&self, now: u64) -> usize {
-        self.entries.values().filter(|e| matches!(e.holder, Holder::Bound(_)) && e.until > now).count()
+    /// The leases that run.
+    pub fn running(&self, now: u64) -> impl Iterator<Item = (Ipv4Addr, Mac)> {
+        self.entries.iter().filter(move |(_, entry)| entry.until > now).filter_map(|(address, entry)| {
+            match entry.holder {
+                Holder::Bound(mac) => Some((*address, mac)),
+                Holder::Offered(_) | Holder::Declined => None,
+            }
+        })
     }
 
     /// Carries out `change` and says what has to be stored for it.
@@ -397,6 +402,16 @@ pub(crate) mod tests {
         leases.apply(Change::Offer { mac: mac(1), address: ip(10), until: 130 });
         leases.apply(Change::Withdraw { mac: mac(1) });
         assert_eq!(leases.entry(ip(10)), Some(bound(1, 200)));
+    }
+
+    #[test]
+    fn leases_run_until_their_end() {
+        let declined = Entry { holder: Holder::Declined, until: 200 };
+        let mut leases =
+            Leases::new(pool(10, 14), [(ip(10), bound(1, 200)), (ip(11), bound(2, 100)), (ip(12), declined)]);
+        leases.apply(Change::Offer { mac: mac(3), address: ip(13), until: 200 });
+        assert_eq!(leases.running(99).collect::<Vec<_>>(), [(ip(10), mac(1)), (ip(11), mac(2))]);
+        assert_eq!(leases.running(100).collect::<Vec<_>>(), [(ip(10), mac(1))]);
     }
 
     #[test]

@@ -140,6 +140,11 @@ impl Dhcp {
     pub fn run(mut self, stop: &AtomicBool, observer: &Observer) -> Result<()> {
         let mut buffer = vec![0; 2048];
         let mut counted: Option<Instant> = None;
+        // Who fetches something now may have been given the address before a restart.
+        let now = unix_seconds()?;
+        for (address, mac) in self.leases.iter().flat_map(|leases| leases.running(now)) {
+            observer.saw(address.into(), mac, None);
+        }
         while !stop.load(Ordering::Relaxed) {
             self.take_up();
             if counted.is_none_or(|counted| counted.elapsed() >= COUNT_EVERY) {
@@ -184,7 +189,7 @@ impl Dhcp {
     fn count(&self, observer: &Observer) -> Result<()> {
         let now = unix_seconds()?;
         for (network, leases) in self.networks.iter().zip(&self.leases) {
-            observer.metrics().leases(&network.name, leases.running(now));
+            observer.metrics().leases(&network.name, leases.running(now).count());
         }
         Ok(())
     }
