@@ -1,4 +1,5 @@
-//! `drophammer-agent`: PID 1 of the initramfs, and on an ordinary host a command line for the same code.
+//! `drophammer-agent`: PID 1 of the initramfs, and on an ordinary host a command line for the same code. All of the program
+//! is in this library, so that `tests/fuzz` can link to it.
 
 mod by_hand;
 mod cmdline;
@@ -7,6 +8,8 @@ mod disk;
 mod efi;
 mod erase;
 mod events;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod init;
 mod install;
 mod inventory;
@@ -60,7 +63,8 @@ enum Command {
     },
 }
 
-fn main() -> ExitCode {
+/// The program.
+pub fn main() -> ExitCode {
     // The kernel hands PID 1 whatever words it didn't know; in a container, PID 1 may well be called by hand.
     let done = match Cli::try_parse() {
         Err(_) if std::process::id() == 1 => boot(),

@@ -340,6 +340,20 @@ impl<R: Read> Read for ZeroTail<R> {
     }
 }
 
+/// Any bytes as a tar. Whether it is one that machines are given to unpack; if so, what starts them is in it.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) -> bool {
+    let Ok(contents) = Contents::read(&mut &*bytes) else { return false };
+    let _ = contents.description();
+    if let Ok(boot) = contents.boot_files("quiet") {
+        for file in [&boot.kernel].into_iter().chain(&boot.initrd).chain(&boot.uefi) {
+            assert_eq!(contents.sha256(&file.path).as_ref(), Some(&file.sha256), "{file:?}");
+            assert!(!file.path.split('/').any(|part| part == ".."), "{file:?}");
+        }
+    }
+    true
+}
+
 #[cfg(test)]
 #[path = "scan_tests.rs"]
 mod tests;

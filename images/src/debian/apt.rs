@@ -311,6 +311,17 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
+/// What apt's programs print: packages are files of one directory.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &str) {
+    for package in parse_uris(text) {
+        assert!(!package.file.contains('/') && !package.name.contains('/'), "{package:?}");
+        let tree = super::unpacked::fuzz(&package);
+        assert!(tree.is_none_or(|tree| Path::new(&tree).components().count() == 1), "{package:?}");
+    }
+    let _ = (kernel_dependency(text), acquire_options(text), release_date(text));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
