@@ -8,6 +8,7 @@ use clap::{Subcommand, ValueEnum};
 use drophammer_lab::bench::tftp;
 use drophammer_lab::bench::{self, Row};
 use drophammer_lab::demo::{self, DemoOptions};
+use drophammer_lab::fuzz;
 use drophammer_lab::kit::Image;
 use drophammer_lab::package::{self, Profile};
 use drophammer_lab::qemu;
@@ -54,6 +55,14 @@ enum Command {
         /// Print each row as a line of JSON instead of a table.
         #[arg(long)]
         json: bool,
+    },
+    /// Look for bytes that break a parser; `cargo verify` does it for a short time.
+    Fuzz {
+        /// Only this target, such as dhcp.
+        name: Option<String>,
+        /// For how long, each.
+        #[arg(long, value_name = "N", default_value_t = fuzz::SECONDS)]
+        seconds: u32,
     },
     /// Make the package for Debian and Ubuntu (`cargo package-deb`): server, tools, agent, systemd unit.
     Package {
@@ -202,6 +211,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             output::line(&path.display().to_string())
         }
         Command::Verify { filter } => verify::verify(filter.as_deref()),
+        Command::Fuzz { name, seconds } => fuzz::fuzz(name.as_deref(), seconds, &mut say),
         Command::Bench { filter, json } => measure(&filter, json, &mut say),
         Command::Up { firmware, machines, images, rom } => {
             let options = UpOptions { firmware: firmware.into(), rom: rom.into(), machines, images };

@@ -35,6 +35,7 @@ fn every_command_explains_itself() {
         vec!["lab", "ssh"],
         vec!["lab", "demo"],
         vec!["lab", "verify"],
+        vec!["lab", "fuzz"],
     ] {
         let output = drophammer(&[command.as_slice(), &["--help"]].concat());
         let text = String::from_utf8_lossy(&output.stdout);

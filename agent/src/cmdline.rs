@@ -32,6 +32,13 @@ fn bootif(value: &str) -> &str {
     }
 }
 
+/// A server that a boot may go on with is one that is asked by HTTP.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &str) {
+    let server = Cmdline::parse(text).boot_server;
+    assert!(server.is_none_or(|url| url.starts_with("http://") && !url.contains(char::is_whitespace)));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -298,5 +298,43 @@ fn times(lease: Option<u32>, renew: Option<u32>, rebind: Option<u32>) -> Option<
     Some(Times { renew, rebind, expire })
 }
 
+/// For any answers at any times: the client never spins, and a lease is one that can be used. `sent` gets what it sends.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(mut bytes: &[u8], sent: impl Fn(&[u8])) {
+    const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
+    let mut now = Instant::now();
+    let mut client = Client::new(MAC, 0x1234_5678, now);
+    // How long nothing comes, whether what comes is for others, its length, itself.
+    while let [wait, stray, low, high, rest @ ..] = bytes {
+        let (packet, rest) = rest.split_at(usize::from(u16::from_le_bytes([*low, *high])).min(rest.len()));
+        bytes = rest;
+        now += Duration::from_millis(1 << (wait % 32));
+        let mut packet = packet.to_vec();
+        if stray & 1 == 0 && packet.len() >= 34 {
+            packet[4..8].copy_from_slice(&client.xid.to_be_bytes());
+            packet[28..34].copy_from_slice(&MAC.0);
+        }
+        let actions = [client.poll(now), client.poll(now), client.on_packet(&packet, now), client.poll(now)];
+        assert!(client.wake_at().is_none_or(|at| at > now), "{client:?} has something to do at once, again and again");
+        for action in actions.into_iter().flatten() {
+            match action {
+                Action::Broadcast(packet) | Action::Unicast(_, packet) => sent(&packet),
+                Action::Bound(lease) => {
+                    let is_prefix = |mask: u32| mask.leading_ones() + mask.trailing_zeros() == 32;
+                    let usable = !lease.address.is_unspecified()
+                        && lease.mtu.is_none_or(|mtu| mtu >= 576)
+                        && lease.routes.iter().all(|route| is_prefix(route.mask.to_bits()))
+                        && lease.domain.as_ref().is_none_or(|name| !name.contains(char::is_whitespace))
+                        && lease
+                            .times
+                            .is_none_or(|t| !t.renew.is_zero() && t.renew <= t.rebind && t.rebind <= t.expire);
+                    assert!(usable, "{lease:?}");
+                }
+                Action::Lost(_) => {}
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

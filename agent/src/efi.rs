@@ -115,6 +115,16 @@ fn nodes(mut path: &[u8]) -> impl Iterator<Item = (u8, u8, &[u8])> {
     })
 }
 
+/// A variable: its name can be shown, and its device path ends.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    if let Some(entry) = Entry::parse(bytes) {
+        assert!(!entry.name.contains(char::is_control));
+    }
+    assert!(nodes(bytes).count() <= bytes.len() / 4);
+    assert_eq!(numbers(bytes).count(), bytes.len() / 2);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -363,6 +363,25 @@ fn class(pattern: &[u8], c: u8) -> Option<(usize, bool)> {
     }
 }
 
+/// depmod's four tables and a modalias, separated by NULs: a module is loaded once, from where the table says.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &str) {
+    let mut parts = text.splitn(5, '\0');
+    let [alias, dep, softdep, builtin, modalias] = std::array::from_fn(|_| parts.next().unwrap_or_default());
+    let catalogue = Catalogue::parse(alias, dep, softdep, builtin);
+    for module in catalogue.modules_for(modalias).chain(catalogue.modules.keys().map(String::as_str)).take(50) {
+        let order = catalogue.load_order(module);
+        let names: HashSet<_> = order.iter().map(|step| &step.name).collect();
+        assert_eq!(names.len(), order.len(), "{order:?}");
+        assert!(order.iter().all(|step| catalogue.modules.contains_key(&step.name)), "{order:?}");
+        assert!(order.iter().all(|step| !catalogue.builtin.contains(&step.name)), "{order:?}");
+    }
+    if !modalias.contains(['*', '?', '[']) {
+        assert!(glob(modalias.as_bytes(), modalias.as_bytes()));
+        assert!(glob(format!("*{modalias}*").as_bytes(), modalias.as_bytes()));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

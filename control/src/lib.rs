@@ -28,6 +28,8 @@ pub mod client;
 mod denied;
 pub mod erasure;
 pub mod explain;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod http;
 mod images;
 mod install;

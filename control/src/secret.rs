@@ -150,6 +150,21 @@ pub(crate) fn random() -> Result<[u8; 32]> {
     Ok(bytes)
 }
 
+/// What a caller shows: a token reads back as it's written, and hides its secret from logs.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &str) {
+    if let Some(token) = Token::parse(text) {
+        assert!(Token::parse(&token.to_string()) == Some(token.clone()) && token.hash().is_of(&token));
+        assert!(!format!("{token:?}").contains(&hex::encode(token.secret)));
+    }
+    if let Some(key) = BootKey::from_hex(text) {
+        assert_eq!(key.to_hex(), text.to_ascii_lowercase());
+    }
+    if let Ok(point) = crate::Point::from_hex(text) {
+        assert_eq!(point.to_hex(), text.to_ascii_lowercase());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+#[cfg(fuzzing)]
+pub(crate) use self::{apt::fuzz as fuzz_apt, sources::fuzz as fuzz_sources};
 pub(crate) use apt::host_acquire_options as acquire_options;
 pub use apt::{Apt, Package};
 pub use programs::Programs;

@@ -16,6 +16,8 @@ mod command;
 pub mod debian;
 mod frames;
 mod from_packages;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod grub;
 mod keys;
 mod mmdebstrap;

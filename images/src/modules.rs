@@ -123,6 +123,14 @@ fn modinfo(bytes: &[u8]) -> Module {
     module
 }
 
+/// A kernel module, or anything else.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let module = modinfo(bytes);
+    assert!(module.depends.iter().all(|name| !name.is_empty() && !name.contains(',')), "{module:?}");
+    assert!(module.aliases.iter().all(|alias| !alias.contains(char::is_whitespace)), "{module:?}");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

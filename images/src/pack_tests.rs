@@ -31,6 +31,8 @@ fn tar_with(files: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
         header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_mtime(1_700_000_000);
         tar.append_data(&mut header, name, content.as_slice())?;
     }

@@ -13,6 +13,8 @@ use crate::grub;
 
 /// Larger os-release files aren't believed.
 const MAX_OS_RELEASE: u64 = 64 << 10;
+/// Machines don't read more.
+const MAX_GLOBAL: u64 = 1 << 20;
 /// Linux gives up after as many symbolic links.
 const MAX_LINKS: usize = 40;
 /// What the file systems that we install allocate at least for a file or directory.
@@ -39,6 +41,10 @@ pub enum Unfit {
     Sparse(String),
     #[error("{0:?} in the tar has an ACL as text: make the tar with --xattrs-include='*' instead of --acls")]
     TextAcl(String),
+    #[error("{path:?} in the tar {what}")]
+    Field { path: String, what: &'static str },
+    #[error("the tar has a global header other than a comment, which would change how machines read it")]
+    Global,
     #[error("there is no kernel: no file's name in /boot begins with vmlinuz")]
     NoKernel,
     #[error("there are several kernels, and which one to start isn't known: {}", .0.join(", "))]
@@ -110,7 +116,13 @@ impl Contents {
         let failed = |source| Unfit::Read { after: after.to_owned(), source };
         let kind = entry.header().entry_type();
         if kind == EntryType::XGlobalHeader {
-            return Ok(after.to_owned());
+            // git archive leaves a comment there.
+            let mut records = vec![];
+            entry.take(MAX_GLOBAL + 1).read_to_end(&mut records).map_err(failed)?;
+            let mut comments =
+                tar::PaxExtensions::new(&records).map(|record| record.is_ok_and(|r| r.key_bytes() == b"comment"));
+            let harmless = records.len() as u64 <= MAX_GLOBAL && comments.all(|is_one| is_one);
+            return if harmless { Ok(after.to_owned()) } else { Err(Unfit::Global) };
         }
         let path = inside(&raw).ok_or_else(|| Unfit::Name(raw.clone()))?;
         for (end, _) in path.match_indices('/') {
@@ -124,12 +136,14 @@ impl Contents {
                 }
             }
         }
+        let mut said = Numbers::default();
         if let Some(extensions) = entry.pax_extensions().map_err(failed)? {
             for extension in extensions {
-                match extension.map_err(failed)?.key_bytes() {
+                let extension = extension.map_err(failed)?;
+                match extension.key_bytes() {
                     key if key.starts_with(b"GNU.sparse.") => return Err(Unfit::Sparse(path)),
                     key if key.starts_with(b"SCHILY.acl.") => return Err(Unfit::TextAcl(path)),
-                    _ => {}
+                    key => said.read(key, extension.value_bytes()),
                 }
             }
         }
@@ -161,6 +175,17 @@ impl Contents {
             EntryType::GNUSparse => return Err(Unfit::Sparse(path)),
             other => return Err(Unfit::Kind { path, kind: format!("{:?}", char::from(other.as_byte())) }),
         };
+        // Machines take a name's slash and a link's size for what they are, and would go on reading elsewhere.
+        let is_file = matches!(kind, EntryType::Regular | EntryType::Continuous);
+        let what = match said.wrong_with(entry.header()) {
+            Some(what) => Some(what),
+            None if is_file && raw.ends_with('/') => Some("is a file whose name ends in a slash"),
+            None if !is_file && entry.size() > 0 => Some("has data although it isn't a file"),
+            None => None,
+        };
+        if let Some(what) = what {
+            return Err(Unfit::Field { path, what });
+        }
         self.newest = self.newest.max(entry.header().mtime().unwrap_or(0));
         // The root itself is an entry of most tars; it has no name to be found by.
         if !path.is_empty() {
@@ -289,6 +314,50 @@ impl Contents {
     }
 }
 
+/// What machines want to read besides names and sizes: extended headers override what the header has.
+#[derive(Default)]
+struct Numbers {
+    owner: Option<bool>,
+    group: Option<bool>,
+    time: Option<bool>,
+}
+
+impl Numbers {
+    fn read(&mut self, key: &[u8], value: &[u8]) {
+        let text = std::str::from_utf8(value).ok();
+        let is_id = || text.is_some_and(|text| text.parse::<u32>().is_ok());
+        match key {
+            b"uid" => self.owner = Some(is_id()),
+            b"gid" => self.group = Some(is_id()),
+            b"mtime" => {
+                let (seconds, fraction) = text.map_or(("", ""), |text| text.split_once('.').unwrap_or((text, "")));
+                self.time = Some(seconds.parse::<i64>().is_ok() && fraction.bytes().all(|b| b.is_ascii_digit()));
+            }
+            _ => {}
+        }
+    }
+
+    fn wrong_with(self, header: &tar::Header) -> Option<&'static str> {
+        let is_id = |field: std::io::Result<u64>| field.is_ok_and(|id| u32::try_from(id).is_ok());
+        let is_device = matches!(header.entry_type(), EntryType::Char | EntryType::Block);
+        match () {
+            () if header.mode().is_err() => Some("has an unreadable mode"),
+            () if !self.owner.unwrap_or_else(|| is_id(header.uid()))
+                || !self.group.unwrap_or_else(|| is_id(header.gid())) =>
+            {
+                Some("has an owner that isn't a number of 32 bits")
+            }
+            () if self.time == Some(false) => Some("has an unreadable time"),
+            () if is_device
+                && !matches!((header.device_major(), header.device_minor()), (Ok(Some(_)), Ok(Some(_)))) =>
+            {
+                Some("is a device without numbers")
+            }
+            () => None,
+        }
+    }
+}
+
 fn file<R: Read>(entry: &mut tar::Entry<'_, R>, path: &str) -> std::io::Result<Node> {
     let keep = path.ends_with("/os-release") && entry.size() <= MAX_OS_RELEASE;
     let (mut hash, mut size, mut text) = (Sha256::new(), 0u64, Vec::new());
@@ -338,6 +407,20 @@ impl<R: Read> Read for ZeroTail<R> {
         }
         Ok(n)
     }
+}
+
+/// Any bytes as a tar. Whether it is one that machines are given to unpack; if so, what starts them is in it.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) -> bool {
+    let Ok(contents) = Contents::read(&mut &*bytes) else { return false };
+    let _ = contents.description();
+    if let Ok(boot) = contents.boot_files("quiet") {
+        for file in [&boot.kernel].into_iter().chain(&boot.initrd).chain(&boot.uefi) {
+            assert_eq!(contents.sha256(&file.path).as_ref(), Some(&file.sha256), "{file:?}");
+            assert!(!file.path.split('/').any(|part| part == ".."), "{file:?}");
+        }
+    }
+    true
 }
 
 #[cfg(test)]

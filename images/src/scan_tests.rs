@@ -34,6 +34,10 @@ fn tar_of(items: &[Item]) -> Vec<u8> {
             gnu.set_real_size(0);
         }
         header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_device_major(1).expect("a GNU header has it");
+        header.set_device_minor(3).expect("a GNU header has it");
         header.set_size(content.len() as u64);
         header.set_mtime(1_700_000_000);
         header.set_cksum();
@@ -63,8 +67,31 @@ fn a_tar_that_machines_could_unpack_differently_is_refused() {
         f(&mut bytes);
         bytes
     };
+    // A header that says something else, and whose checksum is right all the same.
+    let saying = |bytes: &[u8], header: usize, at: usize, value: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        bytes[header + at..][..value.len()].copy_from_slice(value);
+        let mut whole = tar::Header::new_old();
+        whole.as_mut_bytes().copy_from_slice(&bytes[header..header + 512]);
+        whole.set_cksum();
+        bytes[header..header + 512].copy_from_slice(whole.as_bytes());
+        bytes
+    };
+    let kernel = |at: usize, value: &[u8]| saying(&whole, 1024, at, value);
+    let global = |records: &'static [u8]| saying(&tar_of(&[Pax(records), KERNEL]), 0, 156, b"g");
     for (name, bytes, want) in [
         ("as it should be", whole.clone(), ""),
+        ("a mode that is none", kernel(100, b"0001288"), "has an unreadable mode"),
+        ("an owner that is none", kernel(108, b"root"), "has an owner that isn't a number of 32 bits"),
+        ("a group that is none", kernel(116, b"root"), "has an owner that isn't a number of 32 bits"),
+        ("an owner of 33 bits", tar_of(&[Pax(b"18 uid=4294967296\n"), KERNEL]), "has an owner that isn't"),
+        ("a time that is none", tar_of(&[Pax(b"11 mtime=x\n"), KERNEL]), "has an unreadable time"),
+        ("a time before 1970", tar_of(&[Pax(b"14 mtime=-1.5\n"), KERNEL]), ""),
+        ("a directory with data", kernel(156, b"5"), "has data although it isn't a file"),
+        ("a file named as a directory", tar_of(&[File("boot/", b"x")]), "is a file whose name ends in a slash"),
+        ("a device without numbers", saying(&tar_of(&[Kind("a", b'3')]), 0, 329, b"x"), "is a device without numbers"),
+        ("a comment on all of it", global(b"13 comment=x\n"), ""),
+        ("a size for all of it", global(b"9 size=1\n"), "has a global header other than a comment"),
         ("padded to a record", with(|b| b.resize(10_240, 0)), ""),
         ("upwards", tar_of(&[File("../etc/passwd", b"x")]), "isn't a path inside the image"),
         ("upwards later on", tar_of(&[File("boot/../../etc/passwd", b"x")]), "isn't a path inside the image"),

@@ -67,6 +67,21 @@ fn text(bytes: &[u8], what: &str) -> Result<String> {
     Ok(text.to_owned())
 }
 
+/// Any bytes as a program or a kernel module: no more comes out than was in it.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    if let Ok(linkage) = linkage(bytes) {
+        assert_eq!(require_static(bytes).is_ok(), linkage == Linkage::default());
+        assert!(linkage.interpreter.iter().chain(&linkage.needed).all(|name| name.len() < bytes.len()));
+    }
+    if let Ok(pairs) = modinfo(bytes) {
+        let module = crate::modules::describe("a.ko", &pairs);
+        assert!(module.depends.iter().all(|name| !name.is_empty() && !name.contains('-')), "{module:?}");
+    }
+    // A byte that isn't UTF-8 becomes three.
+    assert!(pairs(bytes).iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() <= 3 * bytes.len());
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;

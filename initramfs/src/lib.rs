@@ -15,6 +15,8 @@ mod closure;
 mod contents;
 pub mod cpio;
 mod elf;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod kernel;
 pub mod modules;
 mod output;

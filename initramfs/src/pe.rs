@@ -205,6 +205,20 @@ fn put(image: &mut [u8], at: usize, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Any bytes as a program for firmware: what comes out is one that has what was put into it, and can be signed once.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    use object::{Object as _, ObjectSection as _};
+    let _ = sign(bytes, |_| Ok(vec![1]));
+    let added = Section { name: ".cmdline", content: b"quiet" };
+    let Ok(image) = add_sections(bytes, &[added]) else { return };
+    let file = object::read::pe::PeFile64::parse(&*image).expect("an image");
+    let found = file.section_by_name(added.name).expect("added").data().expect("data");
+    assert!(found.starts_with(added.content));
+    let signed = sign(&image, |_| Ok(vec![1; 9])).expect("signable");
+    assert!(Headers::read(&signed).expect("an image").is_signed() && sign(&signed, |_| Ok(vec![1])).is_err());
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use object::pe::{IMAGE_DOS_SIGNATURE, IMAGE_NT_OPTIONAL_HDR64_MAGIC, IMAGE_NT_SIGNATURE};

@@ -12,12 +12,14 @@
 //! [`lab::Lab`] is all of it as one value, which tests hold and drop; [`up`] the same in the background. [`kit`] makes
 //! what it boots, [`setup`] gets what it needs from the host. Faults are methods: power cuts, a pulled cable, lost
 //! packets, bytes changed on a drive, a killed server; and drives that can't or won't erase, or that lose writes
-//! ([`qemu::DiskKind`]). [`bench`] runs the boot server beside other people's, and says how fast each is.
+//! ([`qemu::DiskKind`]). [`bench`] runs the boot server beside other people's, and says how fast each is; [`fuzz`] looks for
+//! bytes that no parser expects.
 
 pub mod accel;
 pub mod bench;
 pub mod console;
 pub mod demo;
+pub mod fuzz;
 pub mod kit;
 pub mod lab;
 mod live;

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use crate::kit::{self, Image};
-use crate::{setup, tools};
+use crate::{fuzz, setup, tools};
 
 /// Runs every step, or for a filter the tests whose names contain it. Stops at the first that fails, with its name.
 pub fn verify(filter: Option<&str>) -> Result<()> {
@@ -35,6 +35,7 @@ enum Work {
     SetUp,
     Cargo(Vec<String>),
     Dependencies,
+    Fuzz,
     Kit,
 }
 
@@ -55,6 +56,7 @@ fn steps(filter: Option<&str>) -> Vec<Step> {
             cargo("format", "fmt --all --check"),
             cargo("lints", "clippy --workspace --all-targets --quiet -- -D warnings"),
             Step { name: "dependencies", work: Work::Dependencies },
+            Step { name: "fuzz", work: Work::Fuzz },
             kit,
             cargo("tests", "test --workspace"),
         ],
@@ -67,6 +69,7 @@ fn run(work: &Work, repository: &Path) -> Result<()> {
         Work::SetUp => setup::ensure_host(setup::Purpose::Tests, &mut say),
         Work::Cargo(arguments) => cargo(repository, arguments),
         Work::Dependencies => dependencies(repository, &mut say),
+        Work::Fuzz => fuzz::fuzz(None, fuzz::SECONDS, &mut say),
         Work::Kit => kit::prepare(&Image::ALL, &mut say).map(drop),
     }
 }
@@ -112,7 +115,10 @@ mod tests {
     #[test]
     fn everything_or_the_tests_that_were_asked_for() {
         let names = |filter| steps(filter).into_iter().map(|s| s.name).collect::<Vec<_>>();
-        assert_eq!(names(None), ["set-up", "format", "lints", "dependencies", "boot files and images", "tests"]);
+        assert_eq!(
+            names(None),
+            ["set-up", "format", "lints", "dependencies", "fuzz", "boot files and images", "tests"]
+        );
         assert_eq!(names(Some("erase")), ["set-up", "boot files and images", "tests"]);
         let last = steps(Some("erase")).pop().expect("tests");
         assert_eq!(last.work, Work::Cargo(["test", "--workspace", "erase"].map(str::to_owned).to_vec()));

@@ -18,6 +18,8 @@ mod alone;
 mod behind;
 pub mod config;
 pub mod dhcp;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod health;
 mod http;
 pub mod identity;

@@ -76,6 +76,12 @@ fn is_solicitation(packet: &[u8]) -> bool {
     matches!(packet, [SOLICITATION, 0, _, _, _, _, _, _, ..])
 }
 
+/// RFC 4861 §6.1.1.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(packet: &[u8]) {
+    assert!(!is_solicitation(packet) || packet.len() >= 8);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

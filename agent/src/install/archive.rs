@@ -314,6 +314,32 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
+/// Any bytes as a tar stream. What can be unpacked of it, by where it goes in the root; or why none of it can be.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) -> Result<Vec<PathBuf>, String> {
+    use super::root::inside;
+    let mut archive = Archive::new(bytes);
+    let mut paths = vec![];
+    while let Some(member) = archive.next_member().map_err(|error| error.to_string())? {
+        assert!(member.mode <= 0o7777 && member.mtime.nanoseconds < 1_000_000_000, "{member:?}");
+        let path = inside(&member.path).map_err(|error| error.to_string())?;
+        assert!(
+            !path.is_absolute() && !path.components().any(|part| part == std::path::Component::ParentDir),
+            "{path:?}"
+        );
+        match member.kind {
+            Kind::File { bytes } => {
+                let copied = io::copy(&mut archive, &mut io::sink()).map_err(|error| error.to_string())?;
+                assert!(copied <= bytes);
+            }
+            Kind::HardLink { target } => drop(inside(&target).map_err(|error| error.to_string())?),
+            _ => {}
+        }
+        paths.push(path);
+    }
+    Ok(paths)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

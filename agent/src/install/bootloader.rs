@@ -228,5 +228,17 @@ fn patch(bytes: &mut [u8], at: usize, with: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the image has in /etc/default/grub, and kernel arguments: the setting is there once, however often it is made.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &str) {
+    let _ = serial_console(text);
+    let once = grub_defaults(text, "quiet");
+    let settings = |text: &str| text.lines().filter(|line| line.contains("GRUB_CMDLINE_LINUX=")).count();
+    let others = text.lines().filter(|line| !line.trim_start().starts_with("GRUB_CMDLINE_LINUX="));
+    assert!(others.clone().all(|line| once.contains(line)), "{once:?}");
+    assert_eq!(once.lines().count(), others.count() + 1, "{once:?}");
+    assert_eq!(settings(&grub_defaults(&once, "quiet")), settings(&once), "{once:?}");
+}
+
 #[cfg(test)]
 mod tests;

@@ -213,5 +213,14 @@ pub(crate) fn file_url(image_url: &str, file: &str) -> String {
     format!("{}/{file}", image_url.trim_end_matches('/'))
 }
 
+/// What a server says of the range that it sends.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &str) {
+    if let Some((first, total)) = content_range(text) {
+        let total = total.map_or("*".to_owned(), |total| total.to_string());
+        assert!(content_range(&format!("bytes {first}-{first}/{total}")).is_some());
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests;

@@ -23,6 +23,12 @@ mod target;
 mod unpack;
 mod uplink;
 
+#[cfg(fuzzing)]
+pub(crate) use self::{
+    archive::fuzz as fuzz_archive, bootloader::fuzz as fuzz_bootloader, fetch::fuzz as fuzz_fetch,
+    systemd::fuzz as fuzz_systemd,
+};
+
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

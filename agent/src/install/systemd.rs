@@ -91,6 +91,15 @@ impl Install {
     }
 }
 
+/// Names that become parts of paths stay in their directory.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &str) {
+    let Install { wanted_by, required_by, aliases, also } = Install::parse(text);
+    for name in [wanted_by, required_by, aliases, also].into_iter().flatten() {
+        assert!(!name.is_empty() && !name.contains('/') && name != "..", "{name:?}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

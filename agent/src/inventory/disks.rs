@@ -121,6 +121,14 @@ fn bus(name: &str, path: &[String], vendor: Option<&str>) -> Bus {
     }
 }
 
+/// A serial is words that can be typed, or none.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(page: &[u8]) {
+    if let Some(serial) = vpd_serial(page) {
+        assert!(!serial.is_empty() && serial.len() <= page.len() && serial.bytes().all(|b| b.is_ascii_graphic()));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -7,6 +7,9 @@ mod processors;
 mod smbios;
 mod sysfs;
 
+#[cfg(fuzzing)]
+pub(crate) use self::{disks::fuzz as fuzz_disks, smbios::fuzz as fuzz_smbios};
+
 use std::path::Path;
 
 use drophammer_protocol::event::Phase;

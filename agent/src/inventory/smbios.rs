@@ -134,6 +134,17 @@ fn said(string: SMBiosString) -> Option<String> {
     (!filler).then(|| text.to_owned())
 }
 
+/// An entry point and a table: no more comes out than was in it.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let (entry_point, table) = bytes.split_at(bytes.len().min(24));
+    let found = parse(table.to_vec(), entry_point);
+    assert!(found.dimms.len() * 4 <= table.len());
+    let texts = [&found.system.serial, &found.system.product, &found.vendor, &found.version];
+    // A byte that isn't UTF-8 becomes three.
+    assert!(texts.into_iter().flatten().all(|text| !text.trim().is_empty() && text.len() <= 3 * table.len()));
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use proptest::prelude::*;

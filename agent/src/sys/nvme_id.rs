@@ -252,6 +252,26 @@ fn text(field: &[u8]) -> String {
     printable.trim().to_owned()
 }
 
+/// Whatever a drive sends: a size that is one, and a format command that sets nothing but what it is to set.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(page: &[u8]) {
+    if let Some(controller) = Controller::parse(page) {
+        assert!(!controller.serial.is_empty());
+        let _ = (controller.sanitize(), controller.can_format());
+    }
+    let _ = health(page);
+    assert!(namespace_list(page).len() <= IDENTIFY_BYTES / 4);
+    if let Some(namespace) = Namespace::parse(page) {
+        assert!(namespace.size_bytes > 0 && namespace.block_bytes.is_power_of_two());
+        let command = AdminCommand::format(1, namespace.format, Method::NvmeFormatCrypto, QUICK);
+        assert_eq!((command.cdw10 >> 14, command.cdw10 >> 9 & 0b111), (0, 2));
+    }
+    if let Some(status) = page.first_chunk() {
+        let status = Status(u16::from_le_bytes(*status));
+        assert!(!status.to_string().is_empty());
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod fixtures {
     //! Pages built by the specification's layout, for the tests of whoever talks to drives.

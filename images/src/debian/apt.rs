@@ -252,7 +252,9 @@ fn parse_uris(text: &str) -> Vec<Package> {
         let (_, rest) = line.strip_prefix('\'')?.split_once("' ")?;
         let mut words = rest.split_whitespace();
         let file = words.next().filter(|file| file.ends_with(".deb") && !file.contains('/'))?;
-        let sha256 = words.nth(1)?.strip_prefix("SHA256:")?;
+        // It becomes part of a path.
+        let is_hash = |text: &&str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let sha256 = words.nth(1)?.strip_prefix("SHA256:").filter(is_hash)?;
         let mut parts = file.splitn(3, '_');
         Some(Package {
             name: parts.next()?.to_owned(),
@@ -309,6 +311,17 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
+/// What apt's programs print: packages are files of one directory.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &str) {
+    for package in parse_uris(text) {
+        assert!(!package.file.contains('/') && !package.name.contains('/'), "{package:?}");
+        let tree = super::unpacked::fuzz(&package);
+        assert!(tree.is_none_or(|tree| Path::new(&tree).components().count() == 1), "{package:?}");
+    }
+    let _ = (kernel_dependency(text), acquire_options(text), release_date(text));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,10 +340,11 @@ mod tests {
 
     #[test]
     fn uris_become_packages() {
+        let sha256 = "ab12".repeat(16);
         let package = |name: &str, version: &str, file: &str| Package {
             name: name.into(),
             version: version.into(),
-            sha256: "ab12".into(),
+            sha256: sha256.clone(),
             file: file.into(),
         };
         for (name, text, want) in [
@@ -341,11 +355,13 @@ mod tests {
             ),
             ("without a hash", "'http://a.example/b.deb' b_1_all.deb 9 \n", vec![]),
             ("with a weaker hash only", "'http://a.example/b.deb' b_1_all.deb 9 MD5Sum:ab12\n", vec![]),
+            ("half a hash", "'http://a.example/b.deb' b_1_all.deb 9 SHA256:ab1\n", vec![]),
+            ("no hash but a path", "'http://a.example/b.deb' b_1_all.deb 9 SHA256:/etc/ab12\n", vec![]),
             ("not a package", "'http://a.example/Packages' Packages 9 SHA256:ab12\n", vec![]),
             ("a path", "'http://a.example/b.deb' ../b_1_all.deb 9 SHA256:ab12\n", vec![]),
             ("nothing", "", vec![]),
         ] {
-            assert_eq!(parse_uris(text), want, "{name}");
+            assert_eq!(parse_uris(&text.replace("ab12", &sha256)), want, "{name}");
         }
     }
 

@@ -242,6 +242,20 @@ fn entry_of(stanza: &[(String, String)]) -> Option<Entry> {
     })
 }
 
+/// A host's apt sources in either style, and a mirror: what comes of them are lines for apt with nothing smuggled in.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &str) {
+    let host = [parse_one_line(text), parse_deb822(text)].concat();
+    for mirror in [None, text.lines().next()] {
+        let Ok(sources) = choose("bookworm", mirror, &host, text) else { continue };
+        assert!(is_web(&sources.archive) && sources.security.as_deref().is_none_or(is_web), "{sources:?}");
+        for line in sources.lines() {
+            assert_eq!((line.split_whitespace().count(), line.contains('\n')), (5, false), "{line:?}");
+        }
+    }
+    assert!(first_mirror(text).is_none_or(|mirror| is_web(&mirror)));
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

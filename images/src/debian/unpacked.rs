@@ -99,3 +99,9 @@ fn extract(deb: &Path, tree: &Path) -> Result<()> {
     ensure!(output.status.success(), "dpkg-deb could not unpack {}: {}", deb.display(), said.trim());
     Ok(())
 }
+
+/// Where a package goes in the cache.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(package: &Package) -> Option<String> {
+    tree_name(package).ok()
+}

@@ -316,3 +316,20 @@ pub fn read(path: &Path) -> Result<Settings> {
     let config: Config = toml::from_str(&text).with_context(understand)?;
     config.check().map_err(|complaints| complaints.located(&text)).with_context(understand)
 }
+
+/// The text of a configuration file: what it means is written as it is read, and what is wrong with it is on one of its lines.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &str) {
+    let Ok(mut config) = toml::from_str::<Config>(text) else { return };
+    // These two would have it look at files of this host.
+    config.power_hook = None;
+    config.image_keys.retain(|key| key.len() == 64);
+    let again = toml::to_string(&config).expect("what was read can be written");
+    assert_eq!(toml::from_str::<Config>(&again).expect("what was written can be read"), config);
+    match config.check() {
+        Ok(settings) => {
+            assert!(settings.networks.iter().all(|network| (12..=30).contains(&network.subnet.prefix_len())))
+        }
+        Err(complaints) => assert!(!complaints.located(text).to_string().is_empty()),
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use dhcproto::v4::relay::RelayAgentInformation;
 use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, Opcode, OptionCode, UnknownOption};
 use drophammer_protocol::id::Mac;
 use ipnet::Ipv4Net;
@@ -322,7 +323,13 @@ pub(super) fn blank(request: &Request, network: &Network, kind: MessageType) -> 
     options.insert(DhcpOption::MessageType(kind));
     options.insert(DhcpOption::ServerIdentifier(server_id(request, network)));
     if let Some(relay) = &request.relay {
-        options.insert(DhcpOption::Unknown(UnknownOption::new(OptionCode::RelayAgentInformation, relay.raw.clone())));
+        let code = OptionCode::RelayAgentInformation;
+        // Its bytes as they came, under its own code: under that of an unknown option dhcproto would write them twice, in
+        // their place and once more as what has to come last.
+        options.insert(DhcpOption::RelayAgentInformation(RelayAgentInformation::default()));
+        if let Some(option) = options.get_mut(code) {
+            *option = DhcpOption::Unknown(UnknownOption::new(code, relay.raw.clone()));
+        }
     }
     message
 }

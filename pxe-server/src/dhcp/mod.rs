@@ -29,3 +29,6 @@ mod saving;
 pub mod serve;
 pub mod store;
 mod wire;
+
+#[cfg(fuzzing)]
+pub(crate) use self::{others::fuzz as fuzz_others, probe::fuzz as fuzz_probe};

@@ -280,6 +280,27 @@ fn to_clients() -> [SockFilter; 9] {
     ]
 }
 
+/// An IP packet off the wire: an answer has a server, and one that we know is nobody to complain of.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(packet: &[u8]) {
+    if let Some(answer) = Answer::parse(packet) {
+        let mut network = crate::config::Network {
+            name: String::new(),
+            interface: String::new(),
+            address: Ipv4Addr::LOCALHOST,
+            subnet: ipnet::Ipv4Net::default(),
+            relayed: false,
+            relay: crate::config::RelayMatch::default(),
+            dhcp: Dhcp::Proxy,
+            others: vec![],
+        };
+        let wrong = answer.wrong_on(&network);
+        assert!(wrong.is_none() || answer.boots);
+        network.others.push(answer.server);
+        assert_eq!(answer.wrong_on(&network), None);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

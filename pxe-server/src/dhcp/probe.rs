@@ -176,6 +176,13 @@ fn echo_sender(packet: &[u8]) -> Option<Ipv4Addr> {
     matches!(header.icmp_type, Icmpv4Type::EchoReply(_)).then(|| ip.header().source_addr())
 }
 
+/// A packet off the wire: whoever says that an address is in use says which.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(packet: &[u8]) {
+    assert!(arp_sender(packet).is_none_or(|(address, _)| !address.is_unspecified()));
+    let _ = echo_sender(packet);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

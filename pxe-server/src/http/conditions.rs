@@ -109,6 +109,19 @@ pub(crate) fn said(modified: SystemTime, now: SystemTime) -> Option<SystemTime> 
     Some(UNIX_EPOCH + Duration::from_secs(modified))
 }
 
+/// A part of a file lies in it, and HEAD is never answered with one.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(method: &Method, headers: &HeaderMap) {
+    let modified = Some(UNIX_EPOCH + Duration::from_secs(784_111_777));
+    for length in [0, 1, 100, u64::MAX] {
+        let planned = plan(method, headers, &Facts { length, tag: "\"a\"".into(), modified });
+        if let Plan::Part(range) = &planned {
+            assert!(range.start < range.end && range.end <= length, "{range:?} of {length}");
+        }
+        assert!(method == Method::GET || !matches!(planned, Plan::Part(_) | Plan::OutOfRange), "{planned:?}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use Plan::*;

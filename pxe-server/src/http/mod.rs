@@ -9,6 +9,9 @@ mod conditions;
 mod content;
 pub(crate) mod parcel;
 
+#[cfg(fuzzing)]
+pub(crate) use self::conditions::fuzz;
+
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path as FilePath, PathBuf};

@@ -91,6 +91,19 @@ pub(super) fn write(answer: &Parts, version: Version, keep: bool, now: SystemTim
     bytes
 }
 
+/// However a head is split over packets it's the same one, and what follows it isn't part of it.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) -> Option<Request<()>> {
+    let Head::Plain(whole) = read(bytes)? else { return None };
+    let (head, _) = bytes.split_at(whole.length);
+    assert!(
+        [1, 2, whole.length / 2].into_iter().all(|less| read(&head[..whole.length.saturating_sub(less)]).is_none())
+    );
+    let Some(Head::Plain(alone)) = read(head) else { panic!("the head alone is another one") };
+    assert_eq!((alone.length, alone.keep, alone.request.uri()), (whole.length, whole.keep, whole.request.uri()));
+    Some(whole.request)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};

@@ -8,6 +8,9 @@
 mod head;
 mod send;
 
+#[cfg(fuzzing)]
+pub(crate) use self::head::fuzz;
+
 use std::io::{self, Cursor, ErrorKind};
 use std::time::{Duration, SystemTime};
 

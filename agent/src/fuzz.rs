@@ -1,0 +1,42 @@
+//! The parsers here, as `tests/fuzz` calls them: each takes any bytes, and panics if what has to hold of them doesn't.
+
+use std::path::PathBuf;
+
+/// A tar: where its members go in the root, or why it can't be unpacked.
+pub fn archive(bytes: &[u8]) -> Result<Vec<PathBuf>, String> {
+    crate::install::fuzz_archive(bytes)
+}
+
+/// What comes to the DHCP client, and when; `sent` gets what it sends.
+pub fn dhcp(bytes: &[u8], sent: impl Fn(&[u8])) {
+    crate::dhcp::fuzz(bytes, sent);
+}
+
+/// The pages in which drives say who they are.
+pub fn drive(page: &[u8]) {
+    crate::sys::nvme_id::fuzz(page);
+    crate::inventory::fuzz_disks(page);
+}
+
+/// A boot entry among the firmware's variables.
+pub fn efi(bytes: &[u8]) {
+    crate::efi::fuzz(bytes);
+}
+
+/// depmod's four tables and a modalias, separated by NULs.
+pub fn modules(text: &str) {
+    crate::modules::fuzz(text);
+}
+
+/// An SMBIOS entry point, in 24 bytes, and the table.
+pub fn smbios(bytes: &[u8]) {
+    crate::inventory::fuzz_smbios(bytes);
+}
+
+/// Small texts: kernel command line, unit files and boot settings of images, headers of answers.
+pub fn words(text: &str) {
+    crate::cmdline::fuzz(text);
+    crate::install::fuzz_bootloader(text);
+    crate::install::fuzz_fetch(text);
+    crate::install::fuzz_systemd(text);
+}

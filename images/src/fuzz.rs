@@ -1,0 +1,17 @@
+//! The parsers here, as `tests/fuzz` calls them: each takes any bytes, and panics if what has to hold of them doesn't.
+
+/// A host's apt sources, and what apt's programs print.
+pub fn apt(text: &str) {
+    crate::debian::fuzz_apt(text);
+    crate::debian::fuzz_sources(text);
+}
+
+/// A kernel module.
+pub fn module(bytes: &[u8]) {
+    crate::modules::fuzz(bytes);
+}
+
+/// Whether it's a tar that machines are given to unpack.
+pub fn tar(bytes: &[u8]) -> bool {
+    crate::scan::fuzz(bytes)
+}

@@ -1,0 +1,6 @@
+//! A boot entry among the firmware's variables.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| drophammer_agent::fuzz::efi(bytes));

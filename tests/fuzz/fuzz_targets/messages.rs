@@ -1,0 +1,49 @@
+//! What is said in JSON, between machines, servers and people: what was understood is understood again.
+#![no_main]
+
+use std::fmt::Debug;
+
+use drophammer_protocol::manifest::Manifest;
+use drophammer_protocol::sign::{PublicKey, SignError, Signed};
+use drophammer_protocol::{api, boot_server, certificate, inventory, order, ticket};
+use ed25519_dalek::SigningKey;
+use libfuzzer_sys::fuzz_target;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+fuzz_target!(|bytes: &[u8]| {
+    again::<inventory::Inventory>(bytes);
+    again::<order::Order>(bytes);
+    again::<order::Outcome>(bytes);
+    again::<api::Enrol>(bytes);
+    again::<api::Enrolled>(bytes);
+    again::<api::Events>(bytes);
+    again::<ticket::BootDecision>(bytes);
+    again::<ticket::PhoneHome>(bytes);
+    again::<boot_server::Join>(bytes);
+    again::<boot_server::Registration>(bytes);
+    again::<boot_server::Briefing>(bytes);
+    again::<boot_server::Reports>(bytes);
+    again::<boot_server::OwnDisks>(bytes);
+    let _ = serde_json::from_slice::<boot_server::Health>(bytes);
+    again::<Signed<certificate::ErasureCertificate>>(bytes);
+    if let Some(manifest) = again::<Manifest>(bytes) {
+        if manifest.check().is_ok() {
+            let frames = &manifest.chunks.frames;
+            assert_eq!(frames.iter().map(|frame| u64::from(frame.unpacked)).sum::<u64>(), manifest.chunks.tar_bytes);
+            assert!(frames.windows(2).all(|pair| pair[0].offset + u64::from(pair[0].length) == pair[1].offset));
+        }
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let mut signed = Signed::seal(&manifest, &key);
+        assert_eq!(signed.open(&[PublicKey::of(&key)]).map(|opened| opened.into_inner()), Ok(manifest));
+        signed.payload.push(' ');
+        assert_eq!(signed.open(&[PublicKey::of(&key)]), Err(SignError::Forged));
+    }
+});
+
+fn again<T: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) -> Option<T> {
+    let message: T = serde_json::from_slice(bytes).ok()?;
+    let text = serde_json::to_vec(&message).expect("what was read can be written");
+    assert_eq!(serde_json::from_slice::<T>(&text).expect("what was written can be read"), message);
+    Some(message)
+}
