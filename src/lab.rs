@@ -56,7 +56,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Look for bytes that break a parser; `cargo verify` does it for a short time.
+    /// Look for bytes that break a parser; `cargo verify` does it for a short time, with the same bytes every time.
     Fuzz {
         /// Only this target, such as dhcp.
         name: Option<String>,
@@ -211,7 +211,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             output::line(&path.display().to_string())
         }
         Command::Verify { filter } => verify::verify(filter.as_deref()),
-        Command::Fuzz { name, seconds } => fuzz::fuzz(name.as_deref(), seconds, &mut say),
+        Command::Fuzz { name, seconds } => fuzz::fuzz(name.as_deref(), seconds, fuzz::Luck::Fresh, &mut say),
         Command::Bench { filter, json } => measure(&filter, json, &mut say),
         Command::Up { firmware, machines, images, rom } => {
             let options = UpOptions { firmware: firmware.into(), rom: rom.into(), machines, images };

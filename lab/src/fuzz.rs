@@ -37,8 +37,17 @@ const FLAGS: [&str; 8] = [
     "-Coverflow-checks",
 ];
 
+/// Which inputs are made up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Luck {
+    /// The same ones every time, so that a change is judged by what it changed.
+    Fixed,
+    /// Others every time.
+    Fresh,
+}
+
 /// Runs every target, or the one of this name, and fails with all that they found.
-pub fn fuzz(name: Option<&str>, seconds: u32, say: &mut dyn FnMut(&str)) -> Result<()> {
+pub fn fuzz(name: Option<&str>, seconds: u32, luck: Luck, say: &mut dyn FnMut(&str)) -> Result<()> {
     let repository = repository()?;
     let manifest = repository.join(ROOM).join("Cargo.toml");
     let text = fs::read_to_string(&manifest).with_context(|| format!("reading {}", manifest.display()))?;
@@ -58,7 +67,7 @@ pub fn fuzz(name: Option<&str>, seconds: u32, say: &mut dyn FnMut(&str)) -> Resu
                 loop {
                     let next = todo.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     let Some(name) = next else { return };
-                    let verdict = run(repository, &programs.join(&name), &name, seconds);
+                    let verdict = run(repository, &programs.join(&name), &name, seconds, luck);
                     if done.send((name, verdict)).is_err() {
                         return;
                     }
@@ -114,16 +123,18 @@ fn build(repository: &Path, names: &[String]) -> Result<PathBuf> {
     Ok(repository.join(TARGET_DIR).join(host).join("fuzz"))
 }
 
-fn run(repository: &Path, program: &Path, name: &str, seconds: u32) -> Result<String> {
+fn run(repository: &Path, program: &Path, name: &str, seconds: u32, luck: Luck) -> Result<String> {
     let found = repository.join(TARGET_DIR).join("found");
     fs::create_dir_all(&found).with_context(|| format!("making {}", found.display()))?;
     // What libFuzzer comes across it adds to its corpus.
     let corpus = tempfile::tempdir().context("making a directory for inputs")?;
     let seeds = repository.join(ROOM).join("corpus").join(name);
     copy(&seeds, corpus.path()).with_context(|| format!("copying {}", seeds.display()))?;
+    // To libFuzzer 0 is none.
+    let seed = u32::from(luck == Luck::Fixed);
     // Inputs have up to 4 KiB, or are as long as the longest seed.
     let output = Command::new(program)
-        .arg(format!("-max_total_time={seconds}"))
+        .args([format!("-max_total_time={seconds}"), format!("-seed={seed}")])
         .args(["-rss_limit_mb=512", "-timeout=5"])
         .arg(format!("-artifact_prefix={}/{name}-", found.display()))
         .arg(corpus.path())

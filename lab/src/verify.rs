@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::fuzz::{self, Luck};
 use crate::kit::{self, Image};
-use crate::{fuzz, setup, tools};
+use crate::{setup, tools};
 
 /// Runs every step, or for a filter the tests whose names contain it. Stops at the first that fails, with its name.
 pub fn verify(filter: Option<&str>) -> Result<()> {
@@ -69,7 +70,7 @@ fn run(work: &Work, repository: &Path) -> Result<()> {
         Work::SetUp => setup::ensure_host(setup::Purpose::Tests, &mut say),
         Work::Cargo(arguments) => cargo(repository, arguments),
         Work::Dependencies => dependencies(repository, &mut say),
-        Work::Fuzz => fuzz::fuzz(None, fuzz::SECONDS, &mut say),
+        Work::Fuzz => fuzz::fuzz(None, fuzz::SECONDS, Luck::Fixed, &mut say),
         Work::Kit => kit::prepare(&Image::ALL, &mut say).map(drop),
     }
 }
