@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::iter;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +28,9 @@ use super::wire::{self, EVERYBODY};
 use crate::config::{Dhcp, Network, Settings};
 use crate::live::Live;
 
+/// After the first question. That one is too early for a server that starts together with us, and the second one for a switch
+/// port on which spanning tree isn't done yet.
+const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(35)];
 const ASK_EVERY: Duration = Duration::from_secs(300);
 /// Who hasn't been heard for this long isn't there any more.
 const FORGET_AFTER: Duration = Duration::from_secs(900);
@@ -161,10 +165,11 @@ impl Watch {
 
     /// Until `stop`.
     pub(crate) fn run(self, stop: &AtomicBool) -> Result<()> {
-        let mut asked: Option<Instant> = None;
+        let mut pauses = ASK_AGAIN.into_iter().chain(iter::repeat(ASK_EVERY));
+        let mut due = Instant::now();
         while !stop.load(Ordering::Relaxed) {
-            if asked.is_none_or(|asked| asked.elapsed() >= ASK_EVERY) {
-                asked = Some(Instant::now());
+            if Instant::now() >= due {
+                due = Instant::now() + pauses.next().unwrap_or(ASK_EVERY);
                 for wire in &self.wires {
                     if let Err(error) = wire.ask() {
                         warn!(wire.interface, "asking whether there are other DHCP servers: {error}");
