@@ -15,6 +15,7 @@ use drophammer_protocol::sign::PublicKey;
 pub use drophammer_pxe_server::config::Mode;
 use drophammer_pxe_server::config::{Config, NetworkConfig, Ports, Range};
 
+use crate::kit::Kit;
 use crate::net::{self, Namespace, Process};
 use crate::{console, socket};
 
@@ -31,6 +32,8 @@ const HOOK: &str = "power-hook";
 /// The serial port is the only console that a lab's machine has.
 pub(crate) const CONSOLE: &str = "console=ttyS0,115200";
 
+/// Failed boots in a row before the lab's server gives a machine up.
+const MAX_FAILURES: u32 = 3;
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// `sun_path` of unix(7), with its terminating zero.
 const MAX_SOCKET_PATH: usize = 107;
@@ -68,6 +71,21 @@ pub struct ServerSpec {
     pub alone: bool,
     /// What it does about DHCP.
     pub dhcp: Mode,
+}
+
+impl ServerSpec {
+    /// One that serves what is in the kit, with its control API in it.
+    pub fn new(binary: PathBuf, kit: &Kit) -> Self {
+        Self {
+            binary,
+            boot_dir: kit.boot_dir.clone(),
+            images_dir: kit.images_dir.clone(),
+            image_keys: vec![kit.image_key],
+            max_failures: MAX_FAILURES,
+            alone: false,
+            dhcp: Mode::Server,
+        }
+    }
 }
 
 impl Server {

@@ -21,7 +21,7 @@ use crate::kit::{self, Image, Kit};
 use crate::lab::{self, Lab, LabSpec};
 use crate::net::{self, Namespace};
 use crate::qemu::{self, Firmware, MachineSpec, Rom};
-use crate::server::{self, Mode, ServerSpec};
+use crate::server::{self, ServerSpec};
 use crate::socket::{self, Request, Status};
 use crate::{console, setup, slots};
 
@@ -46,8 +46,6 @@ const PLAN: &str = "plan.json";
 const LOG: &str = "lab.log";
 const START_LIMIT: Duration = Duration::from_secs(180);
 const END_LIMIT: Duration = Duration::from_secs(20);
-/// Failed boots in a row before the lab's server gives a machine up.
-pub(crate) const MAX_FAILURES: u32 = 3;
 
 /// The background lab's directory.
 pub fn dir() -> Result<PathBuf> {
@@ -156,15 +154,7 @@ pub fn run_detached() -> Result<()> {
 
 /// A lab in `dir` with its machines, all switched off.
 pub(crate) fn start(dir: &Path, options: &UpOptions, kit: Kit) -> Result<Lab> {
-    let server = ServerSpec {
-        binary: program()?,
-        boot_dir: kit.boot_dir,
-        images_dir: kit.images_dir,
-        image_keys: vec![kit.image_key],
-        max_failures: MAX_FAILURES,
-        alone: false,
-        dhcp: Mode::Server,
-    };
+    let server = ServerSpec::new(program()?, &kit);
     let lab = Lab::start(LabSpec { dir: dir.to_owned(), server, machines: options.machines.into() })?;
     for n in 1..=options.machines {
         lab.add_machine(MachineSpec { rom: options.rom, ..MachineSpec::numbered(n, options.firmware) })?;

@@ -11,7 +11,7 @@ use drophammer_control::client::Client;
 use drophammer_lab::kit::{self, Image, Kit};
 use drophammer_lab::lab::{Lab, LabSpec};
 use drophammer_lab::qemu::{Firmware, MachineSpec};
-use drophammer_lab::server::{Mode, ServerSpec};
+use drophammer_lab::server::ServerSpec;
 use drophammer_lab::vm::Machine;
 use drophammer_protocol::event::{Phase, Recorded, Step};
 use drophammer_protocol::machine::{self, Allocation, State};
@@ -40,16 +40,7 @@ pub(crate) fn rig(machines: usize) -> Rig {
 
 /// What every lab's server is told.
 pub(crate) fn server() -> ServerSpec {
-    let kit = kit();
-    ServerSpec {
-        binary: PathBuf::from(DROPHAMMER),
-        boot_dir: kit.boot_dir.clone(),
-        images_dir: kit.images_dir.clone(),
-        image_keys: vec![kit.image_key],
-        max_failures: 3,
-        alone: false,
-        dhcp: Mode::Server,
-    }
+    ServerSpec::new(PathBuf::from(DROPHAMMER), kit())
 }
 
 impl Rig {

@@ -181,9 +181,10 @@ impl Arena {
         Ok(command)
     }
 
-    /// Persistent, as it is by default, which is a file that is written but not flushed; one thread, with which it loses
-    /// less at its peak beside a load generator on two processors, while two threads finish more far beyond it; UDP sockets, as its manual has it for relayed clients. It looks for nobody
-    /// on an address. Its log goes to a file, in the default detail.
+    /// Persistent, as it is by default, which is a file that is written but not flushed; one thread, with which it loses less
+    /// at its peak beside a load generator on two processors, while two threads finish more far beyond it; UDP sockets, as
+    /// its manual has it for relayed clients. It looks for nobody on an address. Its log goes to a file, in the default
+    /// detail.
     fn kea(&self, dir: &Path) -> Result<Command> {
         ensure!(self.exchange == Exchange::Dora, "Kea doesn't do ProxyDHCP");
         let [first, last] = POOL.map(std::net::Ipv4Addr::from);

@@ -8,6 +8,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,7 +16,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use drophammer_images::debian::Programs;
 use drophammer_initramfs::AGENT_ARGUMENTS;
-use drophammer_pxe_server::config::Mode;
 use tempfile::TempDir;
 
 use super::{Contest, Side, http};
@@ -34,6 +34,8 @@ const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// The switched-off machines of a benchmark are no failures.
 const MOST_FAILURES: u32 = 1000;
 const SCRIPT: &str = "boot.ipxe";
+/// What nginx serves, in the arena's directory.
+const ROOT: &str = "root";
 
 pub(super) fn bios() -> Result<Contest> {
     contest(Firmware::Bios)
@@ -62,15 +64,8 @@ impl Arena {
             .context("getting dnsmasq, nginx and tcpdump from Debian's archive")?;
         let kit = kit::prepare(&[], &mut |_| {})?;
         let dir = tempfile::Builder::new().prefix("drophammer-").tempdir().context("making a directory")?;
-        let server = ServerSpec {
-            binary: up::program()?,
-            boot_dir: kit.boot_dir.clone(),
-            images_dir: kit.images_dir.clone(),
-            image_keys: vec![kit.image_key],
-            max_failures: MOST_FAILURES,
-            alone: false,
-            dhcp: Mode::Server,
-        };
+        let server = ServerSpec { max_failures: MOST_FAILURES, ..ServerSpec::new(up::program()?, &kit) };
+        fill(&dir.path().join(ROOT), &kit)?;
         let lab = Lab::start(LabSpec { dir: dir.path().join("lab"), server, machines: 1 })?;
         let machine = lab.add_machine(MachineSpec::numbered(1, firmware))?;
         Ok(Self { machine, lab, kit, programs, dir })
@@ -126,40 +121,41 @@ impl Arena {
         command.args(["--dhcp-match=set:ipxe,175", "--dhcp-match=set:efi,option:client-arch,7"]);
         command.arg("--dhcp-boot=tag:!ipxe,tag:!efi,undionly.kpxe");
         command.arg("--dhcp-boot=tag:!ipxe,tag:efi,snponly.efi");
-        command.arg(format!("--dhcp-boot=tag:ipxe,{}/{SCRIPT}", self.url()));
+        command.arg(format!("--dhcp-boot=tag:ipxe,{}/{SCRIPT}", url()));
         Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
             .context("starting dnsmasq")
     }
 
     fn nginx(&self) -> Result<Process> {
-        let root = self.dir.path().join("root");
-        if !root.exists() {
-            fs::create_dir(&root).with_context(|| format!("making {}", root.display()))?;
-            for file in ["vmlinuz", "initramfs"] {
-                let (from, to) = (self.kit.boot_dir.join(file), root.join(file));
-                fs::copy(&from, &to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
-            }
-            http::written(&root, SCRIPT, &self.script())?;
-        }
+        let root = self.dir.path().join(ROOT);
         let address = format!("{}:80", Ipv4Addr::from(SERVER_ADDRESS));
         let mut command = self.lab.namespace().enter(http::nginx(&self.programs, self.dir.path(), &root, &address)?);
         Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
             .context("starting nginx")
     }
+}
 
-    fn script(&self) -> String {
-        let url = self.url();
-        format!(
-            "#!ipxe\n\
-             kernel --name vmlinuz {url}/vmlinuz initrd=initramfs {AGENT_ARGUMENTS} drophammer.mac=${{netX/mac}} {CONSOLE}\n\
-             initrd --name initramfs {url}/initramfs\n\
-             boot\n"
-        )
+fn fill(root: &Path, kit: &Kit) -> Result<()> {
+    fs::create_dir(root).with_context(|| format!("making {}", root.display()))?;
+    for file in ["vmlinuz", "initramfs"] {
+        let (from, to) = (kit.boot_dir.join(file), root.join(file));
+        fs::copy(&from, &to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
     }
+    http::written(root, SCRIPT, &script()).map(drop)
+}
 
-    fn url(&self) -> String {
-        format!("http://{}", Ipv4Addr::from(SERVER_ADDRESS))
-    }
+fn script() -> String {
+    let url = url();
+    format!(
+        "#!ipxe\n\
+         kernel --name vmlinuz {url}/vmlinuz initrd=initramfs {AGENT_ARGUMENTS} drophammer.mac=${{netX/mac}} {CONSOLE}\n\
+         initrd --name initramfs {url}/initramfs\n\
+         boot\n"
+    )
+}
+
+fn url() -> String {
+    format!("http://{}", Ipv4Addr::from(SERVER_ADDRESS))
 }
 
 /// When tcpdump saw what it was waiting for, since 1970.
