@@ -13,7 +13,6 @@ use drophammer_protocol::boot_server::{BootServer, JoinToken};
 use drophammer_protocol::event::Recorded;
 use drophammer_protocol::id::BootServerId;
 use drophammer_protocol::machine::{Allocation, Machine};
-
 use tokio::time::sleep;
 
 use super::{Bearer, Body, Waiting, Which, bearer, not_this_way, nothing_here, off_thread, wait_for};

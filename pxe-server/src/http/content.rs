@@ -36,6 +36,7 @@ impl Content {
         // Another thread costs more than a short answer, and is of use only where a disk has to be waited for.
         let opened = match openat2(CWD, &*path, FLAGS, Mode::empty(), ResolveFlags::CACHED) {
             Ok(file) => Ok(file),
+            // Not in memory, or it can't be opened at all: asked again, that's said.
             Err(_) => {
                 let path = Arc::clone(&path);
                 let opened = tokio::task::spawn_blocking(move || open(&*path, FLAGS, Mode::empty())).await;

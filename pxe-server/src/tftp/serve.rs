@@ -312,11 +312,7 @@ fn client(token: u64) -> Option<SocketAddrV4> {
 
 /// Rounded up: a timer that hasn't run out yet would be looked at in vain.
 fn milliseconds(until: Instant, now: Instant) -> EpollTimeout {
-    let left = until.saturating_duration_since(now);
-    if left.is_zero() {
-        return EpollTimeout::ZERO;
-    }
-    let left = left + Duration::from_micros(999);
+    let left = until.saturating_duration_since(now) + Duration::from_micros(999);
     EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO)
 }
 
@@ -346,6 +342,15 @@ mod tests {
             assert_eq!(client(token(client_)), Some(client_));
         }
         assert_eq!(client(LISTENER), None);
+    }
+
+    #[test]
+    fn waiting_is_rounded_up_and_not_waiting_is_none() {
+        let now = Instant::now();
+        for (left, want) in [(0, 0_u8), (1, 1), (1000, 1), (1001, 2)] {
+            let until = now + Duration::from_micros(left);
+            assert_eq!(milliseconds(until, now), EpollTimeout::from(want), "{left} µs");
+        }
     }
 
     #[test]
