@@ -6,12 +6,12 @@ use anyhow::{Context, Result};
 use clap::Subcommand;
 use drophammer_control::client::Client;
 use drophammer_protocol::api::Explanation;
-use drophammer_protocol::certificate::Verdict;
 use drophammer_protocol::event::{Phase, Recorded, Step, boots};
-use drophammer_protocol::machine::{Allocation, Machine};
+use drophammer_protocol::machine::{Allocation, Machine, TakeBack};
 use drophammer_protocol::words;
 
-use crate::output;
+use crate::certificate;
+use crate::output::{self, clock, date};
 use crate::server::Server;
 
 #[derive(Debug, clap::Args)]
@@ -50,8 +50,14 @@ enum Command {
     /// Why it isn't where it should be: the likely cause, what that follows from, and what to look at. Also for a MAC that is
     /// no machine's yet, as are `events` and `timeline`.
     Explain(Which),
-    /// The erase certificates of a machine, newest last.
-    Certificates(Which),
+    /// The erase certificates of a machine, newest last: a table, the signed chain (`--json`, for `drophammer certificate
+    /// verify`) or a page for an auditor (`--html`).
+    Certificate {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        shown: certificate::Shown,
+    },
     /// Install an image on a waiting machine.
     Allocate {
         #[command(flatten)]
@@ -68,11 +74,38 @@ enum Command {
         /// Serial number of the drive to install on; by default the smallest that fits.
         #[arg(long, value_name = "SERIAL")]
         disk: Option<String>,
+        /// On whose behalf: a project of the server's configuration, which may want the drives erased better than others.
+        #[arg(long, value_name = "NAME")]
+        project: Option<String>,
     },
-    /// Take a machine back: it boots into the agent, is erased, and waits. Also lets a quarantined machine try again.
-    Release(Which),
+    /// Take a machine back: it boots into the agent, is erased, and waits.
+    Release {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        how: How,
+    },
     /// Take a machine back, erase it, and install what it was allocated to again.
-    Reprovision(Which),
+    Reprovision {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        how: How,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct How {
+    /// Even if it's quarantined: you have read its reason, and it may be erased again. That is recorded with your name and
+    /// the reason; the machine is free only when the erase is proven.
+    #[arg(long)]
+    despite_quarantine: bool,
+}
+
+impl How {
+    fn take_back(&self) -> TakeBack {
+        TakeBack { despite_quarantine: self.despite_quarantine }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -89,17 +122,23 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Events { which: Which { machine }, follow } => events(&client, &machine, follow, args.json),
         Command::Timeline { which: Which { machine }, all } => timeline(&client, &machine, all, args.json),
         Command::Explain(Which { machine }) => explain(&client.explanation(&machine)?, args.json),
-        Command::Certificates(Which { machine }) => certificates(&client, &machine, args.json),
-        Command::Allocate { which: Which { machine }, image, hostname, ssh_keys, disk } => {
+        Command::Certificate { which: Which { machine }, shown } => {
+            certificate::of_machine(&client, &machine, &shown, args.json)
+        }
+        Command::Allocate { which: Which { machine }, image, hostname, ssh_keys, disk, project } => {
             let hostname = match hostname {
                 Some(name) => name,
                 None => client.machine(&machine)?.name,
             };
-            let wanted = Allocation { image, hostname, ssh_keys: read_keys(&ssh_keys)?, disk };
+            let wanted = Allocation { image, hostname, ssh_keys: read_keys(&ssh_keys)?, disk, project };
             changed(&client.allocate(&machine, &wanted)?, args.json)
         }
-        Command::Release(Which { machine }) => changed(&client.release(&machine)?, args.json),
-        Command::Reprovision(Which { machine }) => changed(&client.reprovision(&machine)?, args.json),
+        Command::Release { which: Which { machine }, how } => {
+            changed(&client.release(&machine, how.take_back())?, args.json)
+        }
+        Command::Reprovision { which: Which { machine }, how } => {
+            changed(&client.reprovision(&machine, how.take_back())?, args.json)
+        }
     }
 }
 
@@ -149,6 +188,7 @@ fn show(machine: &Machine, json: bool) -> Result<()> {
     if let Some(a) = &machine.allocation {
         fact("image", Some(a.image.clone()));
         fact("hostname", Some(a.hostname.clone()));
+        fact("project", a.project.clone());
     }
     for key in &machine.ssh_host_keys {
         fact("host key", Some(key.clone()));
@@ -263,59 +303,10 @@ fn explain(explanation: &Explanation, json: bool) -> Result<()> {
     explanation.advice.iter().try_for_each(|advice| output::line(&format!("  advice   {advice}")))
 }
 
-/// `YYYY-MM-DD`, UTC.
-fn date(unix_ms: u64) -> String {
-    let seconds = i64::try_from(unix_ms / 1000).unwrap_or(i64::MAX);
-    time::OffsetDateTime::from_unix_timestamp(seconds).map_or_else(|_| String::new(), |at| at.date().to_string())
-}
-
-/// `HH:MM:SS.mmm`, UTC.
-fn clock(unix_ms: u64) -> String {
-    let (seconds, ms) = (unix_ms / 1000, unix_ms % 1000);
-    format!("{:02}:{:02}:{:02}.{ms:03}", seconds / 3600 % 24, seconds / 60 % 60, seconds % 60)
-}
-
-fn certificates(client: &Client, machine: &str, json: bool) -> Result<()> {
-    let stored = client.certificates(machine)?;
-    if json {
-        return output::json(&stored);
-    }
-    let mut rows = Vec::new();
-    for s in &stored {
-        // The server checked the signature against the key that the agent enrolled with before it stored this.
-        let c: drophammer_protocol::certificate::ErasureCertificate =
-            serde_json::from_str(&s.certificate.payload).context("reading a certificate from the server")?;
-        let verdict = match &c.verdict {
-            Verdict::Erased { method } => format!("erased: {} (NIST 800-88 {})", method.name(), method.nist_800_88()),
-            Verdict::NotErased { reason } => format!("NOT erased: {reason}"),
-        };
-        let proof = c.verification.as_ref().map_or("nothing verified".into(), |v| {
-            format!(
-                "{} canaries and {} samples, {} survived",
-                v.canaries_planted,
-                v.samples,
-                v.canaries_surviving + v.samples_surviving
-            )
-        });
-        rows.push([clock(s.stored_ms), c.disk.serial, words::bytes(c.disk.size_bytes), proof, verdict]);
-    }
-    output::table(["STORED", "SERIAL", "SIZE", "PROOF", "VERDICT"], &rows)
-}
-
 fn changed(machine: &Machine, json: bool) -> Result<()> {
     if json {
         return output::json(machine);
     }
     let reason = machine.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
     output::line(&format!("{} is {}{reason}", machine.name, machine.state))
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn clock_is_the_time_of_day() {
-        for (ms, want) in [(0, "00:00:00.000"), (86_399_999, "23:59:59.999"), (1_700_000_000_123, "22:13:20.123")] {
-            assert_eq!(super::clock(ms), want);
-        }
-    }
 }

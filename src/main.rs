@@ -1,6 +1,8 @@
 //! `drophammer`: netboot server, image tools and lab in one program. This file says which room does what.
 
 mod bootserver;
+mod certificate;
+mod drive;
 mod image;
 mod initramfs;
 mod lab;
@@ -32,6 +34,10 @@ enum Command {
     Bootserver(bootserver::Args),
     /// See, allocate, release and reprovision machines.
     Machine(machine::Args),
+    /// Check erase certificates, also without a server, and see the key that they are checked with.
+    Certificate(certificate::Args),
+    /// Keep the secrets on the labels of self-encrypting drives, for when a tenant has locked one.
+    Drive(drive::Args),
     /// Build, sign, verify and list OS images.
     Image(image::Args),
     /// Build the kernel and initramfs that machines boot the agent from.
@@ -50,6 +56,8 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Bootserver(args) => bootserver::run(args),
         Command::Machine(args) => machine::run(args),
+        Command::Certificate(args) => certificate::run(args),
+        Command::Drive(args) => drive::run(args),
         Command::Image(args) => image::run(args),
         Command::Initramfs(args) => initramfs::run(args),
         Command::Lab(args) => lab::run(args),

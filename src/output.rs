@@ -32,6 +32,23 @@ pub(crate) fn json(value: &(impl Serialize + ?Sized)) -> Result<()> {
     line(&serde_json::to_string_pretty(value).context("writing the answer as JSON")?)
 }
 
+/// `YYYY-MM-DD HH:MM:SS`, UTC.
+pub(crate) fn moment(unix_ms: u64) -> String {
+    format!("{} {}", date(unix_ms), clock(unix_ms).get(..8).unwrap_or_default())
+}
+
+/// `YYYY-MM-DD`, UTC.
+pub(crate) fn date(unix_ms: u64) -> String {
+    let seconds = i64::try_from(unix_ms / 1000).unwrap_or(i64::MAX);
+    time::OffsetDateTime::from_unix_timestamp(seconds).map_or_else(|_| String::new(), |at| at.date().to_string())
+}
+
+/// `HH:MM:SS.mmm`, UTC.
+pub(crate) fn clock(unix_ms: u64) -> String {
+    let (seconds, ms) = (unix_ms / 1000, unix_ms % 1000);
+    format!("{:02}:{:02}:{:02}.{ms:03}", seconds / 3600 % 24, seconds / 60 % 60, seconds % 60)
+}
+
 /// Columns as wide as their widest cell; the last one isn't padded.
 pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Result<()> {
     let width = |column: usize| {
@@ -54,5 +71,22 @@ pub(crate) fn line(text: &str) -> Result<()> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         done => done.context("writing to standard output"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_read_well() {
+        for (ms, want) in [
+            (0, ("1970-01-01 00:00:00", "00:00:00.000")),
+            (86_399_999, ("1970-01-01 23:59:59", "23:59:59.999")),
+            (1_700_000_000_123, ("2023-11-14 22:13:20", "22:13:20.123")),
+        ] {
+            assert_eq!((moment(ms).as_str(), clock(ms).as_str()), want);
+        }
+        assert!(!moment(u64::MAX).is_empty(), "whatever a drive's agent says");
     }
 }

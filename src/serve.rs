@@ -66,7 +66,12 @@ const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_ke
   install_cmdline = "console=ttyS0,115200" # more kernel arguments for installed systems
   power_hook = "/etc/drophammer/power"     # called as `power cycle MACHINE_ID MACHINE_NAME`
   max_failures = 3                         # failed boots in a row after which a machine is quarantined
+  erase_again_after_days = 30              # a drive that was erased and shows no write since isn't erased again so long
+  erase_policy = "purge"                   # which erasures are good enough: "purge" (default), "clear" or "rekey-only"
   router_advertisements = true             # saves 16 s per boot with Debian 12's iPXE
+
+  [projects.bank]                          # whom machines can be allocated for, with --project
+  erase_policy = "rekey-only"              # at least this when it's through with them; default: erase_policy
 
   [ports]
   dhcp = 67
@@ -115,7 +120,7 @@ const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_ke
   router = "10.0.3.254"
 
 SIGHUP (`systemctl reload drophammer`) has the file read again: pools, options, reservations, boot files, kernel arguments,
-image keys and max_failures are taken up at once; what else changed is refused, and needs a restart.
+image keys, max_failures, erase_policy, erase_again_after_days and projects are taken up at once; what else changed is refused, and needs a restart.
 
 The log's detail is set by RUST_LOG (error, warn, info, debug, or drophammer_control=debug,…)."#;
 

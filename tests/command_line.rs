@@ -3,6 +3,15 @@
 use std::fs;
 use std::process::{Command, Output};
 
+use drophammer_protocol::certificate::Link;
+use drophammer_protocol::chain::CertificateChain;
+use drophammer_protocol::fixtures;
+use drophammer_protocol::id::{BootId, MachineId, OrderId};
+use drophammer_protocol::inventory::DiskId;
+use drophammer_protocol::sign::{PublicKey, Signed};
+use ed25519_dalek::SigningKey;
+use uuid::Uuid;
+
 fn drophammer(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_drophammer")).args(args).output().expect("started")
 }
@@ -19,7 +28,14 @@ fn every_command_explains_itself() {
         vec!["machine", "allocate"],
         vec!["machine", "release"],
         vec!["machine", "reprovision"],
-        vec!["machine", "certificates"],
+        vec!["machine", "certificate"],
+        vec!["certificate"],
+        vec!["certificate", "verify"],
+        vec!["certificate", "key"],
+        vec!["drive"],
+        vec!["drive", "psid"],
+        vec!["drive", "psids"],
+        vec!["drive", "forget-psid"],
         vec!["image"],
         vec!["image", "build"],
         vec!["image", "keygen"],
@@ -102,4 +118,64 @@ fn keys_are_made_once_and_kept_private() {
         &format!("{file}.pub"),
     ]);
     assert_eq!(String::from_utf8_lossy(&json.stdout).trim(), "[]");
+}
+
+/// What an agent prints that erased a drive by hand, and the key that it told.
+fn certificates() -> (CertificateChain, PublicKey) {
+    let key = SigningKey::from_bytes(&[7; 32]);
+    let (machine, boot, order) = (MachineId(Uuid::nil()), BootId(Uuid::nil()), OrderId(Uuid::nil()));
+    let mut link = Link::FIRST;
+    let signed = ["A", "B"].map(|serial| {
+        let disk = DiskId::new(serial, 1 << 30);
+        let signed = Signed::seal(&fixtures::certificate(machine, boot, order, link.clone(), &disk), &key);
+        link = link.after(&signed);
+        signed
+    });
+    (CertificateChain::without_server(signed.into()), PublicKey::of(&key))
+}
+
+#[test]
+fn certificates_are_verified_offline() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (chain, key) = certificates();
+    let (key, other) = (key.to_string(), PublicKey::of(&SigningKey::from_bytes(&[8; 32])).to_string());
+    let text = serde_json::to_string_pretty(&chain).expect("written");
+    fs::write(path("good"), &text).expect("written");
+    fs::write(path("key"), format!("{key}\n")).expect("written");
+    fs::write(path("cut"), &text[..text.len() / 2]).expect("written");
+    fs::write(path("changed"), text.replacen("6905", "6906", 1)).expect("written");
+    fs::write(path("strange"), "[1, 2]").expect("written");
+    let mut hole = chain.clone();
+    hole.certificates.remove(0);
+    fs::write(path("hole"), serde_json::to_string(&hole).expect("written")).expect("written");
+    let (good, key_file) = (path("good"), path("key"));
+    for (name, args, code, words) in [
+        ("whole, with its key", vec![&good, "--key", &key], 0, "signed by the agent whose key you gave"),
+        ("whole, with its key in a file", vec![&good, "--key", &key_file], 0, "valid: 2 certificates of 2 drives"),
+        ("whole, without", vec![&good], 0, "not known: who made them"),
+        ("as JSON", vec![&good, "--json"], 0, "\"valid\": true"),
+        ("as a page", vec![&good, "--html"], 0, "<!DOCTYPE html>"),
+        ("another key", vec![&good, "--key", &other], 1, "none of the trusted keys"),
+        ("no key", vec![&good, "--key", "hello"], 1, "neither 64 hex digits nor a file"),
+        ("cut", vec![&path("cut")], 1, "no chain of certificates, or not all of one"),
+        ("something else", vec![&path("strange")], 1, "no chain of certificates, or not all of one"),
+        ("nothing", vec![&path("none")], 1, "reading the certificates in"),
+        ("a changed byte", vec![&path("changed")], 1, "certificate 1 isn't believed: the signature doesn't match"),
+        ("a changed byte, as JSON", vec![&path("changed"), "--json"], 1, "\"valid\": false"),
+        ("a hole", vec![&path("hole")], 1, "certificate 1 is missing"),
+    ] {
+        let args: Vec<&str> = ["certificate", "verify"].into_iter().chain(args.iter().map(|arg| &**arg)).collect();
+        let output = drophammer(&args);
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(output.status.code(), Some(code), "{name}: {said}");
+        assert!(said.contains(words), "{name}: {said}");
+    }
+    let from_stdin = Command::new(env!("CARGO_BIN_EXE_drophammer"))
+        .args(["certificate", "verify", "-", "--key", &key])
+        .stdin(fs::File::open(&good).expect("opened"))
+        .output()
+        .expect("started");
+    assert!(from_stdin.status.success(), "{from_stdin:?}");
 }

@@ -1,12 +1,15 @@
 //! The agent at a command line: the same inventory, plan and erase, on whatever host it's started.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::Context;
 use clap::Args;
-use drophammer_protocol::certificate::Verdict;
+use drophammer_protocol::certificate::{Link, Verdict};
+use drophammer_protocol::chain::CertificateChain;
+use drophammer_protocol::erase::{Depth, Erase, Policy};
 use drophammer_protocol::id::{BootId, MachineId, OrderId};
 use drophammer_protocol::inventory::{Disk, DiskId, FirmwareKind, Inventory};
 use drophammer_protocol::order::Outcome;
@@ -23,6 +26,10 @@ pub(crate) struct Selection {
     /// Only this drive, by serial (`serial:S5GXNF0R` or just the serial). May be repeated; without it, all drives.
     #[arg(long = "disk", value_name = "serial:SERIAL")]
     disks: Vec<Serial>,
+    /// Which erasures are good enough: `purge` (NIST SP 800-88 Purge), `clear`, or `rekey-only` for those that throw an
+    /// encryption key away and take seconds.
+    #[arg(long, default_value_t)]
+    policy: Policy,
     /// The plan as JSON.
     #[arg(long)]
     json: bool,
@@ -38,6 +45,9 @@ pub(crate) struct EraseArgs {
     /// Destroy all data on the drive with this serial, typed in full. Repeat it for each drive.
     #[arg(long, value_name = "SERIAL")]
     yes_destroy: Vec<String>,
+    /// Read every block after the erase, not only samples.
+    #[arg(long)]
+    verify_all: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +71,10 @@ pub(crate) fn inventory(json: bool) -> anyhow::Result<()> {
 }
 
 pub(crate) fn plan(selection: &Selection) -> anyhow::Result<()> {
-    let plans = select(erase::survey(Path::new("/")), &selection.disks)?;
+    let here = inventory::disks::disks(Path::new("/"));
+    let ids = here.iter().filter_map(Disk::id).filter(|id| selection.disks.iter().any(|serial| serial.0 == id.serial));
+    let order = order(selection.policy, Depth::Sampled, ids.collect());
+    let plans = select(erase::survey(Path::new("/"), &order), &selection.disks)?;
     if selection.json {
         println!("{}", serde_json::to_string_pretty(&plans).context("writing the plan as JSON")?);
         return Ok(());
@@ -94,28 +107,44 @@ pub(crate) fn erase(args: &EraseArgs) -> anyhow::Result<()> {
         key,
     };
     let (reporter, console) = events::to_stderr();
-    let outcome = erase::carry_out(&context, &drives, Coverage::NamedDrives, &reporter);
+    let depth = if args.verify_all { Depth::Full } else { Depth::Sampled };
+    let order = order(args.selection.policy, depth, drives);
+    let outcome = erase::carry_out(&context, &order, Coverage::NamedDrives, &reporter);
     drop(reporter);
     if console.join().is_err() {
         eprintln!("drophammer-agent: the console output broke off");
     }
     let certificates = match outcome {
         Outcome::Erased { certificates } => certificates,
-        Outcome::Refused { reason } => anyhow::bail!("refused, nothing was touched: {reason}"),
+        Outcome::Refused { reason } => anyhow::bail!("refused, nothing was erased: {reason}"),
         Outcome::Failed { reason } => anyhow::bail!("{reason}"),
         Outcome::Installed(_) => anyhow::bail!("an erase ended as an installation; this is a bug"),
     };
-    println!("{}", serde_json::to_string_pretty(&certificates).context("writing the certificates as JSON")?);
+    // What `drophammer certificate verify` takes.
+    let chain = CertificateChain::without_server(certificates.clone());
+    println!("{}", serde_json::to_string_pretty(&chain).context("writing the certificates as JSON")?);
     eprintln!("signed with a key made for this run: {signer}");
     let mut dirty = Vec::new();
     for signed in &certificates {
         let certificate = signed.open(&[signer]).context("reading our own certificate")?;
         if let Verdict::NotErased { reason } = &certificate.verdict {
-            dirty.push(format!("{} is not erased: {reason}", certificate.disk));
+            dirty.push(format!("disk {} is not erased: {reason}", certificate.drive.serial));
         }
     }
     anyhow::ensure!(dirty.is_empty(), "{}", dirty.join("; "));
     Ok(())
+}
+
+fn order(policy: Policy, depth: Depth, disks: Vec<DiskId>) -> Erase {
+    Erase {
+        disks,
+        policy,
+        depth,
+        psids: BTreeMap::new(),
+        fresh: BTreeMap::new(),
+        link: Link::FIRST,
+        ordered_by: "a person at this host".into(),
+    }
 }
 
 /// The plans of the selected drives; all of them if nothing was selected.
@@ -224,7 +253,7 @@ mod tests {
             let typed: Vec<String> = typed.iter().map(|s| (*s).to_owned()).collect();
             let got = named(&here, &selected, &typed).map_err(|_| ());
             let want = want.map(|ids: Vec<(&str, u64)>| {
-                ids.into_iter().map(|(serial, size_bytes)| DiskId { serial: serial.into(), size_bytes }).collect()
+                ids.into_iter().map(|(serial, size_bytes)| DiskId::new(serial, size_bytes)).collect()
             });
             assert_eq!(got, want, "{name}");
         }

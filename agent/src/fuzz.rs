@@ -12,10 +12,14 @@ pub fn dhcp(bytes: &[u8], sent: impl Fn(&[u8])) {
     crate::dhcp::fuzz(bytes, sent);
 }
 
-/// The pages in which drives say who they are.
+/// The pages in which drives say who they are, their sense data, and what lies on them.
 pub fn drive(page: &[u8]) {
-    crate::sys::nvme_id::fuzz(page);
+    crate::drive::ata::fuzz(page);
+    crate::drive::nvme::fuzz(page);
+    crate::drive::opal::fuzz(page);
+    crate::drive::scsi::fuzz(page);
     crate::inventory::fuzz_disks(page);
+    crate::signatures::fuzz(page);
 }
 
 /// A boot entry among the firmware's variables.
@@ -33,9 +37,10 @@ pub fn smbios(bytes: &[u8]) {
     crate::inventory::fuzz_smbios(bytes);
 }
 
-/// Small texts: kernel command line, unit files and boot settings of images, headers of answers.
+/// Small texts: kernel command line, lists of mounts, unit files and boot settings of images, headers of answers.
 pub fn words(text: &str) {
     crate::cmdline::fuzz(text);
+    crate::holders::fuzz(text);
     crate::install::fuzz_bootloader(text);
     crate::install::fuzz_fetch(text);
     crate::install::fuzz_systemd(text);

@@ -5,11 +5,13 @@ mod by_hand;
 mod cmdline;
 mod dhcp;
 mod disk;
+mod drive;
 mod efi;
 mod erase;
 mod events;
 #[cfg(fuzzing)]
 pub mod fuzz;
+mod holders;
 mod init;
 mod install;
 mod inventory;
@@ -20,6 +22,7 @@ mod phone_home;
 mod reporter;
 mod run;
 mod server;
+mod signatures;
 mod sys;
 mod watchdog;
 

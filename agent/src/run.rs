@@ -11,15 +11,17 @@ use std::time::Duration;
 
 use anyhow::Context;
 use drophammer_protocol::api::{AGENT_VENDOR_CLASS, BOOT_TICKET, Enrol};
+use drophammer_protocol::erase::Erase;
 use drophammer_protocol::event::Phase;
 use drophammer_protocol::id::{Mac, OrderId};
-use drophammer_protocol::inventory::{DiskId, Inventory};
+use drophammer_protocol::inventory::Inventory;
 use drophammer_protocol::order::{Order, Outcome, Task};
 use drophammer_protocol::sign::PublicKey;
 use drophammer_protocol::ticket::{BootDecision, BootTicket, TICKET_PATH};
 use ed25519_dalek::SigningKey;
 
 use crate::cmdline::Cmdline;
+use crate::drive::namespaces;
 use crate::erase::{self, Coverage};
 use crate::events::Events;
 use crate::init::Exit;
@@ -78,6 +80,7 @@ fn until_exit(events: &Events, watchdog: &Watchdog) -> anyhow::Result<Exit> {
     if !coldplug.settled(QUIET_BEFORE_INVENTORY, LONGEST_SETTLING) {
         reporter.note(Phase::Inventory, "devices keep appearing; the inventory is of those that are there now");
     }
+    namespaces::attach_all(reporter);
     let found = inventory::read(Path::new("/"), Some(reporter));
     check_identity(&ticket, &found, reporter);
     server.store_inventory(&found).context("storing the inventory")?;
@@ -138,9 +141,9 @@ impl Boot {
             Judgement::CarryOut => match &order.task {
                 // The reboot itself is the answer: the next boot has orders of its own.
                 Task::Reboot { reason } => return Ok(Some(Exit::Reboot { reason: format!("ordered: {reason}") })),
-                Task::Erase { disks } => {
+                Task::Erase(task) => {
                     watchdog.step(SILENCE_WHILE_ERASING);
-                    self.erase(order.id, disks, reporter)?
+                    self.erase(order.id, task, reporter)?
                 }
                 Task::Install(task) => {
                     watchdog.step(SILENCE_WHILE_INSTALLING);
@@ -171,10 +174,10 @@ impl Boot {
         Ok(start)
     }
 
-    fn erase(&mut self, order: OrderId, disks: &[DiskId], reporter: &Reporter) -> anyhow::Result<Outcome> {
+    fn erase(&mut self, order: OrderId, task: &Erase, reporter: &Reporter) -> anyhow::Result<Outcome> {
         let context =
             erase::Context { machine: self.ticket.machine, boot: self.ticket.boot, order, key: self.key.clone() };
-        let outcome = erase::carry_out(&context, disks, Coverage::WholeMachine, reporter);
+        let outcome = erase::carry_out(&context, task, Coverage::WholeMachine, reporter);
         // A drive that turned up after the inventory has no certificate. The server compares the outcome with the
         // inventory that it has, so it must hear of that drive first.
         let now = inventory::disks::disks(Path::new("/"));
@@ -319,7 +322,7 @@ mod tests {
                 id: OrderId(uuid(id)),
                 machine: MachineId(uuid(machine)),
                 boot: BootId(uuid(boot)),
-                task: Task::Erase { disks: vec![] },
+                task: Task::Reboot { reason: String::new() },
             };
             assert_eq!(judge(&order, &ticket, &answered), want, "{name}");
         }

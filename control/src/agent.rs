@@ -1,27 +1,27 @@
 //! What agents ask and tell. Each call speaks for one boot of one machine, and only the machine's present boot counts.
 
-use anyhow::Context;
+use std::collections::BTreeMap;
+
 use axum::http::StatusCode;
-use drophammer_protocol::api::{Enrol, Enrolled, Events, EventsStored, PhonedHome, StoredCertificate};
+use drophammer_protocol::api::{Enrol, Enrolled, Events, EventsStored, PhonedHome};
+use drophammer_protocol::erase::{Depth, Erase, Fresh, Psid};
 use drophammer_protocol::event::{Phase, Step};
 use drophammer_protocol::id::{BootId, MachineId, OrderId};
 use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::machine::State;
-use drophammer_protocol::order::{self, Install, Order, Outcome, Task};
+use drophammer_protocol::order::{Install, Order, Task};
 use drophammer_protocol::ticket::PhoneHome;
-use drophammer_protocol::words::bytes;
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::Control;
 use crate::denied::Denied;
-use crate::erasure::{self, Run};
+use crate::erasure;
 use crate::install;
 use crate::lifecycle::Input;
 use crate::records::{
-    Answered, Boot, BootInventory, Enrolment, Pending, PhoneHomeDue, Record, What, boot_key, certificate_key,
-    inventory_key, machine_key,
+    Boot, BootInventory, Enrolment, Pending, PhoneHomeDue, Record, What, boot_key, inventory_key, machine_key,
 };
+use crate::rested;
 use crate::secret::{Purpose, Token};
 use crate::store::Txn;
 use crate::timeline::{self, Said};
@@ -158,37 +158,15 @@ impl Control {
                     }
                 }
             }
-            let due = record.order.as_ref().zip(record.boot_of(boot));
-            Ok(due.map(|(pending, boot)| self.write_order(record.id, boot, pending)))
-        })
-    }
-
-    pub(crate) fn take_outcome(&self, bearer: &str, id: OrderId, outcome: &Outcome, now: u64) -> Result<(), Denied> {
-        let text = serde_json::to_vec(outcome).context("hashing an outcome")?;
-        let outcome_sha256 = hex::encode(Sha256::digest(text));
-        self.as_agent(bearer, now, |txn, record, _| {
-            if let Some(answered) = record.answered.iter().find(|a| a.order == id) {
-                return if answered.outcome_sha256 == outcome_sha256 {
-                    Ok(())
-                } else {
-                    Err(Denied::conflict(format!("order {id} has another outcome already")))
-                };
-            }
-            let Some(pending) = record.order.clone().filter(|o| o.id == id) else {
-                return Err(match record.state {
-                    State::Releasing => Denied::gone("the machine was taken back meanwhile; reboot into the network"),
-                    _ => Denied::new(StatusCode::NOT_FOUND, format!("this boot has no order {id}")),
-                });
-            };
-            record.answered.push(Answered { order: id, outcome_sha256: outcome_sha256.clone() });
-            match pending.what {
-                What::Erase { disks } => {
-                    let input = erase_result(txn, record, id, &disks, outcome, now)?;
-                    agent_step(self, txn, record, input, now)
+            let Some((pending, boot)) = record.order.as_ref().zip(record.boot_of(boot)) else { return Ok(None) };
+            let (psids, fresh) = match &pending.what {
+                What::Erase(erasing) => {
+                    let rested = rested::load(txn, record, self.policy().erase_again_after, now)?;
+                    (self.psids(txn, &erasing.disks)?, rested::fresh(&rested)?)
                 }
-                What::Install(plan) => self.install_ended(txn, record, &plan, outcome, now),
-                What::Reboot { .. } => reboot_ended(txn, record, outcome, now),
-            }
+                What::Install(_) | What::Reboot { .. } => (BTreeMap::new(), BTreeMap::new()),
+            };
+            Ok(Some(self.write_order(record, boot, pending, psids, fresh)))
         })
     }
 
@@ -231,44 +209,25 @@ impl Control {
         Ok(())
     }
 
-    fn install_ended(
+    fn write_order(
         &self,
-        txn: &mut Txn<'_>,
-        record: &mut Record,
-        plan: &install::Plan,
-        outcome: &Outcome,
-        now: u64,
-    ) -> Result<(), Denied> {
-        match outcome {
-            Outcome::Installed(done) => {
-                agent_step(self, txn, record, Input::Installed, now)?;
-                let order::Installed { bytes_fetched, bytes_written, peak_memory_bytes, .. } = **done;
-                let message = format!(
-                    "{} is on {}: {} fetched, {} written, the agent's memory peaked at {}",
-                    plan.image,
-                    plan.disk,
-                    bytes(bytes_fetched),
-                    bytes(bytes_written),
-                    bytes(peak_memory_bytes)
-                );
-                let said = Said::new(now, record.boot, Phase::Lifecycle, Step::Note, message);
-                Ok(timeline::append(txn, record.id, [said])?)
-            }
-            Outcome::Refused { reason } => {
-                agent_step(self, txn, record, Input::InstallFailed(format!("the agent refused: {reason}")), now)
-            }
-            Outcome::Failed { reason } => agent_step(self, txn, record, Input::InstallFailed(reason.clone()), now),
-            Outcome::Erased { .. } => {
-                let why = "the agent says that it erased disks instead of installing".into();
-                agent_step(self, txn, record, Input::InstallFailed(why), now)
-            }
-        }
-    }
-
-    fn write_order(&self, machine: MachineId, boot: &Boot, pending: &Pending) -> Order {
-        let reach = &boot.reach;
+        record: &Record,
+        boot: &Boot,
+        pending: &Pending,
+        psids: BTreeMap<String, Psid>,
+        fresh: BTreeMap<String, Fresh>,
+    ) -> Order {
+        let (machine, reach, policy) = (record.id, &boot.reach, self.policy());
         let task = match &pending.what {
-            What::Erase { disks } => Task::Erase { disks: disks.clone() },
+            What::Erase(erasing) => Task::Erase(Box::new(Erase {
+                disks: erasing.disks.clone(),
+                policy: erasing.policy,
+                depth: Depth::Sampled,
+                psids,
+                fresh,
+                link: record.link.clone(),
+                ordered_by: erasing.ordered_by.clone(),
+            })),
             What::Reboot { reason } => Task::Reboot { reason: reason.clone() },
             What::Install(plan) => Task::Install(Box::new(Install {
                 disk: plan.disk.clone(),
@@ -277,7 +236,7 @@ impl Control {
                 manifest_sha256: plan.manifest_sha256.clone(),
                 hostname: plan.hostname.clone(),
                 ssh_keys: plan.ssh_keys.clone(),
-                cmdline: self.policy().install_cmdline.clone(),
+                cmdline: policy.install_cmdline.clone(),
                 phone_home: PhoneHome {
                     server: reach.server.clone(),
                     boot_server: reach.boot_server.clone(),
@@ -292,7 +251,7 @@ impl Control {
     }
 
     /// Runs `body` on the caller's machine if the caller is its present boot.
-    fn as_agent<R>(
+    pub(crate) fn as_agent<R>(
         &self,
         bearer: &str,
         now: u64,
@@ -331,62 +290,19 @@ fn authenticate(record: &Record, token: &Token) -> Result<BootId, Denied> {
     Ok(boot.id)
 }
 
-/// What the outcome of an erase order is worth. Certificates that are really this run's are kept, whatever they say.
-fn erase_result(
-    txn: &mut Txn<'_>,
-    record: &Record,
-    order: OrderId,
-    disks: &[DiskId],
-    outcome: &Outcome,
-    now: u64,
-) -> Result<Input, Denied> {
-    let certificates = match outcome {
-        Outcome::Erased { certificates } => certificates,
-        Outcome::Refused { reason } => return Ok(Input::NotErased(format!("the agent refused: {reason}"))),
-        Outcome::Failed { reason } => return Ok(Input::NotErased(reason.clone())),
-        Outcome::Installed(_) => {
-            return Ok(Input::NotErased("the agent says that it installed something instead".into()));
-        }
-    };
-    let inventory = txn.get::<BootInventory>(&inventory_key(record.id))?.filter(|i| Some(i.boot) == record.boot);
-    let boot = record.boot.and_then(|boot| record.boot_of(boot));
-    let (Some(inventory), Some((boot, enrolment))) =
-        (inventory, boot.and_then(|b| b.enrolled.as_ref().map(|e| (b.id, e))))
-    else {
-        return Ok(Input::NotErased("this boot has no inventory to compare the certificates with".into()));
-    };
-    let run = Run { machine: record.id, boot, order, disks, inventory: &inventory.inventory, key: enrolment.key };
-    let judged = erasure::judge(&run, certificates);
-    for (number, certificate) in judged.authentic.into_iter().enumerate() {
-        let stored = StoredCertificate { stored_ms: now, certificate };
-        txn.put(&certificate_key(record.id, now, order, number), &stored)?;
-    }
-    Ok(match judged.proof {
-        Ok(proof) => Input::Erased(proof),
-        Err(doubts) => Input::NotErased(erasure::sentence(&doubts)),
-    })
-}
-
 /// What the rules refuse an agent because its machine has gone on without it ends that boot.
-fn agent_step(control: &Control, txn: &mut Txn<'_>, record: &mut Record, input: Input, now: u64) -> Result<(), Denied> {
+pub(crate) fn agent_step(
+    control: &Control,
+    txn: &mut Txn<'_>,
+    record: &mut Record,
+    input: Input,
+    now: u64,
+) -> Result<(), Denied> {
     let state = record.state;
     control.advance(txn, record, input, now).map_err(|denied| match (denied, state) {
         (Denied::Refused { detail, .. }, State::Booting | State::Running | State::Releasing) => Denied::gone(detail),
         (denied, _) => denied,
     })
-}
-
-/// A machine that reboots says so by its next boot; here is only heard that it can't.
-fn reboot_ended(txn: &mut Txn<'_>, record: &mut Record, outcome: &Outcome, now: u64) -> Result<(), Denied> {
-    let why = match outcome {
-        Outcome::Refused { reason } | Outcome::Failed { reason } => reason,
-        Outcome::Erased { .. } | Outcome::Installed(_) => "it did something else instead",
-    };
-    let message = format!("the agent can't reboot: {why}. Reboot the machine by hand into network boot");
-    record.order = None;
-    record.reason = Some(message.clone());
-    let said = Said::new(now, record.boot, Phase::Lifecycle, Step::Failed, message);
-    Ok(timeline::append(txn, record.id, [said])?)
 }
 
 /// SMBIOS before 2.6 and option 97 of some firmware have the first three fields in the other byte order.
@@ -421,33 +337,52 @@ fn serial(text: Option<&str>) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use drophammer_protocol::id::Mac;
     use drophammer_protocol::sign::PublicKey;
-    use drophammer_protocol::ticket::{BootDecision, Reach};
+    use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach};
     use ed25519_dalek::SigningKey;
 
     use super::*;
     use crate::{Config, Policy, unix_ms};
 
-    #[test]
-    fn a_ticket_is_good_for_ten_minutes() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let key = PublicKey::of(&SigningKey::from_bytes(&[1; 32]));
-        let control = Control::open(Config {
-            state_dir: dir.path().join("state"),
-            images_dir: dir.path().join("images"),
+    pub(crate) fn control(dir: &std::path::Path) -> Control {
+        Control::open(Config {
+            state_dir: dir.join("state"),
+            images_dir: dir.join("images"),
             addresses: vec![],
             host_names: vec![],
             power_hook: None,
-            policy: Policy { image_keys: vec![], install_cmdline: String::new(), max_failures: 3 },
+            policy: Policy {
+                image_keys: vec![],
+                install_cmdline: String::new(),
+                max_failures: 3,
+                erase: drophammer_protocol::erase::Policy::Purge,
+                erase_again_after: std::time::Duration::from_secs(86_400),
+                projects: BTreeMap::new(),
+            },
         })
-        .expect("opens");
-        let machine = MachineId(Uuid::from_u128(1));
-        let reach = Reach { server: String::new(), boot_server: String::new(), time_key: key };
+        .expect("opens")
+    }
+
+    /// The machine's firmware asks, and is sent to the agent.
+    pub(crate) fn ticket(control: &Control, machine: MachineId) -> BootTicket {
+        let time_key = PublicKey::of(&SigningKey::from_bytes(&[1; 32]));
+        let reach = Reach { server: String::new(), boot_server: String::new(), time_key };
         let mac = Mac([2, 0, 0, 0, 0, 1]);
-        let asked = control.boot_asked(mac, machine, [10, 0, 0, 1].into(), &reach).expect("decides");
-        let BootDecision::Agent(ticket) = asked else { panic!("the agent's boot") };
+        match control.boot_asked(mac, machine, [10, 0, 0, 1].into(), &reach).expect("decides") {
+            BootDecision::Agent(ticket) => ticket,
+            BootDecision::LocalDisk => panic!("not the agent's boot"),
+        }
+    }
+
+    #[test]
+    fn a_ticket_is_good_for_ten_minutes() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let control = control(dir.path());
+        let machine = MachineId(Uuid::from_u128(1));
+        let ticket = ticket(&control, machine);
+        let key = PublicKey::of(&SigningKey::from_bytes(&[1; 32]));
         let enrol = Enrol { machine, key, macs: vec![], agent_version: String::new() };
         let minute = 60_000;
         for (name, after, good) in [("too late", 11 * minute, false), ("in time", 9 * minute, true)] {

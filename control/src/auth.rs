@@ -1,5 +1,6 @@
 //! Who may operate: tokens with roles, kept as hashes.
 
+use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -26,6 +27,23 @@ pub enum Role {
     Admin,
     /// May look at everything and change nothing.
     Viewer,
+}
+
+/// In whose name something is ordered, as it's recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Who(String);
+
+impl Who {
+    /// Whoever may open the server's own socket.
+    pub(crate) fn at_the_socket() -> Self {
+        Self("an operator at the server's own socket".into())
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -60,11 +78,14 @@ pub(crate) fn first_tokens(store: &Store, state_dir: &Path) -> Result<()> {
         .context("storing the first operator tokens")
 }
 
-/// The role behind a bearer token.
-pub(crate) fn role(store: &Store, bearer: &str) -> Result<Role, Denied> {
+/// Who is behind a bearer token.
+pub(crate) fn caller(store: &Store, bearer: &str) -> Result<(Who, Role), Denied> {
     let unknown =
         || Denied::stranger("this operator token isn't known: use the one in admin.token of the state directory");
     let token = Token::parse(bearer).ok_or_else(unknown)?;
     let operator: Operator = store.get(&format!("{OPERATORS}{}", token.holder))?.ok_or_else(unknown)?;
-    if operator.token.is_of(&token) { Ok(operator.role) } else { Err(unknown()) }
+    if !operator.token.is_of(&token) {
+        return Err(unknown());
+    }
+    Ok((Who(format!("operator {}", operator.name)), operator.role))
 }

@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use drophammer_protocol::api::{
-    BOOT_SERVERS, Explanation, IMAGE_LIST, ImageSummary, MACHINES, Problem, StoredCertificate,
+    BOOT_SERVERS, CERTIFICATE_KEY, Explanation, IMAGE_LIST, ImageSummary, MACHINES, PSIDS, Problem,
 };
 use drophammer_protocol::boot_server::{BootServer, JoinToken};
+use drophammer_protocol::chain::CertificateChain;
+use drophammer_protocol::erase::Psid;
 use drophammer_protocol::event::Recorded;
 use drophammer_protocol::id::BootServerId;
-use drophammer_protocol::machine::{Allocation, Machine};
+use drophammer_protocol::machine::{Allocation, Machine, TakeBack};
+use drophammer_protocol::sign::PublicKey;
 use reqwest::Url;
 use reqwest::blocking::{Client as Http, ClientBuilder, RequestBuilder};
 use rustls::RootCertStore;
@@ -78,7 +81,7 @@ impl Client {
         self.send(self.http.get(self.url(MACHINES, &[machine, "explanation"])?))
     }
 
-    pub fn certificates(&self, machine: &str) -> Result<Vec<StoredCertificate>> {
+    pub fn certificates(&self, machine: &str) -> Result<CertificateChain> {
         self.send(self.http.get(self.url(MACHINES, &[machine, "certificates"])?))
     }
 
@@ -86,12 +89,36 @@ impl Client {
         self.send(self.http.post(self.url(MACHINES, &[machine, "allocate"])?).json(allocation))
     }
 
-    pub fn release(&self, machine: &str) -> Result<Machine> {
-        self.send(self.http.post(self.url(MACHINES, &[machine, "release"])?))
+    pub fn release(&self, machine: &str, how: TakeBack) -> Result<Machine> {
+        self.take_back(machine, "release", how)
     }
 
-    pub fn reprovision(&self, machine: &str) -> Result<Machine> {
-        self.send(self.http.post(self.url(MACHINES, &[machine, "reprovision"])?))
+    pub fn reprovision(&self, machine: &str, how: TakeBack) -> Result<Machine> {
+        self.take_back(machine, "reprovision", how)
+    }
+
+    fn take_back(&self, machine: &str, verb: &str, how: TakeBack) -> Result<Machine> {
+        let mut url = self.url(MACHINES, &[machine, verb])?;
+        url.query_pairs_mut().append_pair("despite_quarantine", &how.despite_quarantine.to_string());
+        self.send(self.http.post(url))
+    }
+
+    /// What the server signs receipts of certificates with.
+    pub fn certificate_key(&self) -> Result<PublicKey> {
+        self.send(self.http.get(self.url(CERTIFICATE_KEY, &[])?))
+    }
+
+    /// Serials of the drives whose PSID the server keeps.
+    pub fn psids(&self) -> Result<Vec<String>> {
+        self.send(self.http.get(self.url(PSIDS, &[])?))
+    }
+
+    pub fn keep_psid(&self, serial: &str, psid: &Psid) -> Result<()> {
+        self.send(self.http.put(self.url(PSIDS, &[serial])?).json(psid))
+    }
+
+    pub fn forget_psid(&self, serial: &str) -> Result<()> {
+        self.send(self.http.delete(self.url(PSIDS, &[serial])?))
     }
 
     pub fn boot_servers(&self) -> Result<Vec<BootServer>> {
@@ -113,7 +140,7 @@ impl Client {
     /// Names come from people, so they are quoted part by part.
     fn url(&self, path: &str, parts: &[&str]) -> Result<Url> {
         if parts.iter().any(|p| p.is_empty() || *p == "." || *p == "..") {
-            bail!("no machine can be called {:?}", parts.first().unwrap_or(&""));
+            bail!("nothing can be called {:?}", parts.first().unwrap_or(&""));
         }
         let mut url = self.base.clone();
         url.set_path(path);

@@ -4,11 +4,12 @@
 //! one. No disk list comes out empty: a machine whose agent sees no drive is more often one whose drive controller has
 //! no driver in the initramfs than one without drives, and drives that nobody saw were not erased.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use drophammer_protocol::certificate::{ErasureCertificate, Verdict};
+use drophammer_protocol::certificate::{ErasureCertificate, Link, Verdict};
+use drophammer_protocol::erase::Policy;
 use drophammer_protocol::id::{BootId, MachineId, OrderId};
-use drophammer_protocol::inventory::{DiskId, Inventory};
+use drophammer_protocol::inventory::{DiskId, Inventory, PciFunction};
 use drophammer_protocol::sign::{PublicKey, SignError, Signed};
 
 /// Every drive that a tenant's data could be on, in a fixed order.
@@ -22,7 +23,24 @@ pub fn disks_to_erase(inventory: &Inventory) -> Result<Vec<DiskId>, Unerasable> 
             return Err(Unerasable::SameIdentity(id));
         }
     }
-    if disks.is_empty() { Err(Unerasable::NoDisks) } else { Ok(disks.into_iter().collect()) }
+    if disks.is_empty() {
+        return Err(Unerasable::NoDisks);
+    }
+    // What nobody sees is not erased.
+    match inventory.pci.iter().find(|function| is_blind(function)) {
+        Some(function) => Err(Unerasable::Blind { address: function.address.clone(), id: pci_id(function) }),
+        None => Ok(disks.into_iter().collect()),
+    }
+}
+
+/// A controller of mass storage that no driver has taken.
+fn is_blind(function: &PciFunction) -> bool {
+    const MASS_STORAGE: u32 = 0x01;
+    function.class >> 16 == MASS_STORAGE && function.driver.is_none()
+}
+
+fn pci_id(function: &PciFunction) -> String {
+    format!("{:04x}:{:04x}", function.vendor, function.device)
 }
 
 /// Why no erase order can be written for a machine.
@@ -38,6 +56,11 @@ pub enum Unerasable {
         model.as_deref().unwrap_or("unknown model")
     )]
     NoSerial { name: String, model: Option<String> },
+    #[error(
+        "the storage controller {id} at {address} has no driver, so disks behind it can't be seen and may hold data: add \
+         its driver to the initramfs, switch the controller off in the firmware's setup, or take it out"
+    )]
+    Blind { address: String, id: String },
     #[error("two disks call themselves {0}, so an erase order can't tell them apart: take one out or replace it")]
     SameIdentity(DiskId),
 }
@@ -50,10 +73,16 @@ pub struct Run<'a> {
     pub order: OrderId,
     /// The drives that the order names.
     pub disks: &'a [DiskId],
+    /// Which erasures the order says are good enough.
+    pub policy: Policy,
     /// The inventory of this boot.
     pub inventory: &'a Inventory,
     /// The key that the agent announced when this boot enrolled.
     pub key: PublicKey,
+    /// Where the machine's next certificate goes.
+    pub link: &'a Link,
+    /// Certificates of drives that were given to nobody since, by serial: such a drive may be left as it is.
+    pub rested: &'a BTreeMap<String, Signed<ErasureCertificate>>,
 }
 
 /// Every drive of a machine that could hold data has a certificate that proves its erasure, made by this boot under
@@ -72,8 +101,10 @@ impl ErasureProof {
 /// What certificates are worth.
 #[derive(Debug)]
 pub struct Judgement {
-    /// Those that are really of this run, whatever they say: worth keeping.
+    /// Those that are really of this run, whatever they say: worth keeping, in the order of the machine's chain.
     pub authentic: Vec<Signed<ErasureCertificate>>,
+    /// Where the next one goes.
+    pub link: Link,
     pub proof: Result<ErasureProof, Vec<Doubt>>,
 }
 
@@ -90,16 +121,26 @@ pub enum Doubt {
     OtherOrder { number: usize, order: OrderId },
     #[error("certificate {number} is of {disk}, which the order doesn't name")]
     NotOrdered { number: usize, disk: DiskId },
+    #[error("certificate {number} says that it is number {} of this machine's chain, and isn't", link.number)]
+    OutOfPlace { number: usize, link: Link },
+    #[error("the certificate of disk {serial} is of an erase by policy {policy}, and {ordered} was ordered")]
+    Weaker { serial: String, policy: Policy, ordered: Policy },
     #[error("{0} has more than one certificate")]
     Twice(DiskId),
     #[error("{0} has no certificate")]
     Missing(DiskId),
-    #[error("{disk} was not erased: {reason}")]
-    NotErased { disk: DiskId, reason: String },
+    #[error("disk {serial} was not erased: {reason}")]
+    NotErased { serial: String, reason: String },
     #[error(
-        "the certificate of {0} says erased but doesn't prove it (no successful method, no canaries, or something survived)"
+        "the certificate of disk {0} says erased but doesn't prove it (no successful method that is good enough, too \
+         little looked at, or something survived)"
     )]
-    Unproven(DiskId),
+    Unproven(String),
+    #[error(
+        "the certificate of disk {0} says that nobody wrote to it since an earlier one, and that one doesn't say so or \
+         doesn't count any more"
+    )]
+    NotAtRest(String),
     #[error("the order's disks aren't the ones that this boot's inventory shows")]
     OrderDiffers,
     #[error(transparent)]
@@ -115,21 +156,22 @@ pub fn judge(run: &Run<'_>, certificates: &[Signed<ErasureCertificate>]) -> Judg
         Ok(_) => {}
     }
     let (mut authentic, mut covered) = (Vec::new(), BTreeSet::new());
+    let mut link = run.link.clone();
     for (index, signed) in certificates.iter().enumerate() {
-        match authenticate(run, &ordered, index + 1, signed) {
+        match authenticate(run, &ordered, index + 1, signed, &link) {
             Err(doubt) => doubts.push(doubt),
             Ok(certificate) => {
+                link = link.after(signed);
                 authentic.push(signed.clone());
-                if !covered.insert(certificate.disk.clone()) {
-                    doubts.push(Doubt::Twice(certificate.disk.clone()));
-                }
-                doubts.extend(weigh(&certificate));
+                doubts.extend(weigh(run, &certificate));
+                let twice = certificate.drive.disks.into_iter().filter(|disk| !covered.insert(disk.clone()));
+                doubts.extend(twice.map(Doubt::Twice).collect::<Vec<_>>());
             }
         }
     }
     doubts.extend(run.disks.iter().filter(|d| !covered.contains(d)).cloned().map(Doubt::Missing));
     let proof = if doubts.is_empty() { Ok(ErasureProof { disks: run.disks.to_vec() }) } else { Err(doubts) };
-    Judgement { authentic, proof }
+    Judgement { authentic, link, proof }
 }
 
 /// All doubts in one sentence.
@@ -142,6 +184,7 @@ fn authenticate(
     ordered: &BTreeSet<&DiskId>,
     number: usize,
     signed: &Signed<ErasureCertificate>,
+    link: &Link,
 ) -> Result<ErasureCertificate, Doubt> {
     let certificate = signed.open(&[run.key]).map_err(|why| Doubt::Signature { number, why })?.into_inner();
     if certificate.machine != run.machine {
@@ -153,25 +196,35 @@ fn authenticate(
     if certificate.order != run.order {
         return Err(Doubt::OtherOrder { number, order: certificate.order });
     }
-    if !ordered.contains(&certificate.disk) {
-        return Err(Doubt::NotOrdered { number, disk: certificate.disk });
+    if certificate.link != *link {
+        return Err(Doubt::OutOfPlace { number, link: certificate.link });
+    }
+    if let Some(disk) = certificate.drive.disks.iter().find(|disk| !ordered.contains(disk)) {
+        return Err(Doubt::NotOrdered { number, disk: disk.clone() });
     }
     Ok(certificate)
 }
 
-fn weigh(certificate: &ErasureCertificate) -> Option<Doubt> {
+fn weigh(run: &Run<'_>, certificate: &ErasureCertificate) -> Option<Doubt> {
+    let serial = || certificate.drive.serial.clone();
     match &certificate.verdict {
-        Verdict::NotErased { reason } => {
-            Some(Doubt::NotErased { disk: certificate.disk.clone(), reason: reason.clone() })
+        Verdict::NotErased { reason } => Some(Doubt::NotErased { serial: serial(), reason: reason.clone() }),
+        Verdict::Erased { .. } if certificate.policy.is_weaker_than(run.policy) => {
+            Some(Doubt::Weaker { serial: serial(), policy: certificate.policy, ordered: run.policy })
         }
         Verdict::Erased { .. } if certificate.proves_erasure() => None,
-        Verdict::Erased { .. } => Some(Doubt::Unproven(certificate.disk.clone())),
+        Verdict::Erased { .. } if certificate.unwritten.is_some() => {
+            let before = run.rested.get(&certificate.drive.serial);
+            let proven = before.is_some_and(|before| certificate.proves_rest(before));
+            (!proven).then(|| Doubt::NotAtRest(serial()))
+        }
+        Verdict::Erased { .. } => Some(Doubt::Unproven(serial())),
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use drophammer_protocol::certificate::{Attempt, Method, Verification};
+    use drophammer_protocol::erase::Method;
     use drophammer_protocol::fixtures::{self, inventory};
     use drophammer_protocol::inventory::{Bus, Disk};
     use ed25519_dalek::SigningKey;
@@ -192,73 +245,72 @@ pub(crate) mod tests {
     }
 
     fn id(serial: &str) -> DiskId {
-        DiskId { serial: serial.into(), size_bytes: 1 << 30 }
+        DiskId::new(serial, 1 << 30)
     }
 
     fn certificate(serial: &str) -> ErasureCertificate {
-        let method = Method::NvmeFormatCrypto;
-        ErasureCertificate {
-            machine: MACHINE,
-            boot: BOOT,
-            order: ORDER,
-            disk: id(serial),
-            model: None,
-            firmware: None,
-            capabilities: vec![],
-            attempts: vec![Attempt { method, because: String::new(), millis: 1, error: None }],
-            verification: Some(Verification {
-                canaries_planted: 3,
-                canaries_surviving: 0,
-                samples: 3,
-                samples_surviving: 0,
-                block_bytes: 4096,
-            }),
-            verdict: Verdict::Erased { method },
-            started: 0,
-            finished: 1,
-            agent_version: "1".into(),
-        }
+        fixtures::certificate(MACHINE, BOOT, ORDER, Link::FIRST, &id(serial))
     }
 
-    fn sealed(certificate: &ErasureCertificate) -> Signed<ErasureCertificate> {
-        Signed::seal(certificate, &key())
+    /// As one boot signs them, one after the other.
+    fn sealed(certificates: Vec<ErasureCertificate>) -> Vec<Signed<ErasureCertificate>> {
+        let mut link = Link::FIRST;
+        let seal = |certificate| {
+            let signed = Signed::seal(&ErasureCertificate { link: link.clone(), ..certificate }, &key());
+            link = link.after(&signed);
+            signed
+        };
+        certificates.into_iter().map(seal).collect()
     }
 
     /// A real proof, made the only way there is.
     pub(crate) fn proof() -> ErasureProof {
         let (disks, inventory) = ([id("A")], inventory(vec![disk("A")]));
         let key = PublicKey::of(&key());
-        let run = Run { machine: MACHINE, boot: BOOT, order: ORDER, disks: &disks, inventory: &inventory, key };
-        judge(&run, &[sealed(&certificate("A"))]).proof.expect("a certificate that proves it")
+        let run = Run {
+            machine: MACHINE,
+            boot: BOOT,
+            order: ORDER,
+            disks: &disks,
+            policy: Policy::Purge,
+            inventory: &inventory,
+            key,
+            link: &Link::FIRST,
+            rested: &BTreeMap::new(),
+        };
+        judge(&run, &sealed(vec![certificate("A")])).proof.expect("a certificate that proves it")
     }
 
     #[test]
     fn a_proof_takes_every_disk_and_nothing_but_this_run() {
         let ab = || vec![disk("A"), disk("B")];
-        let good = || vec![sealed(&certificate("A")), sealed(&certificate("B"))];
+        let one = || sealed(vec![certificate("A")]);
+        let good = || sealed(vec![certificate("A"), certificate("B")]);
         let with = |change: fn(&mut ErasureCertificate)| {
             let mut changed = certificate("B");
             change(&mut changed);
-            vec![sealed(&certificate("A")), sealed(&changed)]
+            sealed(vec![certificate("A"), changed])
         };
         let forged = || {
-            let mut signed = sealed(&certificate("B"));
-            signed.payload = signed.payload.replace("\"finished\":1", "\"finished\":2");
-            vec![sealed(&certificate("A")), signed]
+            let mut signed = good();
+            signed[1].payload = signed[1].payload.replace("\"finished\":2", "\"finished\":3");
+            signed
         };
         let other_key = SigningKey::from_bytes(&[8; 32]);
-        let stranger = vec![sealed(&certificate("A")), Signed::seal(&certificate("B"), &other_key)];
+        let stranger = [one(), vec![Signed::seal(&certificate("B"), &other_key)]].concat();
+        let alone = || vec![good().remove(1)];
+        let misplaced = || Doubt::OutOfPlace { number: 1, link: Link::FIRST.after(&one()[0]) };
         let ordered = || vec![id("A"), id("B")];
         for (name, disks, order, certificates, authentic, want) in [
             ("both", ab(), ordered(), good(), 2, Ok(())),
             ("in another order", vec![disk("B"), disk("A")], ordered(), good(), 2, Ok(())),
             ("none", ab(), ordered(), vec![], 0, Err(vec![Doubt::Missing(id("A")), Doubt::Missing(id("B"))])),
-            ("one missing", ab(), ordered(), vec![sealed(&certificate("A"))], 1, Err(vec![Doubt::Missing(id("B"))])),
+            ("one missing", ab(), ordered(), one(), 1, Err(vec![Doubt::Missing(id("B"))])),
             (
                 "one twice",
                 ab(),
                 ordered(),
-                vec![sealed(&certificate("A")), sealed(&certificate("A"))],
+                sealed(vec![certificate("A"), certificate("A")]),
                 2,
                 Err(vec![Doubt::Twice(id("A")), Doubt::Missing(id("B"))]),
             ),
@@ -309,12 +361,9 @@ pub(crate) mod tests {
                 "the same serial on a disk of another size",
                 ab(),
                 ordered(),
-                with(|c| c.disk.size_bytes = 1),
+                with(|c| c.drive.disks[0].size_bytes = 1),
                 1,
-                Err(vec![
-                    Doubt::NotOrdered { number: 2, disk: DiskId { serial: "B".into(), size_bytes: 1 } },
-                    Doubt::Missing(id("B")),
-                ]),
+                Err(vec![Doubt::NotOrdered { number: 2, disk: DiskId::new("B", 1) }, Doubt::Missing(id("B"))]),
             ),
             (
                 "not erased",
@@ -322,7 +371,7 @@ pub(crate) mod tests {
                 ordered(),
                 with(|c| c.verdict = Verdict::NotErased { reason: "locked".into() }),
                 2,
-                Err(vec![Doubt::NotErased { disk: id("B"), reason: "locked".into() }]),
+                Err(vec![Doubt::NotErased { serial: "B".into(), reason: "locked".into() }]),
             ),
             (
                 "says erased, but nothing was verified",
@@ -330,7 +379,27 @@ pub(crate) mod tests {
                 ordered(),
                 with(|c| c.verification = None),
                 2,
-                Err(vec![Doubt::Unproven(id("B"))]),
+                Err(vec![Doubt::Unproven("B".into())]),
+            ),
+            (
+                "a weaker policy than ordered, under which it's proven",
+                ab(),
+                ordered(),
+                with(|c| c.policy = Policy::Clear),
+                2,
+                Err(vec![Doubt::Weaker { serial: "B".into(), policy: Policy::Clear, ordered: Policy::Purge }]),
+            ),
+            (
+                "a stricter policy than ordered",
+                ab(),
+                ordered(),
+                with(|c| {
+                    c.policy = Policy::RekeyOnly;
+                    c.attempts[0].method = Method::NvmeFormatCrypto;
+                    c.verdict = Verdict::Erased { method: Method::NvmeFormatCrypto };
+                }),
+                2,
+                Ok(()),
             ),
             (
                 "a disk that the order forgot",
@@ -340,12 +409,38 @@ pub(crate) mod tests {
                 2,
                 Err(vec![Doubt::OrderDiffers]),
             ),
+            (
+                "the chain has a hole",
+                ab(),
+                ordered(),
+                alone(),
+                0,
+                Err(vec![misplaced(), Doubt::Missing(id("A")), Doubt::Missing(id("B"))]),
+            ),
+            (
+                "the chain is told backwards",
+                ab(),
+                ordered(),
+                good().into_iter().rev().collect(),
+                1,
+                Err(vec![misplaced(), Doubt::Missing(id("B"))]),
+            ),
             ("a disk that left", vec![disk("A")], ordered(), good(), 2, Err(vec![Doubt::OrderDiffers])),
             ("nothing to erase is no proof", vec![], vec![], vec![], 0, Err(vec![Unerasable::NoDisks.into()])),
         ] {
             let inventory = inventory(disks);
             let key = PublicKey::of(&key());
-            let run = Run { machine: MACHINE, boot: BOOT, order: ORDER, disks: &order, inventory: &inventory, key };
+            let run = Run {
+                machine: MACHINE,
+                boot: BOOT,
+                order: ORDER,
+                disks: &order,
+                policy: Policy::Purge,
+                inventory: &inventory,
+                key,
+                link: &Link::FIRST,
+                rested: &BTreeMap::new(),
+            };
             let judged = judge(&run, &certificates);
             assert_eq!(judged.proof.map(|_| ()), want, "{name}");
             assert_eq!(judged.authentic.len(), authentic, "{name}: what is worth keeping");
@@ -369,6 +464,30 @@ pub(crate) mod tests {
             ("none", vec![], Err(Unerasable::NoDisks)),
         ] {
             assert_eq!(disks_to_erase(&inventory(disks)), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn disks_behind_a_controller_without_a_driver_are_not_forgotten() {
+        let function = |class, driver: Option<&str>| PciFunction {
+            address: "0000:00:1f.2".into(),
+            class,
+            vendor: 0x8086,
+            device: 0x2922,
+            subsystem_vendor: None,
+            subsystem_device: None,
+            driver: driver.map(str::to_owned),
+            numa_node: None,
+        };
+        let blind = Err(Unerasable::Blind { address: "0000:00:1f.2".into(), id: "8086:2922".into() });
+        for (name, class, driver, want) in [
+            ("SATA with its driver", 0x01_06_01, Some("ahci"), Ok(vec![id("A")])),
+            ("SATA without", 0x01_06_01, None, blind.clone()),
+            ("NVMe without", 0x01_08_02, None, blind),
+            ("a network card without", 0x02_00_00, None, Ok(vec![id("A")])),
+        ] {
+            let inventory = Inventory { pci: vec![function(class, driver)], ..inventory(vec![disk("A")]) };
+            assert_eq!(disks_to_erase(&inventory), want, "{name}");
         }
     }
 }

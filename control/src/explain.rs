@@ -210,7 +210,9 @@ fn quarantined<'a>(trace: &Trace<'a>) -> Option<Found<'a>> {
     found(
         trace.events.iter().rev().find(|event| event.step == Step::Failed),
         format!("it's quarantined: {why}"),
-        &["put that right, then `drophammer machine release` lets it try again"],
+        &[
+            "put that right, then `drophammer machine release --despite-quarantine` has it erased again, and that decision is recorded",
+        ],
     )
 }
 

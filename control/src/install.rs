@@ -152,7 +152,7 @@ mod tests {
     }
 
     fn allocation() -> Allocation {
-        Allocation { image: "debian".into(), hostname: "web-1".into(), ssh_keys: vec![], disk: None }
+        Allocation { image: "debian".into(), hostname: "web-1".into(), ssh_keys: vec![], disk: None, project: None }
     }
 
     #[test]
@@ -160,7 +160,7 @@ mod tests {
         let usb = Disk { bus: Bus::Usb, ..disk("usb", 8 * GIB) };
         let nameless = Disk { serial: None, ..disk("", 8 * GIB) };
         let two = || vec![disk("big", 100 * GIB), disk("small", 10 * GIB)];
-        let id = |serial: &str, size_bytes| DiskId { serial: serial.into(), size_bytes };
+        let id = |serial: &str, size_bytes| DiskId::new(serial, size_bytes);
         let needed = |installed: u64| needed_bytes(installed, 10 * GIB, 512);
         for (name, wanted, installed, disks, want) in [
             ("smallest", None, GIB, two(), Ok("small")),

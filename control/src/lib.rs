@@ -9,8 +9,10 @@
 //! | `boot` | for the boot server: who boots what, tickets, what is seen from outside |
 //! | `boot_servers`, `own_disks` | for boot servers that run alone: joining, what they serve, what they know and report |
 //! | `authority`, [`keep`] | by what all of them know each other |
-//! | `agent` | what agents ask and tell |
+//! | `agent`, `outcome` | what agents ask and tell, and how their orders ended |
+//! | `notary` | what the server signs about erase certificates |
 //! | `operator`, `auth` | what people ask and order, and who may |
+//! | `drives` | the secrets on drives' labels |
 //! | `timeline`, `observed` | one history per machine |
 //! | `records`, `store`, [`StateFile`], `secret` | what is kept, how, and how secrets aren't |
 //! | `http` | paths and bodies, as [`drophammer_protocol::api`] has them |
@@ -26,6 +28,7 @@ mod boot;
 mod boot_servers;
 pub mod client;
 mod denied;
+mod drives;
 pub mod erasure;
 pub mod explain;
 #[cfg(fuzzing)]
@@ -35,26 +38,30 @@ mod images;
 mod install;
 pub mod keep;
 pub mod lifecycle;
+mod notary;
 mod observed;
 mod operator;
+mod outcome;
 mod own_disks;
 mod power;
 mod records;
+mod rested;
 mod secret;
 mod state_file;
 mod store;
 mod timeline;
 mod wake;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::DirBuilder;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use drophammer_protocol::erase;
 use drophammer_protocol::id::{MachineId, OrderId};
 use drophammer_protocol::machine::State;
 use drophammer_protocol::sign::PublicKey;
@@ -68,10 +75,11 @@ pub use crate::boot_servers::{ClientCertificate, EMBEDDED, HEARTBEAT, fingerprin
 use crate::denied::Denied;
 use crate::images::Images;
 use crate::lifecycle::Input;
+use crate::notary::Notary;
 use crate::observed::Observed;
 use crate::own_disks::Watched;
 use crate::power::Power;
-use crate::records::Record;
+use crate::records::{Record, Rules};
 pub use crate::secret::BootKey;
 use crate::secret::ServerKey;
 pub use crate::state_file::StateFile;
@@ -104,6 +112,12 @@ pub struct Policy {
     pub install_cmdline: String,
     /// Boots in a row that may end without getting on before the machine is quarantined.
     pub max_failures: u32,
+    /// Which erasures are good enough before a machine is given to anybody.
+    pub erase: erase::Policy,
+    /// How old the proof of an erased drive may become before it's erased again, though nobody had it.
+    pub erase_again_after: Duration,
+    /// Projects that machines are allocated for, each with the erasures that are good enough after it.
+    pub projects: BTreeMap<String, erase::Policy>,
 }
 
 /// The control API's state and rules. Cheap to clone; the state file is released with the last clone. Its functions
@@ -119,6 +133,7 @@ struct Inner {
     policy: RwLock<Arc<Policy>>,
     store: Store,
     key: ServerKey,
+    notary: Notary,
     authority: Authority,
     boot_servers: Heard,
     own_disks: Watched,
@@ -140,6 +155,7 @@ impl Control {
             .with_context(|| format!("creating the state directory {}", dir.display()))?;
         let store = Store::open(&dir.join("control.redb"))?;
         let key = ServerKey::open(&dir.join("server.key"))?;
+        let notary = Notary::open(&dir.join("certificate.key"))?;
         let authority = Authority::open(dir)?;
         auth::first_tokens(&store, dir)?;
         let records = records::all(&store)?;
@@ -161,6 +177,7 @@ impl Control {
                 policy,
                 store,
                 key,
+                notary,
                 authority,
                 boot_servers: Heard::default(),
                 own_disks,
@@ -244,7 +261,9 @@ impl Control {
     /// Takes a machine one step further by the rules and tells its timeline.
     fn advance(&self, txn: &mut Txn<'_>, record: &mut Record, input: Input, now: u64) -> Result<(), Denied> {
         let before = record.state;
-        record.step(input, self.policy().max_failures, OrderId(Uuid::new_v4()), now)?;
+        let policy = self.policy();
+        let rules = Rules { max_failures: policy.max_failures, erase: policy.erase };
+        record.step(input, rules, OrderId(Uuid::new_v4()), now)?;
         record.last_seen_ms = record.last_seen_ms.max(self.seen(record.id));
         if record.state == State::Booting {
             record.void_tickets(txn);

@@ -7,7 +7,7 @@
 //!                       │ enrol            │ no proof              └─ proof, if it has an allocation      │
 //!                   Releasing ◀────────────┼── release, reprovision (from everywhere but Discovered) ─────┘
 //!                                          ▼
-//!                                     Quarantined ──▶ Releasing, and only by an operator
+//!                                     Quarantined ──▶ Releasing, only by an operator who says that it's in spite of that
 //! ```
 //!
 //! What holds in all of it:
@@ -17,7 +17,7 @@
 //! - `max_failures` boots in a row that don't get past their phase lead to Quarantined instead of another round.
 
 use drophammer_protocol::inventory::DiskId;
-use drophammer_protocol::machine::State;
+use drophammer_protocol::machine::{State, TakeBack};
 use drophammer_protocol::words::count;
 
 use crate::erasure::{ErasureProof, Unerasable};
@@ -52,8 +52,8 @@ pub enum Input {
     /// Firmware asked for a boot and was sent to the machine's own disk.
     OwnDisk,
     PhonedHome,
-    Release,
-    Reprovision,
+    Release(TakeBack),
+    Reprovision(TakeBack),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,7 +133,7 @@ pub fn next(state: State, facts: Facts, input: Input) -> Result<Transition, Refu
             State::Allocated | State::Installing | State::Booting | State::Running => {
                 Err(refused(state, "it is taken already; release it first"))
             }
-            State::Quarantined => Err(refused(state, "read its reason, put that right, and release it first")),
+            State::Quarantined => Err(refused(state, QUARANTINED)),
             State::Discovered | State::Enrolled | State::Erasing | State::Releasing => {
                 Err(refused(state, "only a waiting machine, one that is proven erased, can be allocated; wait for it"))
             }
@@ -163,12 +163,14 @@ pub fn next(state: State, facts: Facts, input: Input) -> Result<Transition, Refu
             State::Booting => Ok(Transition { failures: 0, ..to(State::Running, facts) }),
             _ => Err(refused(state, "no installed system is expected to call")),
         },
-        Input::Release => release(state, facts, AllocationChange::Drop),
-        Input::Reprovision if facts.allocated => release(state, facts, AllocationChange::Keep),
-        Input::Reprovision => Err(refused(state, "it has no allocation that could be installed again; allocate it")),
+        Input::Release(how) => release(state, facts, how, AllocationChange::Drop),
+        Input::Reprovision(how) if facts.allocated => release(state, facts, how, AllocationChange::Keep),
+        Input::Reprovision(_) => Err(refused(state, "it has no allocation that could be installed again; allocate it")),
     }
 }
 
+const QUARANTINED: &str = "read its reason and put that right; `drophammer machine release --despite-quarantine`, which \
+                           is recorded, then lets it be erased again";
 const NO_ERASE: &str = "no erase order is out";
 const NO_INSTALL: &str = "no install is going on";
 
@@ -249,8 +251,9 @@ fn booted_in_vain(facts: Facts) -> Transition {
     Transition { failures, reason: Reason::Say(why), ..to(State::Booting, facts) }
 }
 
-fn release(state: State, facts: Facts, allocation: AllocationChange) -> Result<Transition, Refused> {
+fn release(state: State, facts: Facts, how: TakeBack, allocation: AllocationChange) -> Result<Transition, Refused> {
     let order = match state {
+        State::Quarantined if !how.despite_quarantine => return Err(refused(state, QUARANTINED)),
         State::Discovered => {
             return Err(refused(state, "its agent never enrolled, so there is nothing to take back"));
         }
@@ -308,10 +311,12 @@ mod tests {
         PhonedHome,
         Release,
         Reprovision,
+        ReleaseAnyway,
+        ReprovisionAnyway,
     }
 
     impl Kind {
-        const ALL: [Self; 13] = [
+        const ALL: [Self; 15] = [
             Self::Enrol,
             Self::Inventory,
             Self::BadInventory,
@@ -325,6 +330,8 @@ mod tests {
             Self::PhonedHome,
             Self::Release,
             Self::Reprovision,
+            Self::ReleaseAnyway,
+            Self::ReprovisionAnyway,
         ];
 
         /// A new variant of [`Input`] doesn't compile here until the table has a column for it.
@@ -341,15 +348,17 @@ mod tests {
                 Input::InstallFailed(_) => Self::InstallFailed,
                 Input::OwnDisk => Self::OwnDisk,
                 Input::PhonedHome => Self::PhonedHome,
-                Input::Release => Self::Release,
-                Input::Reprovision => Self::Reprovision,
+                Input::Release(how) if how.despite_quarantine => Self::ReleaseAnyway,
+                Input::Release(_) => Self::Release,
+                Input::Reprovision(how) if how.despite_quarantine => Self::ReprovisionAnyway,
+                Input::Reprovision(_) => Self::Reprovision,
             }
         }
 
         fn input(self) -> Input {
             match self {
                 Self::Enrol => Input::Enrol { last_failure: Some("no link".into()) },
-                Self::Inventory => Input::Inventory(Ok(vec![DiskId { serial: "A".into(), size_bytes: 1 }])),
+                Self::Inventory => Input::Inventory(Ok(vec![DiskId::new("A", 1)])),
                 Self::BadInventory => Input::Inventory(Err(Unerasable::NoDisks)),
                 Self::Erased => Input::Erased(proof()),
                 Self::NotErased => Input::NotErased("locked".into()),
@@ -359,8 +368,10 @@ mod tests {
                 Self::InstallFailed => Input::InstallFailed("bad chunk".into()),
                 Self::OwnDisk => Input::OwnDisk,
                 Self::PhonedHome => Input::PhonedHome,
-                Self::Release => Input::Release,
-                Self::Reprovision => Input::Reprovision,
+                Self::Release => Input::Release(TakeBack::default()),
+                Self::Reprovision => Input::Reprovision(TakeBack::default()),
+                Self::ReleaseAnyway => Input::Release(TakeBack { despite_quarantine: true }),
+                Self::ReprovisionAnyway => Input::Reprovision(TakeBack { despite_quarantine: true }),
             }
         }
     }
@@ -389,40 +400,40 @@ mod tests {
             assert_eq!(format!("{:?}", Kind::of(&kind.input())), format!("{kind:?}"));
         }
         // columns: enrol, inventory, no disks, erased, not erased, allocate, install ordered, installed, install failed,
-        // own disk, phoned home, release, reprovision
+        // own disk, phoned home, release, reprovision, the same two despite a quarantine
         let plain = "\
-discovered  enro -    -    -    -    -    -    -    -    -    -    -    -
-enrolled    enro eras quar -    -    -    -    -    -    -    -    rele -
-erasing     enro eras quar wait quar -    -    -    -    -    -    rele -
-waiting     enro -    -    -    -    allo -    -    -    -    -    rele -
-allocated   enro -    -    -    -    -    -    -    -    -    -    rele -
-installing  enro -    -    -    -    -    -    boot allo -    -    rele -
-booting     -    -    -    -    -    -    -    -    -    boot runn rele -
-running     -    -    -    -    -    -    -    -    -    runn -    rele -
-releasing   enro -    -    -    -    -    -    -    -    -    -    rele -
-quarantined quar quar quar -    -    -    -    -    -    -    -    rele -";
+discovered  enro -    -    -    -    -    -    -    -    -    -    -    -    -    -
+enrolled    enro eras quar -    -    -    -    -    -    -    -    rele -    rele -
+erasing     enro eras quar wait quar -    -    -    -    -    -    rele -    rele -
+waiting     enro -    -    -    -    allo -    -    -    -    -    rele -    rele -
+allocated   enro -    -    -    -    -    -    -    -    -    -    rele -    rele -
+installing  enro -    -    -    -    -    -    boot allo -    -    rele -    rele -
+booting     -    -    -    -    -    -    -    -    -    boot runn rele -    rele -
+running     -    -    -    -    -    -    -    -    -    runn -    rele -    rele -
+releasing   enro -    -    -    -    -    -    -    -    -    -    rele -    rele -
+quarantined quar quar quar -    -    -    -    -    -    -    -    -    -    rele -";
         let allocated = "\
-discovered  enro -    -    -    -    -    -    -    -    -    -    -    -
-enrolled    enro eras quar -    -    -    -    -    -    -    -    rele rele
-erasing     enro eras quar allo quar -    -    -    -    -    -    rele rele
-waiting     enro -    -    -    -    allo -    -    -    -    -    rele rele
-allocated   enro -    -    -    -    -    inst -    -    -    -    rele rele
-installing  enro -    -    -    -    -    -    boot allo -    -    rele rele
-booting     -    -    -    -    -    -    -    -    -    boot runn rele rele
-running     -    -    -    -    -    -    -    -    -    runn -    rele rele
-releasing   enro -    -    -    -    -    -    -    -    -    -    rele rele
-quarantined quar quar quar -    -    -    -    -    -    -    -    rele rele";
+discovered  enro -    -    -    -    -    -    -    -    -    -    -    -    -    -
+enrolled    enro eras quar -    -    -    -    -    -    -    -    rele rele rele rele
+erasing     enro eras quar allo quar -    -    -    -    -    -    rele rele rele rele
+waiting     enro -    -    -    -    allo -    -    -    -    -    rele rele rele rele
+allocated   enro -    -    -    -    -    inst -    -    -    -    rele rele rele rele
+installing  enro -    -    -    -    -    -    boot allo -    -    rele rele rele rele
+booting     -    -    -    -    -    -    -    -    -    boot runn rele rele rele rele
+running     -    -    -    -    -    -    -    -    -    runn -    rele rele rele rele
+releasing   enro -    -    -    -    -    -    -    -    -    -    rele rele rele rele
+quarantined quar quar quar -    -    -    -    -    -    -    -    -    -    rele rele";
         let last_chance = "\
-discovered  enro -    -    -    -    -    -    -    -    -    -    -    -
-enrolled    quar eras quar -    -    -    -    -    -    -    -    rele rele
-erasing     quar eras quar allo quar -    -    -    -    -    -    rele rele
-waiting     enro -    -    -    -    allo -    -    -    -    -    rele rele
-allocated   quar -    -    -    -    -    inst -    -    -    -    rele rele
-installing  quar -    -    -    -    -    -    boot quar -    -    rele rele
-booting     -    -    -    -    -    -    -    -    -    boot runn rele rele
-running     -    -    -    -    -    -    -    -    -    runn -    rele rele
-releasing   enro -    -    -    -    -    -    -    -    -    -    rele rele
-quarantined quar quar quar -    -    -    -    -    -    -    -    rele rele";
+discovered  enro -    -    -    -    -    -    -    -    -    -    -    -    -    -
+enrolled    quar eras quar -    -    -    -    -    -    -    -    rele rele rele rele
+erasing     quar eras quar allo quar -    -    -    -    -    -    rele rele rele rele
+waiting     enro -    -    -    -    allo -    -    -    -    -    rele rele rele rele
+allocated   quar -    -    -    -    -    inst -    -    -    -    rele rele rele rele
+installing  quar -    -    -    -    -    -    boot quar -    -    rele rele rele rele
+booting     -    -    -    -    -    -    -    -    -    boot runn rele rele rele rele
+running     -    -    -    -    -    -    -    -    -    runn -    rele rele rele rele
+releasing   enro -    -    -    -    -    -    -    -    -    -    rele rele rele rele
+quarantined quar quar quar -    -    -    -    -    -    -    -    -    -    rele rele";
         for (name, facts, want) in [
             ("without an allocation", PLAIN, plain),
             ("with one", ALLOCATED, allocated),
@@ -437,7 +448,7 @@ quarantined quar quar quar -    -    -    -    -    -    -    -    rele rele";
         use AllocationChange as A;
         use OrderChange as O;
         use State as S;
-        let erase = || O::Erase(vec![DiskId { serial: "A".into(), size_bytes: 1 }]);
+        let erase = || O::Erase(vec![DiskId::new("A", 1)]);
         let again = || O::Reboot("the install failed and is tried again from the start".into());
         let back = || O::Reboot("an operator took the machine back".into());
         let say = |text: &str| Reason::Say(text.into());
@@ -594,6 +605,17 @@ quarantined quar quar quar -    -    -    -    -    -    -    -    rele rele";
                     _ => proven,
                 };
                 assert!(proven || !needs_proof(state), "{kind:?} led to {state} in {kinds:?}");
+            });
+        }
+
+        #[test]
+        fn only_a_decision_against_it_ends_a_quarantine(kinds in proptest::collection::vec(any_kind(), 0..60)) {
+            let mut before = State::Discovered;
+            run(&kinds, |kind, state| {
+                let decided = matches!(kind, Kind::ReleaseAnyway | Kind::ReprovisionAnyway);
+                let out = before == State::Quarantined && state != State::Quarantined;
+                assert!(!out || (decided && state == State::Releasing), "{kind:?} led to {state} in {kinds:?}");
+                before = state;
             });
         }
 

@@ -3,17 +3,20 @@
 use std::collections::HashMap;
 
 use axum::http::StatusCode;
-use drophammer_protocol::api::{Explanation, ImageSummary, StoredCertificate};
-use drophammer_protocol::event::Recorded;
+use drophammer_protocol::api::{Explanation, ImageSummary};
+use drophammer_protocol::erase::Policy;
+use drophammer_protocol::event::{Phase, Recorded, Step};
 use drophammer_protocol::id::{Mac, MachineId};
-use drophammer_protocol::machine::{Allocation, Machine, State};
+use drophammer_protocol::machine::{Allocation, Machine, State, TakeBack};
 
+use crate::Control;
+use crate::auth::Who;
 use crate::denied::Denied;
 use crate::explain::{Case, explain};
 use crate::install;
 use crate::lifecycle::Input;
-use crate::records::{self, BootInventory, Record, certificates_prefix, inventory_key, machine_key};
-use crate::{Control, timeline};
+use crate::records::{self, BootInventory, Record, inventory_key, machine_key};
+use crate::timeline::{self, Said};
 
 /// Whose history is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -81,10 +84,6 @@ impl Control {
         Ok(explain(&Case { state, reason: reason.as_deref(), events: &events, now_ms }))
     }
 
-    pub(crate) fn certificates(&self, machine: MachineId) -> Result<Vec<StoredCertificate>, Denied> {
-        Ok(self.store().list(&certificates_prefix(machine), None)?)
-    }
-
     pub(crate) fn images(&self) -> Result<Vec<ImageSummary>, Denied> {
         Ok(self.inner.images.all()?.into_iter().map(|image| image.summary).collect())
     }
@@ -92,6 +91,7 @@ impl Control {
     pub(crate) fn allocate(&self, machine: MachineId, wanted: &Allocation, now: u64) -> Result<Machine, Denied> {
         let unfit = |why: String| Denied::new(StatusCode::UNPROCESSABLE_ENTITY, why);
         let image = self.inner.images.find(&wanted.image)?;
+        let promised = self.promised(wanted);
         self.change(machine, |txn, record| {
             // First what is wrong with the machine, then what is wrong with the wish.
             let mut granted = record.clone();
@@ -106,24 +106,54 @@ impl Control {
                 return Err(Denied::conflict("the machine has no inventory of its present boot; reboot it"));
             };
             install::plan(wanted, image?, &inventory.inventory).map_err(|why| unfit(why.to_string()))?;
+            let promised = promised.clone().map_err(unfit)?;
+            granted.owed = granted.owed.into_iter().chain(promised).reduce(Policy::strictest);
             *record = granted;
             Ok(())
         })?;
         self.machine(machine)
     }
 
-    pub(crate) fn release(&self, machine: MachineId, now: u64) -> Result<Machine, Denied> {
-        self.take_back(machine, &Input::Release, now)
+    /// Which erasures the project is promised that the machine is for, whatever becomes of its configuration meanwhile.
+    fn promised(&self, wanted: &Allocation) -> Result<Option<Policy>, String> {
+        let Some(project) = &wanted.project else { return Ok(None) };
+        match self.policy().projects.get(project) {
+            Some(policy) => Ok(Some(*policy)),
+            None => Err(format!(
+                "there is no project {project:?}: it would need a [projects.{project}] in the server's configuration"
+            )),
+        }
     }
 
-    pub(crate) fn reprovision(&self, machine: MachineId, now: u64) -> Result<Machine, Denied> {
-        self.take_back(machine, &Input::Reprovision, now)
+    pub(crate) fn release(&self, machine: MachineId, how: TakeBack, who: &Who, now: u64) -> Result<Machine, Denied> {
+        self.take_back(machine, &Input::Release(how), &format!("{who}, who released it"), now)
     }
 
-    fn take_back(&self, machine: MachineId, input: &Input, now: u64) -> Result<Machine, Denied> {
+    pub(crate) fn reprovision(
+        &self,
+        machine: MachineId,
+        how: TakeBack,
+        who: &Who,
+        now: u64,
+    ) -> Result<Machine, Denied> {
+        self.take_back(machine, &Input::Reprovision(how), &format!("{who}, who had it provisioned again"), now)
+    }
+
+    fn take_back(&self, machine: MachineId, input: &Input, decided: &str, now: u64) -> Result<Machine, Denied> {
         let power = self.inner.power.as_ref();
         let name = self.change(machine, |txn, record| {
+            // The certificates of the erase that follows say it as well, and those are never deleted.
+            let decision = match (record.state, record.reason.as_deref()) {
+                (State::Quarantined, reason) => {
+                    format!("{decided} although it was quarantined: {}", reason.unwrap_or("nobody knows why"))
+                }
+                _ => decided.to_owned(),
+            };
+            let decision = timeline::shortened(decision);
             self.advance(txn, record, input.clone(), now)?;
+            let said = format!("taken back by {decision}");
+            timeline::append(txn, machine, [Said::new(now, record.boot, Phase::Lifecycle, Step::Note, said)])?;
+            record.wanted_by = Some(decision);
             record.cycle_due = power.is_some();
             record.reason = Some(match power {
                 Some(_) => "the power hook is power-cycling it into its agent".into(),
@@ -199,8 +229,13 @@ mod tests {
         let mut record = Record::discovered(MachineId(Uuid::from_u128(id)), Mac([2, 0, 0, 0, 0, mac]), 0);
         record.name = serial.into();
         record.serial = Some(serial.into());
-        record.allocation =
-            hostname.map(|h| Allocation { image: "i".into(), hostname: h.into(), ssh_keys: vec![], disk: None });
+        record.allocation = hostname.map(|h| Allocation {
+            image: "i".into(),
+            hostname: h.into(),
+            ssh_keys: vec![],
+            disk: None,
+            project: None,
+        });
         record
     }
 

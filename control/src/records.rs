@@ -1,8 +1,11 @@
 //! What is kept of a machine, and under which keys.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::Result;
+use drophammer_protocol::certificate::Link;
+use drophammer_protocol::erase::Policy;
 use drophammer_protocol::id::{BootId, Mac, MachineId, OrderId};
 use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::machine::{Allocation, Machine, State};
@@ -31,13 +34,13 @@ pub(crate) fn boot_key(boot: BootId) -> String {
     format!("boot/{boot}")
 }
 
-/// All certificates of a machine, in the order in which they were stored. They are never deleted.
+/// All certificates of a machine with their receipts, in the order of their chain. They are never deleted.
 pub(crate) fn certificates_prefix(machine: MachineId) -> String {
     format!("certificate/{machine}/")
 }
 
-pub(crate) fn certificate_key(machine: MachineId, stored_ms: u64, order: OrderId, number: usize) -> String {
-    format!("{}{stored_ms:020}-{order}-{number:04}", certificates_prefix(machine))
+pub(crate) fn certificate_key(machine: MachineId, number: u64) -> String {
+    format!("{}{number:020}", certificates_prefix(machine))
 }
 
 /// A machine without its inventory and its history, which are larger and change at other times.
@@ -57,6 +60,11 @@ pub(crate) struct Record {
     /// Tickets that are out, and the last boots that enrolled, oldest first.
     pub(crate) boots: Vec<Boot>,
     pub(crate) allocation: Option<Allocation>,
+    /// What was promised to the project that has the machine, or had it last, for as long as it isn't proven erased and
+    /// free.
+    pub(crate) owed: Option<Policy>,
+    /// Who wanted the erase that is due; nobody in particular if it's only the rule.
+    pub(crate) wanted_by: Option<String>,
     /// What the present boot has to do.
     pub(crate) order: Option<Pending>,
     /// Orders of the present boot whose outcome is in.
@@ -67,6 +75,11 @@ pub(crate) struct Record {
     /// The power hook has to run, or to run again if the server died meanwhile.
     pub(crate) cycle_due: bool,
     pub(crate) ssh_host_keys: Vec<String>,
+    /// Where the next erasure certificate goes.
+    pub(crate) link: Link,
+    /// Drives that were proven erased and given to nobody since, by serial, with the number of the certificate.
+    #[serde(default)]
+    pub(crate) rested: BTreeMap<String, u64>,
     pub(crate) created_ms: u64,
     pub(crate) changed_ms: u64,
     pub(crate) last_seen_ms: u64,
@@ -100,9 +113,17 @@ pub(crate) struct Pending {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub(crate) enum What {
-    Erase { disks: Vec<DiskId> },
+    Erase(Erasing),
     Install(Plan),
     Reboot { reason: String },
+}
+
+/// What the certificates are held against: an order stays as it was written until its outcome is in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Erasing {
+    pub(crate) disks: Vec<DiskId>,
+    pub(crate) policy: Policy,
+    pub(crate) ordered_by: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -122,6 +143,15 @@ pub(crate) struct BootInventory {
     pub(crate) boot: BootId,
     pub(crate) inventory: Inventory,
 }
+
+/// The server's settings, as far as the rules need them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    pub(crate) max_failures: u32,
+    pub(crate) erase: Policy,
+}
+
+const BY_RULE: &str = "the rule that every boot of the agent erases";
 
 /// Tickets of one machine that may be out at once: firmware and iPXE repeat requests, but not without end.
 const MAX_TICKETS: usize = 4;
@@ -143,6 +173,8 @@ impl Record {
             boot: None,
             boots: Vec::new(),
             allocation: None,
+            owed: None,
+            wanted_by: None,
             order: None,
             answered: Vec::new(),
             phone_home: None,
@@ -150,6 +182,8 @@ impl Record {
             counted: false,
             cycle_due: false,
             ssh_host_keys: Vec::new(),
+            link: Link::FIRST,
+            rested: BTreeMap::new(),
             created_ms: now,
             changed_ms: now,
             last_seen_ms: now,
@@ -165,13 +199,14 @@ impl Record {
     }
 
     /// Applies `input` by the rules of [`lifecycle`]. `order` is the id of the order that may come out of it.
-    pub(crate) fn step(&mut self, input: Input, max_failures: u32, order: OrderId, now: u64) -> Result<(), Refused> {
+    pub(crate) fn step(&mut self, input: Input, rules: Rules, order: OrderId, now: u64) -> Result<(), Refused> {
         let facts = Facts {
             allocated: self.allocation.is_some(),
             failures: self.failures,
             counted: self.counted,
-            max_failures,
+            max_failures: rules.max_failures,
         };
+        let proven = matches!(input, Input::Erased(_));
         let to = lifecycle::next(self.state, facts, input)?;
         let before = self.clone();
         self.state = to.state;
@@ -191,11 +226,24 @@ impl Record {
             OrderChange::Drop => self.order = None,
             OrderChange::Reboot(reason) => self.order = Some(Pending { id: order, what: What::Reboot { reason } }),
             OrderChange::Erase(disks) => {
-                let what = What::Erase { disks };
+                let policy = self.owed.map_or(rules.erase, |owed| owed.strictest(rules.erase));
+                let ordered_by = self.wanted_by.clone().unwrap_or_else(|| BY_RULE.to_owned());
+                let what = What::Erase(Erasing { disks, policy, ordered_by });
                 if self.order.as_ref().is_none_or(|o| o.what != what) {
                     self.order = Some(Pending { id: order, what });
                 }
             }
+        }
+        if proven {
+            self.wanted_by = None;
+            // Who still has it is owed the same again.
+            if self.allocation.is_none() {
+                self.owed = None;
+            }
+        }
+        // From here on somebody else writes to the drives.
+        if self.state == State::Installing {
+            self.rested.clear();
         }
         if !matches!(self.state, State::Installing | State::Booting | State::Running) {
             self.phone_home = None;

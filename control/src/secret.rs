@@ -1,6 +1,6 @@
 //! Tokens and credentials: who they are for, and a part that nobody can guess.
 //!
-//! The store keeps hashes only. What a machine must be handed again after a restart of the server (the ticket of a boot
+//! The store keeps hashes, and what has to be told again only sealed. What a machine must be handed again after a restart of the server (the ticket of a boot
 //! that is between its script and its initramfs, the credential of an agent that didn't hear it, the phone-home token of
 //! an install order) is derived from the server's key, a file of its own: the store alone gives nothing away, and
 //! nothing has to be kept in memory.
@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
 use drophammer_protocol::id::{BootId, BootServerId};
-use ring::hmac;
+use ring::{aead, hmac};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -82,16 +82,9 @@ pub(crate) struct ServerKey(hmac::Key);
 impl ServerKey {
     /// Reads the key, or makes one on the first start.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let text = keep::made_once(path, || Ok(hex::encode(random()?)))?;
-        let mut bytes = [0; 32];
-        if hex::decode_to_slice(text.trim(), &mut bytes).is_err() {
-            bail!(
-                "{} doesn't hold a key (64 hex digits). Restore it, or delete it: boots under way are then lost, and \
-                 installed systems that haven't phoned home yet can't",
-                path.display()
-            );
-        }
-        Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &bytes)))
+        let lost = "boots under way are then lost, installed systems that haven't phoned home yet can't, and PSIDs have \
+                    to be put in again";
+        Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &kept(path, lost)?)))
     }
 
     /// What this boot server makes boot tokens from. It tells nothing about anybody else's.
@@ -110,6 +103,30 @@ impl ServerKey {
         let mut secret = [0; 32];
         secret.copy_from_slice(tag.as_ref());
         Token { holder, secret }
+    }
+
+    /// For secrets that have to be told again and so can't be kept as a hash. What belongs to one thing opens for no
+    /// other.
+    pub(crate) fn seal(&self, about: &str, secret: &[u8]) -> Result<String> {
+        let nonce: [u8; aead::NONCE_LEN] = random()?;
+        let mut sealed = secret.to_vec();
+        self.sealer()
+            .seal_in_place_append_tag(aead::Nonce::assume_unique_for_key(nonce), aead::Aad::from(about), &mut sealed)
+            .map_err(|_| anyhow!("encrypting a secret failed"))?;
+        Ok(hex::encode([nonce.as_slice(), &sealed].concat()))
+    }
+
+    pub(crate) fn unseal(&self, about: &str, sealed: &str) -> Option<Vec<u8>> {
+        let mut bytes = hex::decode(sealed).ok()?;
+        let (nonce, sealed) = bytes.split_at_mut_checked(aead::NONCE_LEN)?;
+        let nonce = aead::Nonce::try_assume_unique_for_key(nonce).ok()?;
+        self.sealer().open_in_place(nonce, aead::Aad::from(about), sealed).ok().map(|secret| secret.to_vec())
+    }
+
+    fn sealer(&self) -> aead::LessSafeKey {
+        let tag = hmac::sign(&self.0, b"what is sealed\0");
+        let key = aead::UnboundKey::new(&aead::CHACHA20_POLY1305, tag.as_ref());
+        aead::LessSafeKey::new(key.expect("a tag of HMAC-SHA-256 is as long as this key"))
     }
 }
 
@@ -144,8 +161,18 @@ impl fmt::Debug for BootKey {
     }
 }
 
-pub(crate) fn random() -> Result<[u8; 32]> {
+/// The key that a file holds; a new one on the first start. `lost` is what comes of a file that has to be deleted.
+pub(crate) fn kept(path: &Path, lost: &str) -> Result<[u8; 32]> {
+    let text = keep::made_once(path, || Ok(hex::encode(random::<32>()?)))?;
     let mut bytes = [0; 32];
+    if hex::decode_to_slice(text.trim(), &mut bytes).is_err() {
+        bail!("{} doesn't hold a key (64 hex digits). Restore it, or delete it: {lost}", path.display());
+    }
+    Ok(bytes)
+}
+
+pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|e| anyhow!("the kernel gives no random bytes: {e}"))?;
     Ok(bytes)
 }
@@ -206,6 +233,30 @@ mod tests {
             assert_eq!(token.hash().is_of(&other), same, "{name}");
         }
         assert_eq!(fs::metadata(&path).expect("key file").permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_is_sealed_opens_for_one_thing_and_one_key() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let open = |name: &str| ServerKey::open(&dir.path().join(name)).expect("a key");
+        let (key, other) = (open("key"), open("other"));
+        let sealed = key.seal("A", b"secret").expect("seals");
+        assert_ne!(key.seal("A", b"secret").expect("seals"), sealed, "the same secret doesn't look the same");
+        assert!(!sealed.contains(&hex::encode("secret")));
+        let mut changed = sealed.clone().into_bytes();
+        let last = changed.last_mut().expect("a digit");
+        *last = if *last == b'0' { b'1' } else { b'0' };
+        let changed = String::from_utf8(changed).expect("text");
+        for (name, key, about, sealed, want) in [
+            ("as it was", &open("key"), "A", sealed.as_str(), Some(b"secret".to_vec())),
+            ("another thing's", &key, "B", &sealed, None),
+            ("another key's", &other, "A", &sealed, None),
+            ("changed", &key, "A", &changed, None),
+            ("cut", &key, "A", &sealed[..20], None),
+            ("nothing", &key, "A", "", None),
+        ] {
+            assert_eq!(key.unseal(about, sealed), want, "{name}");
+        }
     }
 
     #[test]

@@ -81,6 +81,12 @@ impl Store {
         decode(key.as_bytes(), &entry.value).map(Some)
     }
 
+    /// Of the commit that wrote what is there.
+    #[cfg(test)]
+    pub(crate) fn revision(&self, key: &str) -> Result<Option<Revision>> {
+        Ok(self.engine.get(key.as_bytes())?.map(|entry| entry.revision))
+    }
+
     /// All records whose key begins with `prefix` and comes after `after`.
     pub(crate) fn list<T: DeserializeOwned>(&self, prefix: &str, after: Option<&str>) -> Result<Vec<T>> {
         // The next possible key in byte order.

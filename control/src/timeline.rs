@@ -116,13 +116,21 @@ pub(crate) fn append_agent(
             agent.failure = Some(event.message.clone());
         }
         let at_ms = agent.started_ms.saturating_add(event.uptime_ms).min(now);
-        let (phase, step, message, progress) = (event.phase, event.step, event.message, event.progress);
+        let (phase, step, message, progress) = (of_agent(event.phase), event.step, event.message, event.progress);
         record(txn, machine, &mut cursor, Said { progress, ..Said::new(at_ms, Some(boot), phase, step, message) })?;
     }
     let seq = agent.seq;
     cursor.agent = Some(agent);
     finish(txn, machine, &mut cursor)?;
     Ok(seq)
+}
+
+/// What is the server's to say isn't said by an agent: what becomes of its machine, and who decided it.
+fn of_agent(phase: Phase) -> Phase {
+    match phase {
+        Phase::Waiting | Phase::Allocated | Phase::PhonedHome | Phase::Lifecycle => Phase::Agent,
+        phase => phase,
+    }
 }
 
 /// The last failure that the agent of this boot reported.
@@ -209,7 +217,8 @@ fn finish(txn: &mut Txn<'_>, machine: MachineId, cursor: &mut Cursor) -> Result<
     txn.put(&cursor_key(machine), cursor)
 }
 
-fn shortened(mut message: String) -> String {
+/// Sentences may come from agents, and be of any length.
+pub(crate) fn shortened(mut message: String) -> String {
     if message.len() > MAX_MESSAGE_BYTES {
         let end = (0..=MAX_MESSAGE_BYTES).rev().find(|i| message.is_char_boundary(*i)).unwrap_or(0);
         message.truncate(end);
@@ -226,7 +235,7 @@ fn events_prefix(machine: MachineId) -> String {
     format!("event/{machine}/")
 }
 
-fn event_key(machine: MachineId, position: u64) -> String {
+pub(crate) fn event_key(machine: MachineId, position: u64) -> String {
     format!("event/{machine}/{position:020}")
 }
 

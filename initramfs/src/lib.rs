@@ -11,7 +11,7 @@
 
 mod agent;
 mod authenticode;
-mod closure;
+pub mod closure;
 mod contents;
 pub mod cpio;
 mod elf;
@@ -48,8 +48,8 @@ pub const INITRAMFS: &str = "initramfs";
 pub const UKI: &str = "agent.efi";
 
 /// What the kernel of every agent is told: one that dies leaves its last words on the screen for a while, then the machine
-/// starts over.
-pub const AGENT_ARGUMENTS: &str = "panic=30";
+/// starts over. What an ATA drive hides by a host protected area is shown, and its security subsystem may be spoken to.
+pub const AGENT_ARGUMENTS: &str = "panic=30 libata.ignore_hpa=1 libata.allow_tpm=1";
 
 /// Besides the kernel: iPXE, mke2fs and the libraries that it is linked against.
 const PACKAGES: [&str; 7] = ["ipxe", "e2fsprogs", "libblkid1", "libc6", "libcom-err2", "libext2fs2", "libuuid1"];

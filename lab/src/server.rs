@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use drophammer_control::client::Client;
+use drophammer_protocol::erase::Policy;
 use drophammer_protocol::sign::PublicKey;
 pub use drophammer_pxe_server::config::Mode;
 use drophammer_pxe_server::config::{Config, NetworkConfig, Ports, Range};
@@ -67,6 +68,7 @@ pub struct ServerSpec {
     pub image_keys: Vec<PublicKey>,
     /// Failed boots in a row after which a machine is quarantined.
     pub max_failures: u32,
+    pub erase_policy: Policy,
     /// The boot server runs alone: its control API is another program, on the loopback, where machines can't reach it.
     pub alone: bool,
     /// What it does about DHCP.
@@ -82,6 +84,7 @@ impl ServerSpec {
             images_dir: kit.images_dir.clone(),
             image_keys: vec![kit.image_key],
             max_failures: MAX_FAILURES,
+            erase_policy: Policy::Purge,
             alone: false,
             dhcp: Mode::Server,
         }
@@ -250,6 +253,9 @@ fn config(spec: &ServerSpec, dir: &Path) -> Config {
         install_cmdline: console,
         power_hook: Some(dir.join(HOOK)),
         max_failures: spec.max_failures,
+        erase_policy: spec.erase_policy,
+        erase_again_after_days: 30,
+        projects: [].into(),
         router_advertisements: true,
     }
 }
@@ -313,6 +319,7 @@ mod tests {
             images_dir: "/images".into(),
             image_keys: Vec::new(),
             max_failures: 3,
+            erase_policy: Policy::Clear,
             alone: false,
             dhcp: Mode::Server,
         };

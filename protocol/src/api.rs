@@ -107,10 +107,14 @@ pub struct PhonedHome {
 // GET    /v1/machines/{ref}                        Machine
 // GET    /v1/machines/{ref}/events?after=&wait=    [Recorded]; waits up to `wait` seconds for the first one
 // GET    /v1/machines/{ref}/explanation            Explanation
-// GET    /v1/machines/{ref}/certificates           [StoredCertificate]
+// GET    /v1/machines/{ref}/certificates           CertificateChain
 // POST   /v1/machines/{ref}/allocate               Allocation → Machine
-// POST   /v1/machines/{ref}/release                → Machine
-// POST   /v1/machines/{ref}/reprovision            → Machine
+// POST   /v1/machines/{ref}/release?despite_quarantine=      → Machine
+// POST   /v1/machines/{ref}/reprovision?despite_quarantine=  → Machine
+// GET    /v1/certificate-key                       PublicKey that receipts are signed with
+// GET    /v1/psids                                 [serial], of the drives whose PSID is kept; the PSID is never told
+// PUT    /v1/psids/{serial}                        Psid → 204
+// DELETE /v1/psids/{serial}                        204
 // GET    /v1/images                                [ImageSummary]
 // GET    /v1/boot-servers                          [BootServer]
 // POST   /v1/boot-servers/tokens                   → JoinToken
@@ -121,6 +125,8 @@ pub struct PhonedHome {
 pub const MACHINES: &str = "/v1/machines";
 pub const IMAGE_LIST: &str = "/v1/images";
 pub const BOOT_SERVERS: &str = "/v1/boot-servers";
+pub const CERTIFICATE_KEY: &str = "/v1/certificate-key";
+pub const PSIDS: &str = "/v1/psids";
 
 /// The likely cause of where a machine stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,13 +145,6 @@ pub struct Explanation {
 pub struct Evidence {
     pub at_ms: u64,
     pub message: String,
-}
-
-/// A certificate as the server keeps it: what the agent signed, and when it was believed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StoredCertificate {
-    pub stored_ms: u64,
-    pub certificate: Signed<crate::certificate::ErasureCertificate>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,9 @@
 //! The plainest valid value of each large type, for other rooms' tests: `Disk { read_only: true, ..disk("A", 1) }`.
 
-use crate::inventory::{Bus, Disk, Firmware, FirmwareKind, Inventory, System};
+use crate::certificate::{Attempt, Drive, ErasureCertificate, Link, Promise, Verdict, Verification};
+use crate::erase::{Depth, Erase, Medium, Method, Policy};
+use crate::id::{BootId, MachineId, OrderId};
+use crate::inventory::{Bus, Disk, DiskId, Firmware, FirmwareKind, Inventory, System};
 use crate::manifest::{BootFiles, Chunk, Chunks, ImageFile, Manifest};
 
 /// An NVMe drive.
@@ -11,6 +14,7 @@ pub fn disk(serial: &str, size_bytes: u64) -> Disk {
         serial: Some(serial.into()),
         firmware: None,
         wwn: None,
+        namespace: 1,
         size_bytes,
         logical_block: 512,
         physical_block: 512,
@@ -38,6 +42,70 @@ pub fn inventory(disks: Vec<Disk>) -> Inventory {
         tpm: None,
         bmc: None,
         gaps: vec![],
+    }
+}
+
+/// What a machine with these disks is first told to erase.
+pub fn erase(disks: Vec<DiskId>) -> Erase {
+    Erase {
+        disks,
+        policy: Policy::Purge,
+        depth: Depth::Sampled,
+        psids: [].into(),
+        fresh: [].into(),
+        link: Link::FIRST,
+        ordered_by: "test".into(),
+    }
+}
+
+/// A proof that the drive which is `disk` was erased.
+pub fn certificate(machine: MachineId, boot: BootId, order: OrderId, link: Link, disk: &DiskId) -> ErasureCertificate {
+    let method = Method::NvmeFormatUserData;
+    ErasureCertificate {
+        link,
+        machine,
+        boot,
+        order,
+        ordered_by: "test".into(),
+        drive: Drive {
+            serial: disk.serial.clone(),
+            model: None,
+            firmware: None,
+            wwn: None,
+            bus: Bus::Nvme,
+            medium: Medium::Flash,
+            disks: vec![disk.clone()],
+        },
+        policy: Policy::Purge,
+        capabilities: vec![],
+        found: vec![],
+        attempts: vec![Attempt {
+            method,
+            because: "the only one".into(),
+            resumed: false,
+            details: vec![],
+            millis: 1,
+            error: None,
+        }],
+        verification: Some(Verification {
+            promise: Promise::Changed,
+            block_bytes: 4096,
+            canaries_planted: 129,
+            canaries_surviving: 0,
+            samples: 6905,
+            samples_telling: 100,
+            samples_surviving: 0,
+            unexpected: 0,
+            read_bytes: 7034 << 12,
+            full: false,
+            forced_unit_access: true,
+        }),
+        unwritten: None,
+        rest: None,
+        verdict: Verdict::Erased { method },
+        started: 1,
+        finished: 2,
+        agent_version: "test".into(),
     }
 }
 

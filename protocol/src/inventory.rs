@@ -84,6 +84,9 @@ pub struct Disk {
     pub serial: Option<String>,
     pub firmware: Option<String>,
     pub wwn: Option<String>,
+    /// Which part of an NVMe drive it is.
+    #[serde(default = "first", skip_serializing_if = "is_first")]
+    pub namespace: u32,
     pub size_bytes: u64,
     pub logical_block: u32,
     pub physical_block: u32,
@@ -176,11 +179,31 @@ pub struct Bmc {
 pub struct DiskId {
     pub serial: String,
     pub size_bytes: u64,
+    /// NVMe drives can be divided; their parts share a serial. What isn't divided is its own first part.
+    #[serde(default = "first", skip_serializing_if = "is_first")]
+    pub namespace: u32,
+}
+
+fn first() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_first(namespace: &u32) -> bool {
+    *namespace == 1
+}
+
+impl DiskId {
+    /// A drive that isn't divided.
+    pub fn new(serial: impl Into<String>, size_bytes: u64) -> Self {
+        Self { serial: serial.into(), size_bytes, namespace: 1 }
+    }
 }
 
 impl std::fmt::Display for DiskId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "disk {} ({} bytes)", self.serial, self.size_bytes)
+        let part = if self.namespace == 1 { String::new() } else { format!(" namespace {}", self.namespace) };
+        write!(f, "disk {}{part} ({} bytes)", self.serial, self.size_bytes)
     }
 }
 
@@ -188,12 +211,25 @@ impl Disk {
     /// `None` if the drive tells no serial: such a drive can't be named, so nothing destructive can be ordered for it.
     pub fn id(&self) -> Option<DiskId> {
         let serial = self.serial.as_deref().map(str::trim).filter(|s| !s.is_empty())?;
-        Some(DiskId { serial: serial.to_owned(), size_bytes: self.size_bytes })
+        Some(DiskId { serial: serial.to_owned(), size_bytes: self.size_bytes, namespace: self.namespace })
     }
 
     /// Whether a tenant's data could be on this drive and has to be erased: fixed media. One that has turned read-only,
     /// as worn-out or write-protected drives do, still shows the next tenant what the last one left.
     pub fn holds_data(&self) -> bool {
-        !self.removable && self.bus != Bus::Usb && self.size_bytes > 0
+        self.passed_by().is_none()
+    }
+
+    /// Why an erase passes this drive by, if it does.
+    pub fn passed_by(&self) -> Option<&'static str> {
+        if self.bus == Bus::Usb {
+            Some("it's on USB, as memory sticks and a BMC's virtual media are, so it isn't a part of this machine")
+        } else if self.removable {
+            Some("its medium can be taken out, so it isn't a part of this machine")
+        } else if self.size_bytes == 0 {
+            Some("there is nothing in it")
+        } else {
+            None
+        }
     }
 }

@@ -7,8 +7,8 @@
 //! |---|---|
 //! | server → machine, before any trust: CA, keys, one-time token | [`ticket`] |
 //! | machine → server: what it is and what happens on it | [`inventory`], [`event`], [`sight`] |
-//! | server → machine: what to do | [`order`] |
-//! | machine → server: proof of what was done | [`certificate`], [`order::Outcome`] |
+//! | server → machine: what to do | [`order`], [`erase`] |
+//! | machine → server: proof of what was done | [`certificate`], [`chain`], [`order::Outcome`] |
 //!
 //! What machines do goes through a boot server; one that runs alone speaks for them as [`boot_server`] says.
 //!
@@ -20,6 +20,8 @@
 pub mod api;
 pub mod boot_server;
 pub mod certificate;
+pub mod chain;
+pub mod erase;
 pub mod event;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;

@@ -78,6 +78,17 @@ pub struct Allocation {
     /// Serial of the drive to install on; `None` takes the smallest that fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
+    /// On whose behalf. A project of the server's configuration: it may want drives erased better than others do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+}
+
+/// How a machine is taken back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TakeBack {
+    /// Even if it's quarantined: somebody read the reason and decided that it may try again.
+    pub despite_quarantine: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::ErasureCertificate;
+use crate::erase::Erase;
 use crate::id::{BootId, MachineId, OrderId};
 use crate::inventory::DiskId;
 use crate::sign::Signed;
@@ -22,7 +23,7 @@ pub struct Order {
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Task {
     /// Make the data on exactly these drives unreadable, and prove it.
-    Erase { disks: Vec<DiskId> },
+    Erase(Box<Erase>),
     /// Put this image on this drive and start it.
     Install(Box<Install>),
     /// Leave in an orderly way; firmware and boot server decide what comes next.
@@ -32,7 +33,7 @@ pub enum Task {
 impl Task {
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Erase { .. } => "erase",
+            Self::Erase(_) => "erase",
             Self::Install(_) => "install",
             Self::Reboot { .. } => "reboot",
         }

@@ -65,7 +65,7 @@ impl From<PublicKey> for String {
 }
 
 /// Why a signed statement isn't believed.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SignError {
     #[error("not an Ed25519 public key (64 hex digits)")]
     NotAKey,
@@ -83,7 +83,7 @@ pub enum SignError {
 pub struct Signed<T> {
     pub payload: String,
     pub key: PublicKey,
-    /// 128 hex digits.
+    /// 128 hex digits, in small letters.
     pub signature: String,
     #[serde(skip)]
     kind: PhantomData<fn() -> T>,
@@ -105,6 +105,10 @@ impl<T: Signable> Signed<T> {
         let key = VerifyingKey::from_bytes(&self.key.0).map_err(|_| SignError::NotAKey)?;
         let mut signature = [0; 64];
         hex::decode_to_slice(&self.signature, &mut signature).map_err(|_| SignError::Forged)?;
+        // One statement has one form: certificates are chained by the hash of all of it.
+        if hex::encode(signature) != self.signature {
+            return Err(SignError::Forged);
+        }
         key.verify_strict(&message::<T>(&self.payload), &Signature::from_bytes(&signature))
             .map_err(|_| SignError::Forged)?;
         let statement = serde_json::from_str(&self.payload).map_err(|e| SignError::Content(e.to_string()))?;
@@ -180,6 +184,12 @@ mod tests {
             ("payload changed", with(|s| s.payload = "\"hellp\"".into()), vec![ours], Err(SignError::Forged)),
             ("payload cut", with(|s| s.payload.truncate(3)), vec![ours], Err(SignError::Forged)),
             ("signature cut", with(|s| s.signature.truncate(126)), vec![ours], Err(SignError::Forged)),
+            (
+                "signature in capitals",
+                with(|s| s.signature = s.signature.to_uppercase()),
+                vec![ours],
+                Err(SignError::Forged),
+            ),
             (
                 "signer swapped for a trusted one",
                 with(|s| s.key = PublicKey::of(&key(2))),

@@ -285,6 +285,9 @@ fn policy(settings: &Settings) -> Policy {
         image_keys: settings.image_keys.clone(),
         install_cmdline: settings.install_cmdline.clone(),
         max_failures: settings.max_failures,
+        erase: settings.erase_policy,
+        erase_again_after: settings.erase_again_after,
+        projects: settings.projects.clone(),
     }
 }
 

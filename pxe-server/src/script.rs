@@ -73,7 +73,7 @@ mod tests {
             "#!ipxe\n\
              echo drophammer: starting the agent\n\
              kernel --name vmlinuz http://10.77.0.1:8080/boot/vmlinuz initrd=initramfs panic=30 \
-             drophammer.mac=${netX/mac} console=ttyS0 || goto again\n\
+             libata.ignore_hpa=1 libata.allow_tpm=1 drophammer.mac=${netX/mac} console=ttyS0 || goto again\n\
              initrd --name initramfs \
              http://10.77.0.1:8080/boot/initramfs/0d3b6f0e-6f3c-4a37-9d4b-3f0f6ef9f2aa || goto again\n\
              boot || goto again\n\

@@ -1,43 +1,50 @@
 //! The erase that can't lie.
 //!
-//! Nothing is touched before the whole order fits this machine and the plan has been said. Then every drive gets its own
-//! verdict and its own signed certificate, and "erased" is only ever said of a drive on which everything planted and
-//! sampled beforehand was looked for and not found. See [`plan`] for what is chosen and `run` for what is done.
+//! Nothing is touched before the whole order fits this machine ([`order`]) and the plan has been said ([`plan`]). Then
+//! every drive gets its own verdict and its own signed certificate, and "erased" is only ever said of a drive on which
+//! everything planted and sampled beforehand was looked for and not found: see [`methods`] for what is done, [`run`] for
+//! the order of things, and [`prove`] for the proof.
 
+mod ask;
 mod canary;
-mod drive;
-pub(crate) mod plan;
+mod methods;
+mod order;
+mod plan;
+mod probe;
+mod prove;
+mod rest;
 mod run;
+mod subject;
 mod survey;
 
 use std::any::Any;
-use std::collections::BTreeMap;
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context as _;
 use drophammer_protocol::certificate::{ErasureCertificate, Verdict};
+use drophammer_protocol::erase::Erase;
 use drophammer_protocol::event::Phase;
 use drophammer_protocol::id::{BootId, MachineId, OrderId};
-use drophammer_protocol::inventory::{Bus, Disk, DiskId};
+use drophammer_protocol::inventory::Disk;
 use drophammer_protocol::order::Outcome;
 use drophammer_protocol::sign::Signed;
 use drophammer_protocol::words::count;
 use ed25519_dalek::SigningKey;
 
 use crate::disk::{self, Access, OpenDisk, OpenError};
+use crate::drive::kernel::KernelDrive;
+use crate::holders;
 use crate::inventory::disks;
 use crate::reporter::Reporter;
-use crate::sys::{block, nvme};
-use drive::Probed;
-use plan::{Capabilities, Plan};
-use run::Account;
+use crate::sys::block;
+use run::{Account, Task};
+use subject::{Ready, Subject, Volume};
 
-pub(crate) use plan::Coverage;
+pub(crate) use order::Coverage;
 pub(crate) use survey::{DrivePlan, survey};
 
 /// On whose behalf drives are erased: what certificates say besides the drives.
@@ -52,211 +59,194 @@ pub(crate) struct Context {
 /// While drives work in silence, the server hears this often that we're alive.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// Erases exactly these drives, all at once.
-pub(crate) fn carry_out(ctx: &Context, disks: &[DiskId], coverage: Coverage, reporter: &Reporter) -> Outcome {
-    let subjects = match prepare(disks, coverage) {
+/// Erases exactly the drives of the order, all at once.
+pub(crate) fn carry_out(ctx: &Context, order: &Erase, coverage: Coverage, reporter: &Reporter) -> Outcome {
+    let here = disks::disks(Path::new("/"));
+    let subjects = match prepare(order, coverage, &here, reporter) {
         Ok(subjects) => subjects,
         Err(reason) => {
-            reporter.failed(Phase::Erase, format!("refused, nothing was touched: {reason}"));
+            reporter.failed(Phase::Erase, format!("refused, nothing was erased: {reason}"));
             return Outcome::Refused { reason };
         }
     };
-    reporter.started(Phase::Erase, say(&subjects));
-    let certificates = erase_all(ctx, subjects, reporter);
-    let failed: Vec<String> = certificates
-        .iter()
-        .filter_map(|certificate| match &certificate.verdict {
-            Verdict::Erased { .. } => None,
-            Verdict::NotErased { reason } => Some(format!("{} is NOT erased: {reason}", certificate.disk)),
-        })
-        .collect();
+    reporter.started(Phase::Erase, say(&subjects, &passed_by(&here)));
+    let (certificates, failed) = erase_all(ctx, order, subjects, reporter);
     if failed.is_empty() {
         reporter.done(Phase::Erase, format!("{} erased and verified", count(certificates.len(), "drive")));
     } else {
         reporter.failed(Phase::Erase, failed.join(". "));
     }
-    Outcome::Erased { certificates: certificates.iter().map(|c| Signed::seal(c, &ctx.key)).collect() }
+    Outcome::Erased { certificates }
 }
 
-/// One drive of the order, opened and understood, or the reason why it can't be.
-struct Subject {
-    id: DiskId,
-    facts: Disk,
-    capabilities: Vec<String>,
-    ready: Result<Ready, String>,
-}
-
-struct Ready {
-    disk: OpenDisk,
-    probed: Probed,
-    plan: Plan,
-}
-
-/// Opens and probes every drive. `Err` is a refusal of the whole order.
-fn prepare(order: &[DiskId], coverage: Coverage) -> Result<Vec<Subject>, String> {
+/// Has every drive let go, opens it and asks it. `Err` is a refusal of the whole order.
+fn prepare(order: &Erase, coverage: Coverage, here: &[Disk], reporter: &Reporter) -> Result<Vec<Subject>, String> {
     let root = Path::new("/");
-    let here = disks::disks(root);
-    let named = plan::check(order, &here, coverage).map_err(|refusal| refusal.to_string())?;
+    let named = order::check(&order.disks, here, coverage).map_err(|refusal| refusal.to_string())?;
+    for disk in &named {
+        order::check_reach(&order.disks, here, disk).map_err(|refusal| refusal.to_string())?;
+    }
+    let names: Vec<&str> = named.iter().map(|disk| disk.name.as_str()).collect();
+    holders::let_go(&names, &mut |step| reporter.note(Phase::Erase, step)).map_err(|held| held.to_string())?;
     let mut subjects = Vec::new();
-    for (id, facts) in order.iter().zip(named) {
-        let opened = match disk::open(id, Access::Direct) {
-            Ok(disk) => Ok(disk),
-            // The drive itself can't be opened: it alone isn't erased, and that's what its certificate will say.
-            Err(e @ OpenError::Open { .. }) => Err(format!("{:#}", anyhow::Error::new(e))),
-            Err(refusal) => return Err(refusal.to_string()),
-        };
-        let subject = understand(id.clone(), facts.clone(), opened, &visible_namespaces(root, &here, facts));
-        if let Ok(ready) = &subject.ready {
-            plan::check_reach(order, &here, facts, &ready.probed.capabilities)
-                .map_err(|refusal| refusal.to_string())?;
-        }
-        subjects.push(subject);
+    for volumes in subject::drives(&order.disks, named) {
+        let opened = open(&volumes)?;
+        subjects.push(Subject::of(root, &volumes, opened, order));
     }
     Ok(subjects)
 }
 
-fn understand(id: DiskId, facts: Disk, opened: Result<OpenDisk, String>, visible: &[u32]) -> Subject {
-    let unready = |capabilities: Vec<String>, reason| (capabilities, Err(reason));
-    let (capabilities, ready) = match opened {
-        Err(reason) => unready(Vec::new(), reason),
-        Ok(mut disk) => match capabilities_of(&mut disk.file, &facts, &id, visible) {
-            Err(e) => unready(Vec::new(), format!("{e:#}")),
-            Ok((capabilities, probed)) => match (plan::plan(&capabilities), probed) {
-                (Ok(plan), Some(probed)) => (capabilities.words(), Ok(Ready { disk, probed, plan })),
-                (Ok(_), None) => unready(capabilities.words(), "the drive wasn't probed".to_owned()),
-                (Err(unable), _) => unready(capabilities.words(), unable.to_string()),
-            },
-        },
-    };
-    Subject { id, facts, capabilities, ready }
-}
-
-/// Asks a drive what it can do. There is nothing to probe on drives for which we have no method.
-fn capabilities_of(
-    file: &mut File,
-    facts: &Disk,
-    id: &DiskId,
-    visible: &[u32],
-) -> anyhow::Result<(Capabilities, Option<Probed>)> {
-    if facts.bus != Bus::Nvme {
-        return Ok((Capabilities::Other(facts.bus), None));
-    }
-    let nsid = nvme::namespace_id(file).context("asking which namespace this is")?;
-    let probed = drive::probe(file, id, nsid, visible)?;
-    Ok((Capabilities::Nvme(probed.capabilities.clone()), Some(probed)))
-}
-
-/// Namespaces of the same drive, which is known by its serial, that have block devices here.
-fn visible_namespaces(root: &Path, here: &[Disk], of: &Disk) -> Vec<u32> {
-    here.iter()
-        .filter(|disk| disk.bus == Bus::Nvme && disk.serial == of.serial)
-        .filter_map(|disk| disks::namespace(root, &disk.name))
-        .collect()
-}
-
-fn say(subjects: &[Subject]) -> String {
-    let each = subjects.iter().map(|subject| match &subject.ready {
-        Ok(ready) => {
-            let methods: Vec<String> = ready
-                .plan
-                .methods
-                .iter()
-                .map(|choice| format!("{} because {}", choice.method.name(), choice.because))
-                .collect();
-            format!("{}: {}", subject.id, methods.join(", else "))
+/// `Err` is a refusal of the whole order. A drive that itself can't be opened isn't one: it alone isn't erased, and
+/// that's what its certificate will say.
+fn open(volumes: &[Volume<'_>]) -> Result<Result<Vec<OpenDisk>, String>, String> {
+    let mut opened = Vec::with_capacity(volumes.len());
+    for volume in volumes {
+        match disk::open(volume.id, Access::Direct) {
+            Ok(disk) => opened.push(disk),
+            Err(e @ OpenError::Open { .. }) => return Ok(Err(format!("{:#}", anyhow::Error::new(e)))),
+            Err(refusal) => return Err(refusal.to_string()),
         }
-        Err(reason) => format!("{}: will NOT be erased: {reason}", subject.id),
+    }
+    Ok(Ok(opened))
+}
+
+fn say(subjects: &[Subject], passed_by: &[String]) -> String {
+    let each = subjects.iter().map(|subject| {
+        let (serial, bytes) = (&subject.drive.serial, subject.drive.size_bytes());
+        let with =
+            if subject.found.is_empty() { String::new() } else { format!(", with {}", subject.found.join(", ")) };
+        match subject.ready.as_ref().map(|ready| ready.plan.methods.split_first()) {
+            Ok(Some((first, others))) => {
+                let others: Vec<&str> = others.iter().map(|choice| choice.method.name()).collect();
+                let others =
+                    if others.is_empty() { String::new() } else { format!(", else {}", others.join(", else ")) };
+                let first = format!("{} because {}", first.method.name(), first.because);
+                format!("disk {serial} ({bytes} bytes{with}): {first}{others}")
+            }
+            Ok(None) => format!("disk {serial}: there is no method"),
+            Err(reason) => format!("disk {serial}: will NOT be erased: {reason}"),
+        }
     });
-    let each: Vec<String> = each.collect();
+    let each: Vec<String> = each.chain(passed_by.iter().cloned()).collect();
     format!("erasing {}. {}", count(subjects.len(), "drive"), each.join(". "))
 }
 
-/// All drives at once; namespaces of one drive after each other, since a drive may erase them together.
-fn erase_all(ctx: &Context, subjects: Vec<Subject>, reporter: &Reporter) -> Vec<ErasureCertificate> {
-    let total: u64 = subjects.iter().map(|s| s.id.size_bytes).fold(0, u64::saturating_add);
-    let mut by_drive: BTreeMap<String, Vec<(usize, Subject)>> = BTreeMap::new();
-    for (place, subject) in subjects.into_iter().enumerate() {
-        by_drive.entry(subject.id.serial.clone()).or_default().push((place, subject));
-    }
-    let mut finished = BTreeMap::new();
-    let mut done = 0u64;
+/// Drives that are no part of the order and need not be.
+fn passed_by(here: &[Disk]) -> Vec<String> {
+    let each = here.iter().filter_map(|disk| Some((disk, disk.passed_by()?)));
+    each.map(|(disk, why)| format!("{} is left out: {why}", disk.name)).collect()
+}
+
+/// All drives at once. The certificates are a chain, in the order in which the drives were done; what wasn't erased comes
+/// as sentences as well.
+fn erase_all(
+    ctx: &Context,
+    order: &Erase,
+    subjects: Vec<Subject>,
+    reporter: &Reporter,
+) -> (Vec<Signed<ErasureCertificate>>, Vec<String>) {
+    let total: u64 = subjects.iter().map(|s| s.drive.size_bytes()).fold(0, u64::saturating_add);
+    let progress: Vec<AtomicU64> = subjects.iter().map(|_| AtomicU64::new(0)).collect();
+    let (mut certificates, mut failed) = (Vec::new(), Vec::new());
+    let mut link = order.link.clone();
     thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
-        for subjects in by_drive.into_values() {
+        for (subject, progress) in subjects.into_iter().zip(&progress) {
             let sender = sender.clone();
             scope.spawn(move || {
-                for (place, subject) in subjects {
-                    // The receiver lives until the last sender is gone.
-                    let _ = sender.send((place, certify(ctx, subject, reporter)));
-                }
+                let entry = erase_one(ctx, order, subject, progress, reporter);
+                // The receiver lives until the last sender is gone.
+                let _ = sender.send(entry);
             });
         }
         drop(sender);
         loop {
             match receiver.recv_timeout(HEARTBEAT) {
-                Ok((place, certificate)) => {
-                    done = done.saturating_add(certificate.disk.size_bytes);
-                    finished.insert(place, certificate);
+                Ok(entry) => {
+                    let certificate = ErasureCertificate { link: link.clone(), ..entry };
+                    if let Verdict::NotErased { reason } = &certificate.verdict {
+                        failed.push(format!("disk {} is NOT erased: {reason}", certificate.drive.serial));
+                    }
+                    let signed = Signed::seal(&certificate, &ctx.key);
+                    link = link.after(&signed);
+                    certificates.push(signed);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            let done = progress.iter().map(|p| p.load(Ordering::Relaxed)).fold(0, u64::saturating_add);
             reporter.progress(Phase::Erase, done, Some(total));
         }
     });
-    finished.into_values().collect()
+    (certificates, failed)
 }
 
 /// Erases one drive and writes down what came of it, whatever comes.
-fn certify(ctx: &Context, subject: Subject, reporter: &Reporter) -> ErasureCertificate {
+fn erase_one(
+    ctx: &Context,
+    order: &Erase,
+    subject: Subject,
+    progress: &AtomicU64,
+    reporter: &Reporter,
+) -> ErasureCertificate {
     let started = unix_seconds();
-    let Subject { id, facts, capabilities, ready } = subject;
-    let said = ready.as_ref().ok().map(|ready| (ready.probed.model.clone(), ready.probed.firmware.clone()));
+    let Subject { drive, capabilities, found, ready } = subject;
+    let size = drive.size_bytes();
     let account = match ready {
         Err(reason) => Account::untouched(reason),
         // By hand, a bug in here condemns this drive and not the verdicts of the others. As PID 1 any panic ends the boot
         // (`init::leave_on_panic`), and the next one begins with the erase again.
-        Ok(ready) => catch_unwind(AssertUnwindSafe(|| erase_one(ready, reporter)))
+        Ok(ready) => catch_unwind(AssertUnwindSafe(|| work(ready, order, size, progress, reporter)))
             .unwrap_or_else(|panic| Account::untouched(format!("the agent broke off: {}", words_of(&*panic)))),
     };
-    let (model, firmware) = match said {
-        Some((model, firmware)) => (Some(model), Some(firmware)),
-        None => (facts.model, facts.firmware),
-    };
+    progress.store(size, Ordering::Relaxed);
     ErasureCertificate {
+        link: order.link.clone(),
         machine: ctx.machine,
         boot: ctx.boot,
         order: ctx.order,
-        disk: id,
-        model,
-        firmware,
+        ordered_by: order.ordered_by.clone(),
+        drive,
+        policy: order.policy,
         capabilities,
         verdict: account.verdict(),
+        found: [found, account.remarks].concat(),
         attempts: account.attempts,
         verification: account.verification,
+        unwritten: account.unwritten,
+        rest: account.rest,
         started,
         finished: unix_seconds(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
 
-fn erase_one(ready: Ready, reporter: &Reporter) -> Account {
-    let Ready { mut disk, probed, plan } = ready;
+fn work(ready: Ready, order: &Erase, size: u64, progress: &AtomicU64, reporter: &Reporter) -> Account {
+    let Ready { mut drive, probed, plan } = ready;
     let mut seed = [0; 32];
     if let Err(e) = getrandom::fill(&mut seed) {
         return Account::untouched(format!("drawing random bytes: {e}; nothing was touched"));
     }
-    let account = run::erase(&mut disk.file, &probed, &plan, seed);
-    forget_partitions(&disk, reporter);
+    let mut on_progress = |part: f64| {
+        #[expect(clippy::cast_precision_loss, reason = "it's for people")]
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a part of a u64, clamped")]
+        progress.store((size as f64 * part.clamp(0.0, 1.0)) as u64, Ordering::Relaxed);
+    };
+    let fresh = probed.volumes.first().and_then(|volume| order.fresh.get(&volume.id.serial));
+    let task = Task { plan: &plan, depth: order.depth, fresh, seed };
+    let account = run::erase(&mut drive, &probed, &task, &mut on_progress);
+    forget_partitions(&drive, reporter);
     account
 }
 
 /// The partitions are gone from the drive; the kernel goes on showing them until it's told.
-fn forget_partitions(disk: &OpenDisk, reporter: &Reporter) {
-    for number in disks::partitions(Path::new("/"), &disk.facts.name) {
-        if let Err(e) = block::delete_partition(&disk.file, number) {
-            let name = &disk.facts.name;
-            reporter.note(Phase::Erase, format!("the kernel keeps showing partition {number} of {name}: {e}"));
+fn forget_partitions(drive: &KernelDrive, reporter: &Reporter) {
+    for disk in drive.volumes() {
+        for number in disks::partitions(Path::new("/"), &disk.facts.name) {
+            if let Err(e) = block::delete_partition(&disk.file, number) {
+                let name = &disk.facts.name;
+                reporter.note(Phase::Erase, format!("the kernel keeps showing partition {number} of {name}: {e}"));
+            }
         }
     }
 }

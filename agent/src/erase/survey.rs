@@ -5,13 +5,13 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::Context as _;
-use drophammer_protocol::certificate::Method;
-use drophammer_protocol::inventory::Disk;
+use drophammer_protocol::erase::{Category, Erase, Method};
+use drophammer_protocol::inventory::{Disk, DiskId};
 use serde::Serialize;
 
-use super::plan;
-use super::{capabilities_of, visible_namespaces};
-use crate::disk;
+use super::subject::{self, Subject, Volume};
+use crate::disk::OpenDisk;
+use crate::holders;
 use crate::inventory::disks;
 
 /// What would be done to one drive, or why nothing would.
@@ -24,6 +24,10 @@ pub(crate) struct DrivePlan {
     /// What the drive says it can do.
     pub(crate) capabilities: Vec<String>,
     pub(crate) methods: Vec<PlannedMethod>,
+    /// What lies on it.
+    pub(crate) found: Vec<String>,
+    /// What would be done first, so that nobody holds it any more.
+    pub(crate) before: Vec<String>,
     /// Why this drive wouldn't be erased.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) left_out: Option<String>,
@@ -34,53 +38,85 @@ pub(crate) struct PlannedMethod {
     pub(crate) method: Method,
     pub(crate) because: String,
     /// The category of NIST SP 800-88 that a verified run meets.
-    pub(crate) nist_800_88: String,
+    pub(crate) nist_800_88: Category,
 }
 
-/// Every drive below `root`, which is `/` on a machine.
-pub(crate) fn survey(root: &Path) -> Vec<DrivePlan> {
+/// Every drive below `root`, which is `/` on a machine, as it would be erased together with those that `order` names.
+pub(crate) fn survey(root: &Path, order: &Erase) -> Vec<DrivePlan> {
     let here = disks::disks(root);
-    here.iter().map(|disk| survey_one(root, &here, disk)).collect()
+    let chosen = here.iter().filter(|disk| disk.id().is_some_and(|id| order.disks.contains(&id)));
+    let chosen: Vec<&str> = chosen.map(|disk| disk.name.as_str()).collect();
+    let (named, unnamed): (Vec<&Disk>, Vec<&Disk>) = here.iter().partition(|disk| left_out(disk).is_ok());
+    let ids: Vec<DiskId> = named.iter().filter_map(|disk| disk.id()).collect();
+    let mut plans: Vec<DrivePlan> = Vec::new();
+    for volumes in subject::drives(&ids, named) {
+        let subject = Subject::of(root, &volumes, open(root, &volumes), order);
+        plans.extend(volumes.iter().map(|volume| planned(root, volume.disk, &chosen, &subject)));
+    }
+    for disk in unnamed {
+        let why = left_out(disk).err().map(|e| format!("{e:#}"));
+        plans.push(DrivePlan { left_out: why, ..bare(disk) });
+    }
+    let place = |plan: &DrivePlan| here.iter().position(|disk| disk.name == plan.name);
+    plans.sort_by_key(place);
+    plans
 }
 
-fn survey_one(root: &Path, here: &[Disk], disk: &Disk) -> DrivePlan {
-    let mut found = DrivePlan {
+/// Whether a drive is one that an order could name.
+fn left_out(disk: &Disk) -> anyhow::Result<()> {
+    if let Some(why) = disk.passed_by() {
+        anyhow::bail!("{why}");
+    }
+    disk.id().context("it tells no serial number, so it can't be named in an order")?;
+    Ok(())
+}
+
+fn open(root: &Path, volumes: &[Volume<'_>]) -> Result<Vec<OpenDisk>, String> {
+    let open = |volume: &Volume<'_>| {
+        let path = root.join("dev").join(&volume.disk.name);
+        let file = File::open(&path).map_err(|e| format!("opening {}: {e}", path.display()))?;
+        Ok(OpenDisk { file, path, facts: volume.disk.clone() })
+    };
+    volumes.iter().map(open).collect()
+}
+
+fn planned(root: &Path, disk: &Disk, chosen: &[&str], subject: &Subject) -> DrivePlan {
+    let (capabilities, lies) = (subject.capabilities.clone(), subject.found.clone());
+    let mut found = DrivePlan { capabilities, found: lies, ..bare(disk) };
+    let together: Vec<&str> = chosen.iter().copied().filter(|name| *name != disk.name).chain([&*disk.name]).collect();
+    match holders::plan_for(root, &together) {
+        Ok(steps) => found.before = steps.iter().map(ToString::to_string).collect(),
+        Err(held) => {
+            found.left_out = Some(held.to_string());
+            return found;
+        }
+    }
+    match &subject.ready {
+        Ok(ready) => {
+            let each = ready.plan.methods.iter().map(|choice| PlannedMethod {
+                method: choice.method,
+                because: choice.because.to_owned(),
+                nist_800_88: choice.method.category(subject.drive.medium),
+            });
+            found.methods = each.collect();
+        }
+        Err(reason) => found.left_out = Some(reason.clone()),
+    }
+    found
+}
+
+fn bare(disk: &Disk) -> DrivePlan {
+    DrivePlan {
         name: disk.name.clone(),
         model: disk.model.clone(),
         serial: disk.serial.clone(),
         size_bytes: disk.size_bytes,
         capabilities: Vec::new(),
         methods: Vec::new(),
+        found: Vec::new(),
+        before: Vec::new(),
         left_out: None,
-    };
-    match choose(root, here, disk, &mut found.capabilities) {
-        Ok(methods) => found.methods = methods,
-        Err(e) => found.left_out = Some(format!("{e:#}")),
     }
-    found
-}
-
-fn choose(
-    root: &Path,
-    here: &[Disk],
-    disk: &Disk,
-    capabilities: &mut Vec<String>,
-) -> anyhow::Result<Vec<PlannedMethod>> {
-    anyhow::ensure!(disk.holds_data(), "removable or empty: not a drive that a tenant's data stays on");
-    let id = disk.id().context("it tells no serial number, so it can't be named in an order")?;
-    let holders = disk::holders(root, &disk.name);
-    anyhow::ensure!(holders.is_empty(), "in use: {}", holders.join(", "));
-    let path = root.join("dev").join(&disk.name);
-    let mut file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-    let (found, _) = capabilities_of(&mut file, disk, &id, &visible_namespaces(root, here, disk))?;
-    *capabilities = found.words();
-    let methods = plan::plan(&found)?.methods;
-    let planned = methods.into_iter().map(|choice| PlannedMethod {
-        method: choice.method,
-        because: choice.because.to_owned(),
-        nist_800_88: choice.method.nist_800_88().to_owned(),
-    });
-    Ok(planned.collect())
 }
 
 impl fmt::Display for DrivePlan {
@@ -94,6 +130,12 @@ impl fmt::Display for DrivePlan {
             unknown(&self.model),
             self.size_bytes
         )?;
+        for found in &self.found {
+            write!(f, "\n  holds {found}")?;
+        }
+        for step in &self.before {
+            write!(f, "\n  first: {step}")?;
+        }
         for (place, planned) in self.methods.iter().enumerate() {
             let step = if place == 0 { "would be erased by" } else { "if that fails, by" };
             write!(f, "\n  {step} {} ({})", planned.method.name(), planned.nist_800_88)?;
@@ -108,32 +150,37 @@ impl fmt::Display for DrivePlan {
 
 #[cfg(test)]
 mod tests {
+    use drophammer_protocol::fixtures;
+
     use super::*;
     use crate::inventory::tests::Tree;
 
     #[test]
     fn drives_that_are_left_out_say_why() {
         let tree = Tree::new();
-        for (name, serial) in [("sda", "S-1"), ("sdb", ""), ("sdc", "S-3"), ("sdd", "S-4")] {
+        for (name, serial) in [("vda", "S-1"), ("vdb", ""), ("vdc", "S-3"), ("vdd", "S-4")] {
             tree.file(&format!("sys/block/{name}/size"), "2048\n");
-            tree.file(&format!("sys/block/{name}/device/vendor"), "ATA\n");
+            tree.file(&format!("sys/block/{name}/device/vendor"), "0x1af4\n");
             tree.file(&format!("sys/block/{name}/serial"), serial);
             tree.file(&format!("dev/{name}"), "");
         }
-        tree.file("sys/block/sdc/removable", "1\n");
-        tree.file("sys/block/sdd/dev", "8:48\n");
-        tree.file("sys/block/sdd/holders/md0", "");
-        let said: Vec<String> = survey(tree.root()).iter().map(DrivePlan::to_string).collect();
+        tree.file("sys/block/vdc/removable", "1\n");
+        tree.file("sys/block/vdd/dev", "8:48\n");
+        tree.file("sys/block/vdd/holders/md0", "");
+        let said: Vec<String> =
+            survey(tree.root(), &fixtures::erase(vec![])).iter().map(DrivePlan::to_string).collect();
         assert_eq!(
             said,
             [
-                "sda: serial S-1, unknown, 1048576 bytes\n  would NOT be erased: this agent has no erase method for SATA \
-                 drives that it can prove; erase it with its maker's tool or take it out",
-                "sdb: serial unknown, unknown, 1048576 bytes\n  would NOT be erased: it tells no serial number, so it \
+                "vda: serial S-1, unknown, 1048576 bytes\n  would NOT be erased: the policy purge asks for more than this \
+                 drive offers: overwrite with zeros (Clear). Allow less with the policy clear, erase it with its maker's \
+                 tool, or take it out",
+                "vdb: serial unknown, unknown, 1048576 bytes\n  would NOT be erased: it tells no serial number, so it \
                  can't be named in an order",
-                "sdc: serial S-3, unknown, 1048576 bytes\n  would NOT be erased: removable or empty: not a drive that a \
-                 tenant's data stays on",
-                "sdd: serial S-4, unknown, 1048576 bytes\n  would NOT be erased: in use: part of md0",
+                "vdc: serial S-3, unknown, 1048576 bytes\n  would NOT be erased: its medium can be taken out, so it \
+                 isn't a part of this machine",
+                "vdd: serial S-4, unknown, 1048576 bytes\n  would NOT be erased: md0 is on vdd, and how to take it apart isn't \
+                 known here; do it by hand",
             ]
         );
     }

@@ -1,6 +1,6 @@
 //! Whole drives, from a sysfs tree.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use drophammer_protocol::inventory::{Bus, Disk};
 
@@ -20,25 +20,10 @@ pub(crate) fn disk_by_number(root: &Path, major: u64, minor: u64) -> Option<Disk
     disk(&link, &name)
 }
 
-/// The namespace number of an NVMe block device.
-pub(crate) fn namespace(root: &Path, name: &str) -> Option<u32> {
-    sysfs::number(&root.join("sys/block").join(name).join("nsid"))
-}
-
 /// The numbers of the partitions that the kernel shows on a drive.
 pub(crate) fn partitions(root: &Path, name: &str) -> Vec<u32> {
     let dir = root.join("sys/block").join(name);
     sysfs::names(&dir).into_iter().filter_map(|part| sysfs::number(&dir.join(part).join("partition"))).collect()
-}
-
-/// Devices in sysfs that are a drive's name and those of its partitions, each with its `major:minor`.
-pub(crate) fn parts(root: &Path, name: &str) -> Vec<(PathBuf, String)> {
-    let dir = root.join("sys/block").join(name);
-    let partitions = sysfs::names(&dir).into_iter().map(|part| dir.join(part)).filter(|p| p.join("partition").exists());
-    std::iter::once(dir.clone())
-        .chain(partitions)
-        .filter_map(|part| sysfs::text(&part.join("dev")).map(|number| (part, number)))
-        .collect()
 }
 
 fn disk(dir: &Path, name: &str) -> Option<Disk> {
@@ -58,6 +43,7 @@ fn disk(dir: &Path, name: &str) -> Option<Disk> {
         serial: serial(dir, &device),
         firmware: ["firmware_rev", "rev", "fwrev"].iter().find_map(|file| sysfs::text(&device.join(file))),
         wwn: sysfs::text(&dir.join("wwid")).or_else(|| sysfs::text(&device.join("wwid"))),
+        namespace: sysfs::number(&dir.join("nsid")).unwrap_or(1),
         size_bytes,
         logical_block: sysfs::number(&dir.join("queue/logical_block_size")).unwrap_or(512),
         physical_block: sysfs::number(&dir.join("queue/physical_block_size")).unwrap_or(512),

@@ -5,7 +5,7 @@ mod devices;
 pub(crate) mod disks;
 mod processors;
 mod smbios;
-mod sysfs;
+pub(crate) mod sysfs;
 
 #[cfg(fuzzing)]
 pub(crate) use self::{disks::fuzz as fuzz_disks, smbios::fuzz as fuzz_smbios};
@@ -17,9 +17,10 @@ use drophammer_protocol::id::MachineId;
 use drophammer_protocol::inventory::{Bmc, Bus, Disk, Firmware, FirmwareKind, Inventory};
 use drophammer_protocol::words::{bytes, count};
 
+use crate::drive::{Data, nvme};
 use crate::efi;
 use crate::reporter::Reporter;
-use crate::sys::{ethtool, nvme, nvme_id};
+use crate::sys::{self, ethtool};
 
 /// Reads everything below `root`: `/` on a machine, a captured tree in a test. What only the running kernel or the drive
 /// itself can tell is asked for on a machine alone.
@@ -127,11 +128,12 @@ fn ask_health(disk: &Disk) -> anyhow::Result<drophammer_protocol::inventory::Hea
     use anyhow::Context as _;
     let path = Path::new("/dev").join(&disk.name);
     let drive = std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-    let mut page = [0; nvme_id::SMART_BYTES];
-    let status =
-        nvme::submit(&drive, &nvme_id::AdminCommand::smart(), &mut page).context("asking for the SMART log")?;
+    let mut page = [0; nvme::SMART_BYTES];
+    let status = sys::nvme::submit(&drive, &nvme::Command::smart(), Data::In(&mut page))
+        .context("asking for the SMART log")?
+        .status;
     anyhow::ensure!(status.is_success(), "asking for the SMART log: {status}");
-    nvme_id::health(&page).context("the SMART log is cut short")
+    nvme::health(&page).context("the SMART log is cut short")
 }
 
 fn summary(inventory: &Inventory) -> String {

@@ -8,39 +8,39 @@ use std::str::FromStr;
 /// The longest attribute we read: cpuinfo of a machine with a thousand threads has about 1.5 MiB.
 const MAX_BYTES: u64 = 8 << 20;
 
-pub(super) fn bytes(path: &Path) -> Option<Vec<u8>> {
+pub(crate) fn bytes(path: &Path) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path).ok()?.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
     Some(bytes)
 }
 
 /// The file's text without blanks at either end; `None` if nothing is left.
-pub(super) fn text(path: &Path) -> Option<String> {
+pub(crate) fn text(path: &Path) -> Option<String> {
     let text = String::from_utf8_lossy(&bytes(path)?).replace('\0', " ");
     Some(text.trim().to_owned()).filter(|t| !t.is_empty())
 }
 
-pub(super) fn number<T: FromStr>(path: &Path) -> Option<T> {
+pub(crate) fn number<T: FromStr>(path: &Path) -> Option<T> {
     text(path)?.parse().ok()
 }
 
 /// Numbers that sysfs writes as `0x8086`.
-pub(super) fn hex(path: &Path) -> Option<u32> {
+pub(crate) fn hex(path: &Path) -> Option<u32> {
     u32::from_str_radix(text(path)?.trim_start_matches("0x"), 16).ok()
 }
 
 /// Whether a flag file says 1.
-pub(super) fn flag(path: &Path) -> bool {
+pub(crate) fn flag(path: &Path) -> bool {
     number::<u32>(path) == Some(1)
 }
 
 /// The last component of where a symbolic link leads: the name of a driver, a bus, a device.
-pub(super) fn link_name(path: &Path) -> Option<String> {
+pub(crate) fn link_name(path: &Path) -> Option<String> {
     Some(fs::read_link(path).ok()?.file_name()?.to_string_lossy().into_owned())
 }
 
 /// Names in a directory, sorted so that `nvme2` comes before `nvme10`.
-pub(super) fn names(dir: &Path) -> Vec<String> {
+pub(crate) fn names(dir: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     let mut names: Vec<String> =
         entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
@@ -50,7 +50,7 @@ pub(super) fn names(dir: &Path) -> Vec<String> {
 
 /// The device directory behind a link such as `/sys/class/net/eth0/device`, as components: buses, bridges and ports that
 /// lead to it.
-pub(super) fn device_path(link: &Path) -> Vec<String> {
+pub(crate) fn device_path(link: &Path) -> Vec<String> {
     let Ok(path) = fs::canonicalize(link) else { return Vec::new() };
     path.components()
         .filter_map(|part| match part {
@@ -61,7 +61,7 @@ pub(super) fn device_path(link: &Path) -> Vec<String> {
 }
 
 /// The PCI function that a device hangs on: the last one on its path.
-pub(super) fn pci_address(device: &[String]) -> Option<String> {
+pub(crate) fn pci_address(device: &[String]) -> Option<String> {
     device.iter().rev().find(|name| is_pci_address(name)).cloned()
 }
 

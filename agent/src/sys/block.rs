@@ -39,6 +39,22 @@ pub(crate) fn drop_cache(device: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
+/// `BLKZEROOUT`: has the drive write zeros, or the kernel where the drive can't by itself.
+pub(crate) fn zero_out(disk: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
+    let range = [offset, length];
+    // SAFETY: the kernel reads two u64 from the pointer, which is valid for the call.
+    unsafe { ioctl::blkzeroout(disk.as_fd().as_raw_fd(), &raw const range) }?;
+    Ok(())
+}
+
+/// `BLKDISCARD`
+pub(crate) fn discard(disk: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
+    let range = [offset, length];
+    // SAFETY: the kernel reads two u64 from the pointer, which is valid for the call.
+    unsafe { ioctl::blkdiscard(disk.as_fd().as_raw_fd(), &raw const range) }?;
+    Ok(())
+}
+
 /// `BLKPG_ADD_PARTITION`: the device node exists when this returns (devtmpfs makes it within the call).
 pub(crate) fn add_partition(disk: impl AsFd, partition: KernelPartition) -> io::Result<()> {
     blkpg(disk, BLKPG_ADD_PARTITION, partition)
@@ -113,5 +129,7 @@ mod ioctl {
         blkgetsize64, 0x12, 114, u64);
     nix::ioctl_read_bad!(blksszget, nix::request_code_none!(0x12, 104), c_int);
     nix::ioctl_none!(blkflsbuf, 0x12, 97);
+    nix::ioctl_write_ptr_bad!(blkdiscard, nix::request_code_none!(0x12, 119), [u64; 2]);
+    nix::ioctl_write_ptr_bad!(blkzeroout, nix::request_code_none!(0x12, 127), [u64; 2]);
     nix::ioctl_write_ptr_bad!(blkpg, nix::request_code_none!(0x12, 105), BlkpgArgument);
 }

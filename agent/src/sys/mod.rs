@@ -2,7 +2,8 @@
 
 pub(crate) mod block;
 pub(crate) mod ethtool;
+pub(crate) mod holders;
 pub(crate) mod kexec;
 pub(crate) mod linux;
 pub(crate) mod nvme;
-pub(crate) mod nvme_id;
+pub(crate) mod sg;

@@ -7,7 +7,7 @@ mod operators;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::rejection::PathRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -133,11 +133,13 @@ impl<S: Sync> FromRequestParts<S> for Waiting {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Denied> {
         match Query::try_from_uri(&parts.uri) {
             Ok(Query(waiting)) => Ok(waiting),
-            Err(e) => {
-                Err(Denied::new(StatusCode::BAD_REQUEST, format!("the query isn't understood: {}", e.body_text())))
-            }
+            Err(e) => Err(unclear_query(&e)),
         }
     }
+}
+
+fn unclear_query(why: &QueryRejection) -> Denied {
+    Denied::new(StatusCode::BAD_REQUEST, format!("the query isn't understood: {}", why.body_text()))
 }
 
 /// The part of the path that says which one.

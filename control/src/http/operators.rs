@@ -2,21 +2,25 @@
 
 use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{Method, StatusCode};
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
+use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
-use axum::{Json, Router};
-use drophammer_protocol::api::{BOOT_SERVERS, Explanation, IMAGE_LIST, ImageSummary, MACHINES, StoredCertificate};
+use axum::routing::{delete, get, post, put};
+use axum::{Extension, Json, Router};
+use drophammer_protocol::api::{BOOT_SERVERS, CERTIFICATE_KEY, Explanation, IMAGE_LIST, ImageSummary, MACHINES, PSIDS};
 use drophammer_protocol::boot_server::{BootServer, JoinToken};
+use drophammer_protocol::chain::CertificateChain;
+use drophammer_protocol::erase::{NotAPsid, Psid};
 use drophammer_protocol::event::Recorded;
 use drophammer_protocol::id::BootServerId;
-use drophammer_protocol::machine::{Allocation, Machine};
+use drophammer_protocol::machine::{Allocation, Machine, TakeBack};
+use drophammer_protocol::sign::PublicKey;
 use tokio::time::sleep;
 
-use super::{Bearer, Body, Waiting, Which, bearer, not_this_way, nothing_here, off_thread, wait_for};
-use crate::auth::{Auth, Role, role};
+use super::{Bearer, Body, Waiting, Which, bearer, not_this_way, nothing_here, off_thread, unclear_query, wait_for};
+use crate::auth::{Auth, Role, Who, caller};
 use crate::denied::Denied;
 use crate::operator::Whose;
 use crate::{Control, unix_ms};
@@ -39,6 +43,9 @@ impl Control {
             .route(&of("/allocate"), post(allocate))
             .route(&of("/release"), post(release))
             .route(&of("/reprovision"), post(reprovision))
+            .route(CERTIFICATE_KEY, get(certificate_key))
+            .route(PSIDS, get(psids))
+            .route(&format!("{PSIDS}/{{serial}}"), put(keep_psid).delete(forget_psid))
             .route(IMAGE_LIST, get(images))
             .route(BOOT_SERVERS, get(boot_servers))
             .route(&format!("{BOOT_SERVERS}/tokens"), post(join_token))
@@ -47,7 +54,7 @@ impl Control {
             .fallback(nothing_here)
             .method_not_allowed_fallback(not_this_way);
         let router = match auth {
-            Auth::Socket => router,
+            Auth::Socket => router.layer(Extension(Who::at_the_socket())),
             Auth::Token => router.route_layer(middleware::from_fn_with_state(self.clone(), authorise)),
         };
         router.with_state(self.clone())
@@ -62,9 +69,9 @@ async fn authorise(State(control): State<Control>, request: Request, next: Next)
 }
 
 async fn allowed(control: &Control, request: Request) -> Result<Request, Denied> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let Bearer(token) = bearer(&parts)?;
-    let role = off_thread(control, move |c| role(c.store(), &token)).await?;
+    let (who, role) = off_thread(control, move |c| caller(c.store(), &token)).await?;
     match role {
         Role::Admin => {}
         Role::Viewer if matches!(parts.method, Method::GET | Method::HEAD) => {}
@@ -73,6 +80,7 @@ async fn allowed(control: &Control, request: Request) -> Result<Request, Denied>
             return Err(Denied::new(StatusCode::FORBIDDEN, detail));
         }
     }
+    parts.extensions.insert(who);
     Ok(Request::from_parts(parts, body))
 }
 
@@ -112,8 +120,12 @@ async fn explanation(State(control): State<Control>, Which(name): Which<String>)
 async fn certificates(
     State(control): State<Control>,
     Which(name): Which<String>,
-) -> Result<Json<Vec<StoredCertificate>>, Denied> {
-    off_thread(&control, move |c| c.certificates(c.resolve(&name)?)).await.map(Json)
+) -> Result<Json<CertificateChain>, Denied> {
+    off_thread(&control, move |c| c.certificates(c.resolve(&name)?, unix_ms())).await.map(Json)
+}
+
+async fn certificate_key(State(control): State<Control>) -> Json<PublicKey> {
+    Json(control.certificate_key())
 }
 
 async fn allocate(
@@ -124,12 +136,50 @@ async fn allocate(
     off_thread(&control, move |c| c.allocate(c.resolve(&name)?, &wanted, unix_ms())).await.map(Json)
 }
 
-async fn release(State(control): State<Control>, Which(name): Which<String>) -> Result<Json<Machine>, Denied> {
-    off_thread(&control, move |c| c.release(c.resolve(&name)?, unix_ms())).await.map(Json)
+async fn release(
+    State(control): State<Control>,
+    Extension(who): Extension<Who>,
+    Which(name): Which<String>,
+    uri: Uri,
+) -> Result<Json<Machine>, Denied> {
+    let how = take_back(&uri)?;
+    off_thread(&control, move |c| c.release(c.resolve(&name)?, how, &who, unix_ms())).await.map(Json)
 }
 
-async fn reprovision(State(control): State<Control>, Which(name): Which<String>) -> Result<Json<Machine>, Denied> {
-    off_thread(&control, move |c| c.reprovision(c.resolve(&name)?, unix_ms())).await.map(Json)
+async fn reprovision(
+    State(control): State<Control>,
+    Extension(who): Extension<Who>,
+    Which(name): Which<String>,
+    uri: Uri,
+) -> Result<Json<Machine>, Denied> {
+    let how = take_back(&uri)?;
+    off_thread(&control, move |c| c.reprovision(c.resolve(&name)?, how, &who, unix_ms())).await.map(Json)
+}
+
+fn take_back(uri: &Uri) -> Result<TakeBack, Denied> {
+    let Query(how) = Query::try_from_uri(uri).map_err(|e| unclear_query(&e))?;
+    Ok(how)
+}
+
+async fn psids(State(control): State<Control>) -> Result<Json<Vec<String>>, Denied> {
+    off_thread(&control, |c| c.psid_serials()).await.map(Json)
+}
+
+async fn keep_psid(
+    State(control): State<Control>,
+    Which(serial): Which<String>,
+    body: Bytes,
+) -> Result<StatusCode, Denied> {
+    // What was sent may be the secret with a mistake in it, so that no answer says anything of it.
+    let psid: Psid =
+        serde_json::from_slice(&body).map_err(|_| Denied::new(StatusCode::BAD_REQUEST, NotAPsid.to_string()))?;
+    off_thread(&control, move |c| c.keep_psid(&serial, &psid)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn forget_psid(State(control): State<Control>, Which(serial): Which<String>) -> Result<StatusCode, Denied> {
+    off_thread(&control, move |c| c.forget_psid(&serial)).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn images(State(control): State<Control>) -> Result<Json<Vec<ImageSummary>>, Denied> {

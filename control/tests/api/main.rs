@@ -1,5 +1,9 @@
 //! The control API as agents and operators meet it: real routers, real sockets, real signatures.
 
+mod drives;
+mod gate;
+mod policy;
+mod rest;
 mod rig;
 
 use std::fs;
@@ -10,14 +14,11 @@ use std::path::Path;
 use drophammer_control::client::Client;
 use drophammer_protocol::api::*;
 use drophammer_protocol::boot_server::Seen;
-use drophammer_protocol::certificate::{ErasureCertificate, Verdict};
 use drophammer_protocol::event::{Event, Phase, Recorded, Step};
-use drophammer_protocol::id::{BootId, OrderId};
 use drophammer_protocol::inventory::{Disk, DiskId, Inventory};
-use drophammer_protocol::machine::{Allocation, State};
-use drophammer_protocol::order::{Order, Outcome, Task};
+use drophammer_protocol::machine::{Allocation, State, TakeBack};
+use drophammer_protocol::order::{Outcome, Task};
 use drophammer_protocol::sight::{Asker, Sight};
-use drophammer_protocol::sign::Signed;
 use drophammer_protocol::ticket::BootDecision;
 use reqwest::Method as Verb;
 use uuid::Uuid;
@@ -47,11 +48,9 @@ fn the_whole_road_with_a_server_that_restarts_between_all_steps() {
         agent.inventory(&rig).expect("takes the inventory");
         next(&mut rig);
         let order = agent.order(&rig, 0).expect("answers").expect("an erase order");
-        let disks = vec![
-            DiskId { serial: "big-1".into(), size_bytes: 100 << 30 },
-            DiskId { serial: "small-1".into(), size_bytes: 10 << 30 },
-        ];
-        assert_eq!(order.task, Task::Erase { disks });
+        let disks = vec![DiskId::new("big-1", 100 << 30), DiskId::new("small-1", 10 << 30)];
+        let Task::Erase(task) = &order.task else { panic!("an erase order, not {order:?}") };
+        assert_eq!(task.disks, disks);
         agent.inventory(&rig).expect("a repeated inventory is as good as one");
         next(&mut rig);
         assert_eq!(agent.order(&rig, 0).expect("answers"), Some(order.clone()), "the same until its outcome is in");
@@ -62,7 +61,7 @@ fn the_whole_road_with_a_server_that_restarts_between_all_steps() {
         let other = Outcome::Failed { reason: "changed my mind".into() };
         assert_eq!(agent.outcome(&rig, order.id, &other).expect_err("contradicts itself").status, 409);
         assert_eq!(rig.state(1), State::Waiting);
-        assert_eq!(rig.operator().certificates("SN-1").expect("lists").len(), 2);
+        assert_eq!(rig.operator().certificates("SN-1").expect("lists").certificates.len(), 2);
 
         let machine = rig.allocate(1).expect("allocates");
         assert_eq!(
@@ -89,7 +88,7 @@ fn the_whole_road_with_a_server_that_restarts_between_all_steps() {
         assert_eq!((machine.state, machine.ssh_host_keys.len(), machine.name.as_str()), (State::Running, 1, "SN-1"));
         assert_eq!(rig.net_boot(1), BootDecision::LocalDisk);
 
-        let machine = rig.operator().reprovision("web-1").expect("takes it back");
+        let machine = rig.operator().reprovision("web-1", TakeBack::default()).expect("takes it back");
         assert_eq!((machine.state, machine.allocation.is_some()), (State::Releasing, true));
         assert!(machine.reason.expect("a reason").contains("by hand"), "there is no power hook");
         assert_eq!(phone_home(&rig, 1, &install.phone_home.token).expect_err("its install is history").status, 401);
@@ -100,7 +99,7 @@ fn the_whole_road_with_a_server_that_restarts_between_all_steps() {
         let (_, again) = agent.install_order(&rig);
         assert_ne!(again.phone_home.token, install.phone_home.token);
         assert_eq!((again.image, again.disk), (install.image, install.disk));
-        let machine = rig.operator().release("web-1").expect("takes it back");
+        let machine = rig.operator().release("web-1", TakeBack::default()).expect("takes it back");
         assert_eq!((machine.state, machine.allocation), (State::Releasing, None));
 
         next(&mut rig);
@@ -110,125 +109,6 @@ fn the_whole_road_with_a_server_that_restarts_between_all_steps() {
         let after = events[3].position;
         assert_eq!(rig.operator().events("SN-1", after, 0).expect("lists"), events[4..]);
     }
-}
-
-#[test]
-fn lies_about_erasing_quarantine_the_machine() {
-    type Lie = fn(&Rig, &Agent, &Order) -> Outcome;
-    let lies: [(&str, Lie, &str, usize); 11] = [
-        ("no certificates", |_, _, _| Outcome::Erased { certificates: vec![] }, "has no certificate", 0),
-        (
-            "one disk left out",
-            |_, agent, order| sealed(agent, &agent.certificates(order)[..1]),
-            "disk small-1 (10737418240 bytes) has no certificate",
-            1,
-        ),
-        (
-            "signed by another key",
-            |_, agent, order| {
-                let other = ed25519_dalek::SigningKey::from_bytes(&[9; 32]);
-                let certificates = agent.certificates(order).iter().map(|c| Signed::seal(c, &other)).collect();
-                Outcome::Erased { certificates }
-            },
-            "none of the trusted keys",
-            0,
-        ),
-        (
-            "altered after signing",
-            |_, agent, order| {
-                let Outcome::Erased { mut certificates } = agent.erased(order) else { unreachable!() };
-                certificates[0].payload = certificates[0].payload.replace("\"finished\":2", "\"finished\":3");
-                Outcome::Erased { certificates }
-            },
-            "was altered",
-            1,
-        ),
-        (
-            "of another machine",
-            |_, agent, order| changed(agent, order, |c| c.machine = machine(9)),
-            "is of machine 09090909",
-            0,
-        ),
-        (
-            "of another boot",
-            |_, agent, order| changed(agent, order, |c| c.boot = BootId(Uuid::nil())),
-            "of another boot",
-            0,
-        ),
-        (
-            "of another order",
-            |_, agent, order| changed(agent, order, |c| c.order = OrderId(Uuid::nil())),
-            "of another order",
-            0,
-        ),
-        (
-            "a canary survived",
-            |_, agent, order| changed(agent, order, |c| c.verification.as_mut().expect("there").canaries_surviving = 1),
-            "doesn't prove it",
-            2,
-        ),
-        (
-            "honest about a failure",
-            |_, agent, order| {
-                changed(agent, order, |c| c.verdict = Verdict::NotErased { reason: "the drive is locked".into() })
-            },
-            "the drive is locked",
-            2,
-        ),
-        ("failed", |_, _, _| Outcome::Failed { reason: "nvme: timed out".into() }, "nvme: timed out", 0),
-        ("installed instead", |_, _, _| installed(), "installed something instead", 0),
-    ];
-    let rig = Rig::new();
-    for (n, (name, lie, want, stored)) in (1..).zip(lies) {
-        // The table's sentences are about machine 1.
-        let rig = if name == "one disk left out" { &Rig::new() } else { &rig };
-        let n = if name == "one disk left out" { 1 } else { n };
-        let (agent, order) = rig.erasing(n);
-        agent.outcome(rig, order.id, &lie(rig, &agent, &order)).expect("even a lie is stored");
-        let machine = rig.machine(n);
-        let reason = machine.reason.unwrap_or_default();
-        assert_eq!(machine.state, State::Quarantined, "{name}");
-        assert!(reason.contains(want), "{name}: {reason}");
-        let kept = rig.operator().certificates(&machine.id.to_string()).expect("lists");
-        assert_eq!(kept.len(), stored, "{name}: what is authentic is kept");
-        assert_eq!(agent.order(rig, 0).expect("answers"), None, "{name}: no orders");
-        assert_eq!(
-            agent.outcome(rig, order.id, &agent.erased(&order)).expect_err("too late").status,
-            409,
-            "{name}: no second thoughts"
-        );
-        let refused = rig.allocate(n).expect_err(name).to_string();
-        assert!(refused.contains("the machine is quarantined"), "{name}: {refused}");
-        let agent = rig.enrolled(n);
-        agent.inventory(rig).expect("is looked at");
-        assert_eq!(agent.order(rig, 0).expect("answers"), None, "{name}: another boot changes nothing");
-        assert_eq!(rig.state(n), State::Quarantined, "{name}");
-    }
-    let id = machine(1).to_string();
-    assert_eq!(rig.operator().release(&id).expect("an operator may").state, State::Releasing);
-    rig.waiting(1);
-    assert_eq!(rig.state(1), State::Waiting);
-}
-
-fn sealed(agent: &Agent, certificates: &[ErasureCertificate]) -> Outcome {
-    Outcome::Erased { certificates: certificates.iter().map(|c| Signed::seal(c, &agent.key)).collect() }
-}
-
-fn changed(agent: &Agent, order: &Order, change: fn(&mut ErasureCertificate)) -> Outcome {
-    let mut certificates = agent.certificates(order);
-    certificates.iter_mut().for_each(change);
-    sealed(agent, &certificates)
-}
-
-#[test]
-fn certificates_of_an_earlier_boot_prove_nothing() {
-    let rig = Rig::new();
-    let (first, order) = rig.erasing(1);
-    let replay = first.erased(&order);
-    first.outcome(&rig, order.id, &replay).expect("takes the proof");
-    let (second, order) = rig.erasing(1);
-    second.outcome(&rig, order.id, &replay).expect("is stored");
-    assert_eq!(rig.state(1), State::Quarantined);
 }
 
 #[test]
@@ -364,7 +244,8 @@ fn installs_that_fail_are_tried_again_but_not_forever() {
         agent = rig.waiting(1);
         (order, _) = agent.install_order(&rig);
     }
-    let machine = rig.operator().release("SN-1").expect("releases");
+    let anyway = TakeBack { despite_quarantine: true };
+    let machine = rig.operator().release("SN-1", anyway).expect("releases");
     assert_eq!((machine.state, machine.failures, machine.allocation), (State::Releasing, 0, None));
 }
 
@@ -446,17 +327,18 @@ fn an_image_that_is_gone_is_waited_for() {
 fn taking_a_machine_back_ends_what_its_agent_does() {
     let rig = Rig::new();
     let (agent, order, _) = rig.installing(1);
-    rig.operator().release("SN-1").expect("releases");
+    rig.operator().release("SN-1", TakeBack::default()).expect("releases");
     assert_eq!(agent.outcome(&rig, order, &installed()).expect_err("must not be started").status, 410);
     let reboot = agent.order(&rig, 0).expect("answers").expect("an order");
     assert!(matches!(reboot.task, Task::Reboot { .. }), "{reboot:?}");
     assert_eq!(agent.inventory(&rig).expect_err("over").status, 410);
     assert_eq!(rig.state(1), State::Releasing);
-    let why = rig.operator().reprovision("SN-1").expect_err("nothing is allocated").to_string();
+    let why = rig.operator().reprovision("SN-1", TakeBack::default()).expect_err("nothing is allocated").to_string();
     assert!(why.contains("no allocation"), "{why}");
     let never = rig.boot(2);
     assert_eq!(never.ticket.machine, machine(2));
-    let why = rig.operator().release(&machine(2).to_string()).expect_err("never enrolled").to_string();
+    let why =
+        rig.operator().release(&machine(2).to_string(), TakeBack::default()).expect_err("never enrolled").to_string();
     assert!(why.contains("never enrolled"), "{why}");
 }
 
@@ -517,7 +399,7 @@ fn the_power_hook_runs_until_it_has_ended() {
     let script = "if [ -e began ]; then echo \"$*\" > args; else : > began; exec sleep 600; fi";
     let mut rig = Rig::with(|config, dir| config.power_hook = Some(hook(dir, script)));
     rig.waiting(1);
-    let machine = rig.operator().release("SN-1").expect("releases");
+    let machine = rig.operator().release("SN-1", TakeBack::default()).expect("releases");
     assert!(machine.reason.unwrap_or_default().contains("power-cycling"));
     await_that(|| rig.path().join("began").exists());
     rig.restart();
@@ -528,7 +410,7 @@ fn the_power_hook_runs_until_it_has_ended() {
 
     let rig = Rig::with(|config, dir| config.power_hook = Some(hook(dir, "echo BMC is away >&2; exit 7")));
     rig.waiting(1);
-    rig.operator().release("SN-1").expect("releases all the same");
+    rig.operator().release("SN-1", TakeBack::default()).expect("releases all the same");
     let failed = |e: &Recorded| e.step == Step::Failed && e.message.contains("BMC is away");
     await_that(|| rig.operator().events("SN-1", 0, 0).expect("lists").iter().any(failed));
     let reason = rig.machine(1).reason.unwrap_or_default();

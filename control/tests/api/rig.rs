@@ -4,14 +4,16 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use drophammer_control::client::Client;
 use drophammer_control::{Auth, Config, Control, Policy};
 use drophammer_protocol::api::*;
-use drophammer_protocol::certificate::{Attempt, ErasureCertificate, Method, Verdict, Verification};
+use drophammer_protocol::certificate::{ErasureCertificate, Link};
+use drophammer_protocol::erase;
 use drophammer_protocol::fixtures;
-use drophammer_protocol::id::{BootId, Mac, MachineId, OrderId};
-use drophammer_protocol::inventory::{Disk, DiskId, Inventory, System};
+use drophammer_protocol::id::{Mac, MachineId, OrderId};
+use drophammer_protocol::inventory::{Disk, Inventory, System};
 use drophammer_protocol::machine::{Allocation, Machine, State};
 use drophammer_protocol::manifest::{Chunk, MANIFEST_FILE, Manifest};
 use drophammer_protocol::order::{Install, Installed, Order, Outcome, Task};
@@ -56,6 +58,9 @@ impl Rig {
                 image_keys: vec![PublicKey::of(&key)],
                 install_cmdline: "console=ttyS0".into(),
                 max_failures: 3,
+                erase: erase::Policy::Purge,
+                erase_again_after: Duration::from_secs(86_400),
+                projects: [("strict".to_owned(), erase::Policy::RekeyOnly)].into(),
             },
         };
         publish(&config.images_dir, "12.1", 100, &key);
@@ -197,8 +202,30 @@ impl Rig {
 
     /// Asks the operators' router that wants tokens.
     pub(crate) fn operator_raw(&self, verb: Verb, path: &str, token: Option<&str>) -> Result<(), Problem> {
-        let body = serde_json::to_vec(&allocation()).expect("serializes");
+        self.operator_body(verb, path, token, serde_json::to_vec(&allocation()).expect("serializes"))
+    }
+
+    pub(crate) fn operator_body(
+        &self,
+        verb: Verb,
+        path: &str,
+        token: Option<&str>,
+        body: Vec<u8>,
+    ) -> Result<(), Problem> {
         ask::<serde_json::Value>(verb, self.running().operators, path, token, body).map(|_| ())
+    }
+
+    /// The token of the first operator with this role.
+    pub(crate) fn token(&self, role: &str) -> String {
+        let path = self.path().join("state").join(format!("{role}.token"));
+        fs::read_to_string(path).expect("reads").trim().to_owned()
+    }
+
+    /// The configuration is read again.
+    pub(crate) fn reload(&self, change: impl FnOnce(&mut Policy)) {
+        let mut policy = self.config.policy.clone();
+        change(&mut policy);
+        self.control().follow(policy);
     }
 }
 
@@ -263,13 +290,31 @@ impl Agent {
     }
 
     pub(crate) fn certificates(&self, order: &Order) -> Vec<ErasureCertificate> {
-        let Task::Erase { disks } = &order.task else { panic!("an erase order is due, not {order:?}") };
-        disks.iter().map(|disk| certificate(order.machine, order.boot, order.id, disk)).collect()
+        let task = erase_task(order);
+        let of = |disk| fixtures::certificate(order.machine, order.boot, order.id, task.link.clone(), disk);
+        task.disks.iter().map(of).collect()
     }
 
     pub(crate) fn erased(&self, order: &Order) -> Outcome {
-        let sealed = self.certificates(order).iter().map(|c| Signed::seal(c, &self.key)).collect();
-        Outcome::Erased { certificates: sealed }
+        self.sealed(self.certificates(order))
+    }
+
+    /// As an agent signs them: each says where it stands after the one before.
+    pub(crate) fn sealed(&self, certificates: Vec<ErasureCertificate>) -> Outcome {
+        let mut link = certificates.first().map_or(Link::FIRST, |first| first.link.clone());
+        let seal = |certificate| {
+            let signed = Signed::seal(&ErasureCertificate { link: link.clone(), ..certificate }, &self.key);
+            link = link.after(&signed);
+            signed
+        };
+        Outcome::Erased { certificates: certificates.into_iter().map(seal).collect() }
+    }
+}
+
+pub(crate) fn erase_task(order: &Order) -> &erase::Erase {
+    match &order.task {
+        Task::Erase(task) => task,
+        other => panic!("an erase order is due, not {other:?}"),
     }
 }
 
@@ -326,7 +371,7 @@ pub(crate) fn mac(n: u8) -> Mac {
 }
 
 pub(crate) fn allocation() -> Allocation {
-    Allocation { image: "debian".into(), hostname: "web-1".into(), ssh_keys: vec![], disk: None }
+    Allocation { image: "debian".into(), hostname: "web-1".into(), ssh_keys: vec![], disk: None, project: None }
 }
 
 pub(crate) fn installed() -> Outcome {
@@ -338,31 +383,6 @@ pub(crate) fn installed() -> Outcome {
         bytes_written: 2,
         peak_memory_bytes: 3,
     }))
-}
-
-pub(crate) fn certificate(machine: MachineId, boot: BootId, order: OrderId, disk: &DiskId) -> ErasureCertificate {
-    let method = Method::NvmeFormatUserData;
-    ErasureCertificate {
-        machine,
-        boot,
-        order,
-        disk: disk.clone(),
-        model: None,
-        firmware: None,
-        capabilities: vec![],
-        attempts: vec![Attempt { method, because: "the only one".into(), millis: 1, error: None }],
-        verification: Some(Verification {
-            canaries_planted: 2,
-            canaries_surviving: 0,
-            samples: 2,
-            samples_surviving: 0,
-            block_bytes: 4096,
-        }),
-        verdict: Verdict::Erased { method },
-        started: 1,
-        finished: 2,
-        agent_version: "test".into(),
-    }
 }
 
 pub(crate) fn disk(serial: &str, gib: u64) -> Disk {

@@ -22,18 +22,18 @@ pub(super) struct Key(Vec<Step>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
-    Name(&'static str),
+    Name(String),
     Item(usize),
 }
 
 impl Key {
-    pub(super) fn of(name: &'static str) -> Self {
-        Self(vec![Step::Name(name)])
+    pub(super) fn of(name: &str) -> Self {
+        Self(vec![Step::Name(name.to_owned())])
     }
 
     #[must_use]
-    pub(super) fn then(&self, name: &'static str) -> Self {
-        Self([self.0.as_slice(), &[Step::Name(name)]].concat())
+    pub(super) fn then(&self, name: &str) -> Self {
+        Self([self.0.as_slice(), &[Step::Name(name.to_owned())]].concat())
     }
 
     #[must_use]
@@ -46,7 +46,7 @@ impl Key {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = self.0.iter().filter_map(|step| match step {
-            Step::Name(name) => Some(*name),
+            Step::Name(name) => Some(name.as_str()),
             Step::Item(_) => None,
         });
         f.write_str(&names.collect::<Vec<_>>().join("."))
@@ -92,7 +92,7 @@ fn find(document: &Spanned<DeTable<'_>>, key: &Key) -> usize {
     let mut offset = 0;
     for step in &key.0 {
         let next = match step {
-            Step::Name(name) => table.and_then(|table| table.get(*name)),
+            Step::Name(name) => table.and_then(|table| table.get(name.as_str())),
             Step::Item(index) => value.and_then(|value| value.get_ref().as_array()?.get(*index)),
         };
         let Some(next) = next else { break };

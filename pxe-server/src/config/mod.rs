@@ -7,6 +7,7 @@ mod check;
 mod complaint;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result};
+use drophammer_protocol::erase::Policy;
 use drophammer_protocol::id::Mac;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -79,6 +81,16 @@ pub struct Config {
     /// Failed boots in a row after which a machine is quarantined.
     #[serde(default = "default_max_failures")]
     pub max_failures: u32,
+    /// Which erasures are good enough: `purge`, `clear` or `rekey-only`.
+    #[serde(default)]
+    pub erase_policy: Policy,
+    /// How old the proof of an erased drive may become before it's erased again, though nobody had it and nobody wrote to
+    /// it; 0 erases at every boot.
+    #[serde(default = "default_erase_again_after_days")]
+    pub erase_again_after_days: u16,
+    /// Whom machines are allocated for, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub projects: BTreeMap<String, ProjectConfig>,
     /// Answer IPv6 router solicitations with "no router here". iPXE of Debian 12 waits 16 s for such an answer before it
     /// uses its IPv4 address.
     #[serde(default = "default_true")]
@@ -87,6 +99,14 @@ pub struct Config {
     pub ports: Ports,
     #[serde(default, rename = "network")]
     pub networks: Vec<NetworkConfig>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProjectConfig {
+    /// The least that its machines are erased by when it's through with them. Default: what `erase_policy` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erase_policy: Option<Policy>,
 }
 
 /// A network that machines boot from.
@@ -291,6 +311,10 @@ fn default_state_dir() -> PathBuf {
 
 fn default_partition() -> String {
     "default".into()
+}
+
+fn default_erase_again_after_days() -> u16 {
+    30
 }
 
 fn default_max_failures() -> u32 {

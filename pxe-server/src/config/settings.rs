@@ -1,11 +1,13 @@
 //! A configuration that was found to make sense. Nothing here has to be questioned again.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use drophammer_protocol::boot_server::{NetworkSummary, Registration};
+use drophammer_protocol::erase::Policy;
 use drophammer_protocol::id::Mac;
 use drophammer_protocol::sign::PublicKey;
 use ipnet::Ipv4Net;
@@ -36,6 +38,10 @@ pub struct Settings {
     pub install_cmdline: String,
     pub power_hook: Option<PathBuf>,
     pub max_failures: u32,
+    pub erase_policy: Policy,
+    pub erase_again_after: Duration,
+    /// Each with what it's promised.
+    pub projects: BTreeMap<String, Policy>,
     pub router_advertisements: bool,
 }
 

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 
 use drophammer_protocol::manifest::Manifest;
 use drophammer_protocol::sign::{PublicKey, SignError, Signed};
-use drophammer_protocol::{api, boot_server, certificate, inventory, order, ticket};
+use drophammer_protocol::{api, boot_server, certificate, chain, erase, inventory, machine, order, ticket};
 use ed25519_dalek::SigningKey;
 use libfuzzer_sys::fuzz_target;
 use serde::Serialize;
@@ -27,6 +27,18 @@ fuzz_target!(|bytes: &[u8]| {
     again::<boot_server::OwnDisks>(bytes);
     let _ = serde_json::from_slice::<boot_server::Health>(bytes);
     again::<Signed<certificate::ErasureCertificate>>(bytes);
+    again::<machine::Allocation>(bytes);
+    again::<chain::Receipt>(bytes);
+    again::<chain::Head>(bytes);
+    if let Some(psid) = again::<erase::Psid>(bytes) {
+        assert_eq!(psid.bytes().len(), 32);
+    }
+    if let Some(chain) = again::<chain::CertificateChain>(bytes) {
+        let (report, faults) = chain::examine(&chain, None);
+        assert_eq!(chain::verify(&chain, None).is_ok(), faults.is_empty());
+        // Nobody signs by chance: what is read is either all of it or at fault.
+        assert!(report.certificates.len() == chain.certificates.len() || !faults.is_empty());
+    }
     if let Some(manifest) = again::<Manifest>(bytes) {
         if manifest.check().is_ok() {
             let frames = &manifest.chunks.frames;

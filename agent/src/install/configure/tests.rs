@@ -14,7 +14,7 @@ use super::*;
 
 fn order() -> Install {
     Install {
-        disk: DiskId { serial: "S1".into(), size_bytes: 1 << 30 },
+        disk: DiskId::new("S1", 1 << 30),
         image: "debian/12".into(),
         image_url: "http://192.0.2.1/images/debian/12".into(),
         manifest_sha256: String::new(),

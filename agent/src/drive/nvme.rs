@@ -1,36 +1,51 @@
-//! What NVMe drives say of themselves: Identify pages, SMART log and status codes, from bytes to types.
+//! What NVMe drives say of themselves and what they can be told: pages, logs, status codes and commands.
 //!
 //! Total functions: whatever a drive sends, the answer is a value. Fields are where the NVM Express Base Specification
-//! 1.4 puts them (figures 247, 245 and 194); later revisions only added to them.
+//! 1.4 puts them (figures 245, 247, 194 and 469); later revisions only added to them.
 
 use std::fmt;
 use std::time::Duration;
 
-use drophammer_protocol::certificate::Method;
 use drophammer_protocol::inventory::Health;
+
+use super::{QUICK, Sanitize};
 
 /// Every page of Identify is this long.
 pub(crate) const IDENTIFY_BYTES: usize = 4096;
 pub(crate) const SMART_BYTES: usize = 512;
+pub(crate) const SANITIZE_LOG_BYTES: usize = 512;
 /// The namespace id that means all of them.
 pub(crate) const ALL_NAMESPACES: u32 = 0xffff_ffff;
 
-/// One admin command, as far as we use them: all of ours read into a buffer or carry no data.
+/// One admin command, as far as we use them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct AdminCommand {
+pub(crate) struct Command {
     pub(crate) opcode: u8,
     pub(crate) nsid: u32,
     pub(crate) cdw10: u32,
+    pub(crate) cdw11: u32,
     pub(crate) timeout: Duration,
 }
 
-/// Identify, Get Log Page and the like take a healthy drive milliseconds; one that's busy with its own start, seconds.
-const QUICK: Duration = Duration::from_secs(30);
+/// What came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Completion {
+    pub(crate) status: Status,
+    pub(crate) result: u32,
+}
 
-impl AdminCommand {
+impl Command {
     pub(crate) const GET_LOG_PAGE: u8 = 0x02;
     pub(crate) const IDENTIFY: u8 = 0x06;
+    pub(crate) const NAMESPACE_ATTACHMENT: u8 = 0x15;
     pub(crate) const FORMAT_NVM: u8 = 0x80;
+    pub(crate) const SECURITY_SEND: u8 = 0x81;
+    pub(crate) const SECURITY_RECEIVE: u8 = 0x82;
+    pub(crate) const SANITIZE: u8 = 0x84;
+
+    fn admin(opcode: u8) -> Self {
+        Self { opcode, nsid: 0, cdw10: 0, cdw11: 0, timeout: QUICK }
+    }
 
     pub(crate) fn identify(page: IdentifyPage) -> Self {
         let (cns, nsid) = match page {
@@ -39,23 +54,91 @@ impl AdminCommand {
             IdentifyPage::ActiveNamespaces => (0x02, 0),
             IdentifyPage::AllocatedNamespaces => (0x10, 0),
         };
-        Self { opcode: Self::IDENTIFY, nsid, cdw10: cns, timeout: QUICK }
+        Self { nsid, cdw10: cns, ..Self::admin(Self::IDENTIFY) }
     }
 
     /// Get Log Page, SMART / Health Information, for the whole controller.
     pub(crate) fn smart() -> Self {
+        Self::log(0x02, SMART_BYTES)
+    }
+
+    /// Get Log Page, Sanitize Status.
+    pub(crate) fn sanitize_log() -> Self {
+        Self::log(0x81, SANITIZE_LOG_BYTES)
+    }
+
+    fn log(page: u32, bytes: usize) -> Self {
         // Bits 31:16 are the number of dwords, counted from 0.
-        Self { opcode: Self::GET_LOG_PAGE, nsid: ALL_NAMESPACES, cdw10: (127 << 16) | 0x02, timeout: QUICK }
+        let dwords = u32::try_from(bytes / 4).unwrap_or(1).saturating_sub(1);
+        Self { nsid: ALL_NAMESPACES, cdw10: (dwords << 16) | page, ..Self::admin(Self::GET_LOG_PAGE) }
     }
 
     /// Format NVM that keeps the namespace's LBA format, metadata and protection settings as they are.
-    pub(crate) fn format(nsid: u32, keep: LbaFormat, method: Method, timeout: Duration) -> Self {
-        let ses = match method {
-            Method::NvmeFormatUserData => 1,
-            Method::NvmeFormatCrypto => 2,
+    pub(crate) fn format(nsid: u32, keep: LbaFormat, erase: SecureErase, timeout: Duration) -> Self {
+        let ses = match erase {
+            SecureErase::UserData => 1,
+            SecureErase::Crypto => 2,
         };
-        Self { opcode: Self::FORMAT_NVM, nsid, cdw10: keep.cdw10() | (ses << 9), timeout }
+        Self { nsid, cdw10: keep.cdw10() | (ses << 9), timeout, ..Self::admin(Self::FORMAT_NVM) }
     }
+
+    /// Sanitize. The drive answers at once and goes on by itself; see [`SanitizeLog`]. After a failure the drive may be
+    /// told to take other commands again (AUSE), so that the next method has its chance.
+    pub(crate) fn sanitize(action: SanitizeAction) -> Self {
+        const UNRESTRICTED_EXIT: u32 = 1 << 3;
+        const ONE_PASS: u32 = 1 << 4;
+        const KEEP_ALLOCATED: u32 = 1 << 9;
+        let cdw10 = match action {
+            SanitizeAction::ExitFailure => 1,
+            SanitizeAction::Block => 2 | UNRESTRICTED_EXIT,
+            // What was overwritten stays addressable, so that it can be read and compared.
+            SanitizeAction::Overwrite => 3 | UNRESTRICTED_EXIT | ONE_PASS | KEEP_ALLOCATED,
+            SanitizeAction::Crypto => 4 | UNRESTRICTED_EXIT,
+        };
+        // The pattern of an overwrite is dword 11: zeros.
+        Self { cdw10, ..Self::admin(Self::SANITIZE) }
+    }
+
+    /// Attaches a namespace to this controller; the list of controllers is the data.
+    pub(crate) fn attach(nsid: u32) -> Self {
+        Self { nsid, ..Self::admin(Self::NAMESPACE_ATTACHMENT) }
+    }
+
+    pub(crate) fn security_send(protocol: u8, specific: u16, bytes: u32) -> Self {
+        Self { cdw10: security(protocol, specific), cdw11: bytes, ..Self::admin(Self::SECURITY_SEND) }
+    }
+
+    pub(crate) fn security_receive(protocol: u8, specific: u16, bytes: u32) -> Self {
+        Self { cdw10: security(protocol, specific), cdw11: bytes, ..Self::admin(Self::SECURITY_RECEIVE) }
+    }
+}
+
+fn security(protocol: u8, specific: u16) -> u32 {
+    u32::from(protocol) << 24 | u32::from(specific) << 8
+}
+
+/// The data of a Namespace Attachment: one controller.
+pub(crate) fn controller_list(controller: u16) -> Vec<u8> {
+    let mut list = vec![0; IDENTIFY_BYTES];
+    list.splice(..4, [1, 0].into_iter().chain(controller.to_le_bytes()));
+    list
+}
+
+/// SES of Format NVM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SecureErase {
+    UserData,
+    Crypto,
+}
+
+/// SANACT of Sanitize.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SanitizeAction {
+    /// Lets a drive whose sanitize failed take commands again.
+    ExitFailure,
+    Block,
+    Overwrite,
+    Crypto,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +156,8 @@ pub(crate) struct Controller {
     pub(crate) serial: String,
     pub(crate) model: String,
     pub(crate) firmware: String,
+    /// CNTLID.
+    pub(crate) id: u16,
     oacs: u16,
     fna: u8,
     sanicap: u32,
@@ -89,10 +174,16 @@ impl Controller {
             serial,
             model: text(page.get(24..64)?),
             firmware: text(page.get(64..72)?),
+            id: u16::from_le_bytes(array(page, 78)?),
             oacs: u16::from_le_bytes(array(page, 256)?),
             sanicap: u32::from_le_bytes(array(page, 328)?),
             fna: *page.get(524)?,
         })
+    }
+
+    /// Security Send and Receive, which is how TCG Opal is spoken.
+    pub(crate) fn has_security(&self) -> bool {
+        self.oacs & 1 << 0 != 0
     }
 
     pub(crate) fn can_format(&self) -> bool {
@@ -120,17 +211,11 @@ impl Controller {
         self.fna & 1 << 3 != 0
     }
 
+    /// SANICAP.
     pub(crate) fn sanitize(&self) -> Sanitize {
         let has = |bit: u32| self.sanicap & 1 << bit != 0;
         Sanitize { crypto: has(0), block: has(1), overwrite: has(2) }
     }
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Sanitize {
-    pub(crate) crypto: bool,
-    pub(crate) block: bool,
-    pub(crate) overwrite: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +223,16 @@ pub(crate) struct Namespace {
     pub(crate) size_bytes: u64,
     pub(crate) block_bytes: u32,
     pub(crate) format: LbaFormat,
+    pub(crate) deallocated: Deallocated,
+}
+
+/// What blocks read as that hold nothing, as DLFEAT says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Deallocated {
+    #[default]
+    Unsaid,
+    Zeroes,
+    Ones,
 }
 
 /// How a namespace is formatted now: FLBAS and DPS, as Identify Namespace has them.
@@ -168,7 +263,12 @@ impl Namespace {
         // LBADS is a power of two of at least 512; 2^16 is the most that any kernel takes.
         let block_bytes = (9..=16).contains(&lbads).then(|| 1u32 << lbads)?;
         let size_bytes = blocks.checked_mul(u64::from(block_bytes)).filter(|&size| size > 0)?;
-        Some(Self { size_bytes, block_bytes, format })
+        let deallocated = match page.get(33)? & 0b111 {
+            1 => Deallocated::Zeroes,
+            2 => Deallocated::Ones,
+            _ => Deallocated::Unsaid,
+        };
+        Some(Self { size_bytes, block_bytes, format, deallocated })
     }
 }
 
@@ -180,17 +280,90 @@ pub(crate) fn namespace_list(page: &[u8]) -> Vec<u32> {
 
 /// The SMART / Health Information log.
 pub(crate) fn health(page: &[u8]) -> Option<Health> {
-    // The counters have 128 bits; a drive whose upper half isn't zero has counted further than anything built.
-    let counter = |at: usize| array(page, at).map(u128::from_le_bytes).map(|n| u64::try_from(n).unwrap_or(u64::MAX));
     let kelvin = i32::from(u16::from_le_bytes(array(page, 1)?));
     Some(Health {
         critical_warning: *page.first()?,
         temperature_celsius: kelvin - 273,
         available_spare: *page.get(3)?,
         percentage_used: *page.get(5)?,
-        power_on_hours: counter(128)?,
-        media_errors: counter(160)?,
+        power_on_hours: counter(page, 128)?,
+        media_errors: counter(page, 160)?,
     })
+}
+
+/// From the same log.
+pub(crate) fn written(page: &[u8]) -> Option<Written> {
+    Some(Written { data_units: counter(page, 48)?, commands: counter(page, 80)? })
+}
+
+/// The counters have 128 bits; a drive whose upper half isn't zero has counted further than anything built.
+fn counter(page: &[u8], at: usize) -> Option<u64> {
+    array(page, at).map(u128::from_le_bytes).map(|n| u64::try_from(n).unwrap_or(u64::MAX))
+}
+
+/// The counters of everything that hosts ever wrote, by which a drive tells that nothing was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// Data Units Written, in thousands of 512 bytes.
+    pub(crate) data_units: u64,
+    /// Host Write Commands.
+    pub(crate) commands: u64,
+}
+
+/// The Sanitize Status log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SanitizeLog {
+    pub(crate) state: SanitizeState,
+    /// What the last sanitize was; `None` if there was none.
+    pub(crate) action: Option<SanitizeAction>,
+    /// No user data was written since the last one.
+    pub(crate) untouched_since: bool,
+    /// How long each kind takes, as the drive reckons.
+    pub(crate) block: Option<Duration>,
+    pub(crate) overwrite: Option<Duration>,
+    pub(crate) crypto: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SanitizeState {
+    Never,
+    Done,
+    /// How far it is, in 65536ths.
+    Running(u16),
+    Failed,
+}
+
+impl SanitizeLog {
+    /// `None` if the page is short or says what no revision knows.
+    pub(crate) fn parse(page: &[u8]) -> Option<Self> {
+        let status = u16::from_le_bytes(array(page, 2)?);
+        let state = match status & 0b111 {
+            0 => SanitizeState::Never,
+            // 4: done, and deallocated although it wasn't asked for.
+            1 | 4 => SanitizeState::Done,
+            2 => SanitizeState::Running(u16::from_le_bytes(array(page, 0)?)),
+            3 => SanitizeState::Failed,
+            _ => return None,
+        };
+        let action = match u32::from_le_bytes(array(page, 4)?) & 0b111 {
+            2 => Some(SanitizeAction::Block),
+            3 => Some(SanitizeAction::Overwrite),
+            4 => Some(SanitizeAction::Crypto),
+            _ => None,
+        };
+        let seconds = |at: usize| {
+            let told = u32::from_le_bytes(array(page, at)?);
+            Some((told != u32::MAX).then(|| Duration::from_secs(told.into())))
+        };
+        Some(Self {
+            state,
+            action,
+            untouched_since: status & 1 << 8 != 0,
+            overwrite: seconds(8)?,
+            block: seconds(12)?,
+            crypto: seconds(16)?,
+        })
+    }
 }
 
 /// What a drive answered: the status field of a completion without its phase bit.
@@ -259,11 +432,14 @@ pub(crate) fn fuzz(page: &[u8]) {
         assert!(!controller.serial.is_empty());
         let _ = (controller.sanitize(), controller.can_format());
     }
-    let _ = health(page);
+    let _ = (health(page), written(page));
+    if let Some(SanitizeLog { state: SanitizeState::Running(done), .. }) = SanitizeLog::parse(page) {
+        assert_eq!(page.first_chunk().map(|done| u16::from_le_bytes(*done)), Some(done));
+    }
     assert!(namespace_list(page).len() <= IDENTIFY_BYTES / 4);
     if let Some(namespace) = Namespace::parse(page) {
         assert!(namespace.size_bytes > 0 && namespace.block_bytes.is_power_of_two());
-        let command = AdminCommand::format(1, namespace.format, Method::NvmeFormatCrypto, QUICK);
+        let command = Command::format(1, namespace.format, SecureErase::Crypto, QUICK);
         assert_eq!((command.cdw10 >> 14, command.cdw10 >> 9 & 0b111), (0, 2));
     }
     if let Some(status) = page.first_chunk() {
@@ -297,6 +473,18 @@ pub(crate) mod fixtures {
         put(&mut page, 29, &[dps]);
         put(&mut page, 128, &[0, 0, 9, 0]);
         put(&mut page, 128 + 16, &[0, 0, 12, 0]);
+        page
+    }
+
+    /// With no estimate for an overwrite, two minutes for a block erase and two seconds for a new key.
+    pub(crate) fn sanitize_log(progress: u16, status: u16, cdw10: u32) -> Vec<u8> {
+        let mut page = vec![0; super::SANITIZE_LOG_BYTES];
+        put(&mut page, 0, &progress.to_le_bytes());
+        put(&mut page, 2, &status.to_le_bytes());
+        put(&mut page, 4, &cdw10.to_le_bytes());
+        put(&mut page, 8, &u32::MAX.to_le_bytes());
+        put(&mut page, 12, &120u32.to_le_bytes());
+        put(&mut page, 16, &2u32.to_le_bytes());
         page
     }
 
@@ -343,7 +531,8 @@ mod tests {
     #[test]
     fn namespaces() {
         let found = |size_bytes, block_bytes, flbas, dps| {
-            Some(Namespace { size_bytes, block_bytes, format: LbaFormat { flbas, dps } })
+            let (format, deallocated) = (LbaFormat { flbas, dps }, Deallocated::Unsaid);
+            Some(Namespace { size_bytes, block_bytes, format, deallocated })
         };
         for (name, page, want) in [
             ("512-byte blocks", fixtures::namespace(0x1000, 0, 0), found(0x20_0000, 512, 0, 0)),
@@ -359,17 +548,68 @@ mod tests {
 
     #[test]
     fn format_keeps_what_is_there() {
-        use Method::{NvmeFormatCrypto, NvmeFormatUserData};
         for (name, flbas, dps, method, want) in [
-            ("plain, crypto", 0, 0, NvmeFormatCrypto, 0b010 << 9),
-            ("plain, user data", 0, 0, NvmeFormatUserData, 0b001 << 9),
-            ("format 4", 0x04, 0, NvmeFormatUserData, 0x204),
-            ("extended metadata, type 1 protection first", 0x11, 0x09, NvmeFormatUserData, 0x200 | 0x131),
-            ("format 17, by the upper bits", 0x21, 0, NvmeFormatCrypto, 0x400 | 0x1001),
+            ("plain, crypto", 0, 0, SecureErase::Crypto, 0b010 << 9),
+            ("plain, user data", 0, 0, SecureErase::UserData, 0b001 << 9),
+            ("format 4", 0x04, 0, SecureErase::UserData, 0x204),
+            ("extended metadata, type 1 protection first", 0x11, 0x09, SecureErase::UserData, 0x200 | 0x131),
+            ("format 17, by the upper bits", 0x21, 0, SecureErase::Crypto, 0x400 | 0x1001),
         ] {
-            let command = AdminCommand::format(1, LbaFormat { flbas, dps }, method, QUICK);
+            let command = Command::format(1, LbaFormat { flbas, dps }, method, QUICK);
             assert_eq!((command.opcode, command.nsid, command.cdw10), (0x80, 1, want), "{name}");
         }
+    }
+
+    #[test]
+    fn what_deallocated_blocks_read_as() {
+        for (dlfeat, want) in [
+            (0, Deallocated::Unsaid),
+            (0b1_1001, Deallocated::Zeroes),
+            (2, Deallocated::Ones),
+            (7, Deallocated::Unsaid),
+        ] {
+            let mut page = fixtures::namespace(1, 0, 0);
+            fixtures::put(&mut page, 33, &[dlfeat]);
+            assert_eq!(Namespace::parse(&page).expect("a namespace").deallocated, want, "{dlfeat:#b}");
+        }
+    }
+
+    #[test]
+    fn sanitize_asks_for_one_thing_and_leaves_a_way_out() {
+        for (action, want) in [
+            (SanitizeAction::ExitFailure, 0x001),
+            (SanitizeAction::Block, 0x00a),
+            (SanitizeAction::Overwrite, 0x21b),
+            (SanitizeAction::Crypto, 0x00c),
+        ] {
+            let command = Command::sanitize(action);
+            assert_eq!((command.opcode, command.nsid, command.cdw10, command.cdw11), (0x84, 0, want, 0), "{action:?}");
+        }
+    }
+
+    #[test]
+    fn sanitize_log() {
+        use SanitizeState::{Done, Failed, Never, Running};
+        let page = |progress, status, cdw10| fixtures::sanitize_log(progress, status, cdw10);
+        for (name, page, want) in [
+            ("new", page(0xffff, 0, 0), Some((Never, None, false))),
+            ("done, untouched since", page(0xffff, 0x101, 4), Some((Done, Some(SanitizeAction::Crypto), true))),
+            ("done, deallocated", page(0xffff, 4, 0x20a), Some((Done, Some(SanitizeAction::Block), false))),
+            (
+                "half-way, second pass",
+                page(0x8000, 0x0a, 3),
+                Some((Running(0x8000), Some(SanitizeAction::Overwrite), false)),
+            ),
+            ("failed", page(0x4000, 3, 2), Some((Failed, Some(SanitizeAction::Block), false))),
+            ("of a later revision", page(0, 5, 2), None),
+            ("cut", page(0, 1, 2)[..19].to_vec(), None),
+        ] {
+            let got = SanitizeLog::parse(&page);
+            assert_eq!(got.map(|log| (log.state, log.action, log.untouched_since)), want, "{name}");
+        }
+        let log = SanitizeLog::parse(&page(0, 0, 0)).expect("whole");
+        assert_eq!((log.overwrite, log.block), (None, Some(Duration::from_secs(120))));
+        assert_eq!(log.crypto, Some(Duration::from_secs(2)));
     }
 
     #[test]
@@ -388,6 +628,9 @@ mod tests {
         };
         assert_eq!(health(&page), Some(want));
         assert_eq!(health(&page[..170]), None);
+        fixtures::put(&mut page, 48, &7u128.to_le_bytes());
+        fixtures::put(&mut page, 80, &99u128.to_le_bytes());
+        assert_eq!(written(&page), Some(Written { data_units: 7, commands: 99 }));
     }
 
     #[test]
@@ -408,13 +651,13 @@ mod tests {
         #[test]
         fn any_bytes(page in proptest::collection::vec(any::<u8>(), 0..5000), status: u16) {
             let _ = Controller::parse(&page);
-            let _ = health(&page);
+            let _ = (health(&page), written(&page), SanitizeLog::parse(&page));
             let _ = Status(status).to_string();
             prop_assert!(namespace_list(&page).len() <= IDENTIFY_BYTES / 4);
             if let Some(namespace) = Namespace::parse(&page) {
                 prop_assert!(namespace.size_bytes > 0 && namespace.block_bytes.is_power_of_two());
                 // Nothing but the fields that are kept and SES: bits 31:14 are reserved.
-                let command = AdminCommand::format(1, namespace.format, Method::NvmeFormatCrypto, QUICK);
+                let command = Command::format(1, namespace.format, SecureErase::Crypto, QUICK);
                 prop_assert_eq!(command.cdw10 >> 14, 0);
                 prop_assert_eq!(command.cdw10 >> 9 & 0b111, 2);
             }

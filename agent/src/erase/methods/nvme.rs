@@ -1,0 +1,88 @@
+//! Sanitize and Format NVM.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use drophammer_protocol::erase::Method;
+
+use super::{Progress, finish_sanitize};
+use crate::drive::nvme::{ALL_NAMESPACES, Command, SanitizeAction, SanitizeLog, SecureErase};
+use crate::drive::{Data, Drive, SanitizeKind};
+use crate::erase::plan::Commands;
+use crate::erase::probe::{Probed, Volume, sanitize_log};
+
+pub(super) fn carry_out(
+    drive: &mut dyn Drive,
+    probed: &Probed,
+    method: Method,
+    progress: Progress<'_>,
+) -> anyhow::Result<()> {
+    match method {
+        Method::NvmeSanitizeCrypto => sanitize(drive, probed, method, SanitizeAction::Crypto, progress),
+        Method::NvmeSanitizeBlock => sanitize(drive, probed, method, SanitizeAction::Block, progress),
+        Method::NvmeSanitizeOverwrite => sanitize(drive, probed, method, SanitizeAction::Overwrite, progress),
+        Method::NvmeFormatCrypto => format(drive, probed, SecureErase::Crypto, progress),
+        Method::NvmeFormatUserData => format(drive, probed, SecureErase::UserData, progress),
+        other => bail!("{} isn't NVMe's", other.name()),
+    }
+}
+
+fn sanitize(
+    drive: &mut dyn Drive,
+    probed: &Probed,
+    method: Method,
+    action: SanitizeAction,
+    progress: Progress<'_>,
+) -> anyhow::Result<()> {
+    submit(drive, &Command::sanitize(action))?;
+    let log = sanitize_log(drive)?;
+    ensure!(
+        log.action == Some(action),
+        "the drive accepted it, and its sanitize log knows nothing of it (the last one there is {:?})",
+        log.action
+    );
+    finish_sanitize(drive, probed, Some(method), progress)
+}
+
+/// How long the drive says that it takes.
+pub(super) fn estimate(log: &SanitizeLog, kind: SanitizeKind) -> Option<Duration> {
+    match kind {
+        SanitizeKind::Crypto => log.crypto,
+        SanitizeKind::Block => log.block,
+        SanitizeKind::Overwrite => log.overwrite,
+    }
+}
+
+pub(super) fn leave_failed_sanitize(drive: &mut dyn Drive) -> anyhow::Result<()> {
+    submit(drive, &Command::sanitize(SanitizeAction::ExitFailure))
+}
+
+/// Each namespace, or all at once where the drive knows nothing smaller.
+fn format(drive: &mut dyn Drive, probed: &Probed, erase: SecureErase, progress: Progress<'_>) -> anyhow::Result<()> {
+    let Commands::Nvme(nvme) = &probed.capabilities.commands else { bail!("only NVMe drives have Format NVM") };
+    let volumes: &[Volume] = &probed.volumes;
+    // Drives that can only format everything want the command addressed to everything, unless they say that they don't.
+    // FNA bit 1 alone widens the erase whatever the address, and the format of other namespaces isn't to change.
+    let everything = nvme.formats_all && !nvme.no_broadcast;
+    let addressed = if nvme.formats_all { volumes.get(..1).unwrap_or(volumes) } else { volumes };
+    for (done, volume) in (0u32..).zip(addressed) {
+        progress(f64::from(done) / addressed.len() as f64);
+        let nsid = if everything { ALL_NAMESPACES } else { volume.id.namespace };
+        let format = volume.format.with_context(|| format!("how {} is formatted isn't known", volume.id))?;
+        let limit = format_limit(if nvme.formats_all { probed.size_bytes() } else { volume.id.size_bytes });
+        submit(drive, &Command::format(nsid, format, erase, limit)).with_context(|| format!("namespace {nsid}"))?;
+    }
+    Ok(())
+}
+
+/// Ten minutes for the command itself, and a second per GiB for drives that erase by overwriting all they have.
+fn format_limit(size_bytes: u64) -> Duration {
+    Duration::from_secs(600 + (size_bytes >> 30))
+}
+
+fn submit(drive: &mut dyn Drive, command: &Command) -> anyhow::Result<()> {
+    let answer =
+        drive.nvme(command, Data::None).with_context(|| format!("no answer within {} s", command.timeout.as_secs()))?;
+    ensure!(answer.status.is_success(), "{}", answer.status);
+    Ok(())
+}

@@ -1,0 +1,259 @@
+//! What a drive says of itself, asked before anything is touched and again after everything.
+
+mod ata;
+mod scsi;
+
+use anyhow::{Context as _, bail, ensure};
+use drophammer_protocol::erase::{Medium, Method, Psid};
+use drophammer_protocol::inventory::{Bus, Disk, DiskId};
+
+use super::methods;
+use super::plan::{self, Blocks, Capabilities, Commands};
+use crate::drive::nvme::{
+    self, Controller, IDENTIFY_BYTES, IdentifyPage, LbaFormat, SANITIZE_LOG_BYTES, SanitizeAction, SanitizeLog,
+    SanitizeState,
+};
+use crate::drive::{Data, Drive};
+
+/// A drive that was asked, and whose answers fit the names that it was ordered by.
+#[derive(Clone, Debug)]
+pub(super) struct Probed {
+    pub(super) model: Option<String>,
+    pub(super) firmware: Option<String>,
+    pub(super) volumes: Vec<Volume>,
+    pub(super) capabilities: Capabilities,
+    /// What was found that no choice depends on, in words.
+    pub(super) remarks: Vec<String>,
+    /// The secret on the drive's label, if somebody gave it.
+    pub(super) psid: Option<Psid>,
+}
+
+/// A namespace, or the whole of a drive that has none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Volume {
+    pub(super) id: DiskId,
+    pub(super) block_bytes: u32,
+    /// How NVMe has formatted it.
+    pub(super) format: Option<LbaFormat>,
+    /// Bytes at which something of interest lies.
+    pub(super) marks: Vec<u64>,
+}
+
+impl Probed {
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.volumes.iter().map(|volume| volume.id.size_bytes).fold(0, u64::saturating_add)
+    }
+}
+
+/// Asks the drive who it is and what it can do; touches nothing. `disks` are its volumes as the kernel shows them, in the
+/// order in which `drive` has them.
+pub(super) fn probe(
+    drive: &mut dyn Drive,
+    disks: &[Disk],
+    blocks: Blocks,
+    psid: Option<&Psid>,
+) -> anyhow::Result<Probed> {
+    let first = disks.first().context("a drive without volumes can't be asked")?;
+    let mut probed = match first.bus {
+        Bus::Nvme => probe_nvme(drive, disks)?,
+        // Behind a controller for both, either may turn out to be the other. Bridges from USB are too easily upset.
+        Bus::Ata | Bus::Scsi => {
+            let (disk, id) = only(disks)?;
+            match ata::probe(drive, disk, &id)? {
+                Some(probed) => probed,
+                None => scsi::probe(drive, disk, &id)?,
+            }
+        }
+        Bus::Virtio | Bus::Usb | Bus::Other => probe_blocks(disks, first.bus)?,
+    };
+    probed.psid = psid.cloned();
+    probed.capabilities.blocks = blocks;
+    ask_opal(drive, &mut probed);
+    Ok(probed)
+}
+
+/// Drives that don't encrypt have nothing that could be thrown away, but may be locked all the same.
+fn ask_opal(drive: &mut dyn Drive, probed: &mut Probed) {
+    match methods::discover_opal(drive, &probed.capabilities.commands) {
+        Ok(None) => {}
+        Ok(Some(opal)) => {
+            probed.remarks.extend(opal.words());
+            probed.capabilities.opal = Some(plan::Opal {
+                locked: opal.locking.locked,
+                owned: opal.sid.is_some_and(|sid| sid.owned),
+                encrypts: opal.can_rekey(),
+            });
+        }
+        Err(e) => probed.remarks.push(format!("whether it has TCG Opal couldn't be asked: {e:#}")),
+    }
+}
+
+/// Whether the drive that answers now is the one that was asked before: with the same name, and as large.
+pub(super) fn still_the_same(drive: &mut dyn Drive, probed: &Probed) -> anyhow::Result<()> {
+    match probed.capabilities.commands {
+        Commands::Nvme(_) => {
+            let controller = identify_controller(drive)?;
+            for volume in &probed.volumes {
+                check_volume(drive, &controller, &volume.id)?;
+            }
+            Ok(())
+        }
+        Commands::Ata(_) => probed.volumes.iter().try_for_each(|volume| ata::check(drive, &volume.id).map(|_| ())),
+        Commands::Scsi(_) => probed.volumes.iter().try_for_each(|volume| scsi::check(drive, &volume.id).map(|_| ())),
+        Commands::None(_) => Ok(()),
+    }
+}
+
+/// What a drive is at, and what keeps it from being erased.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Condition {
+    Ready,
+    /// By itself, and on through every loss of power. `method` if it's known: drives of ATA and SCSI that can do several
+    /// don't say.
+    Sanitizing {
+        method: Option<Method>,
+        done: f64,
+    },
+    SanitizeFailed,
+    /// One of ATA, which locks the drive at its next power-on if it doesn't now.
+    PasswordSet,
+}
+
+/// Asks the drive what it's at. Only drives that claim to sanitize, or to take passwords, are asked.
+pub(super) fn condition(drive: &mut dyn Drive, probed: &Probed) -> anyhow::Result<Condition> {
+    match &probed.capabilities.commands {
+        Commands::Nvme(nvme) if nvme.sanitize.any() => {
+            let log = sanitize_log(drive)?;
+            let method = match log.action {
+                Some(SanitizeAction::Crypto) => Some(Method::NvmeSanitizeCrypto),
+                Some(SanitizeAction::Block) => Some(Method::NvmeSanitizeBlock),
+                Some(SanitizeAction::Overwrite) => Some(Method::NvmeSanitizeOverwrite),
+                Some(SanitizeAction::ExitFailure) | None => None,
+            };
+            Ok(match log.state {
+                SanitizeState::Never | SanitizeState::Done => Condition::Ready,
+                SanitizeState::Running(done) => Condition::Sanitizing { method, done: f64::from(done) / 65536.0 },
+                SanitizeState::Failed => Condition::SanitizeFailed,
+            })
+        }
+        Commands::Ata(capable) => ata::condition(drive, capable),
+        Commands::Scsi(capable) if capable.sanitize.any() => scsi::condition(drive, capable),
+        Commands::Nvme(_) | Commands::Scsi(_) | Commands::None(_) => Ok(Condition::Ready),
+    }
+}
+
+/// A drive that has no namespaces.
+fn only(disks: &[Disk]) -> anyhow::Result<(&Disk, DiskId)> {
+    let [disk] = disks else { bail!("a drive of this kind has one volume, and this has {}", disks.len()) };
+    Ok((disk, disk.id().context("the drive tells no serial number")?))
+}
+
+/// Both as the drive tells it now. Who translates for a drive may pad its serial, so blanks don't count.
+fn check(id: &DiskId, serial: &str, size_bytes: u64) -> anyhow::Result<()> {
+    let known = id.serial.split_whitespace();
+    ensure!(known.collect::<String>() == serial, "the drive that answers has the serial {serial}");
+    ensure!(size_bytes == id.size_bytes, "the drive that answers has {size_bytes} bytes");
+    Ok(())
+}
+
+fn medium(rotations_per_minute: Option<u16>) -> Medium {
+    if rotations_per_minute.is_some() { Medium::Magnetic } else { Medium::Flash }
+}
+
+fn probe_blocks(disks: &[Disk], bus: Bus) -> anyhow::Result<Probed> {
+    let (disk, id) = only(disks)?;
+    Ok(Probed {
+        model: disk.model.clone(),
+        firmware: disk.firmware.clone(),
+        volumes: vec![Volume { id, block_bytes: disk.logical_block, format: None, marks: Vec::new() }],
+        capabilities: Capabilities {
+            commands: Commands::None(bus),
+            blocks: Blocks::default(),
+            // Whatever it says of turning, it lies on something that nobody knows.
+            medium: Medium::Flash,
+            opal: None,
+        },
+        remarks: Vec::new(),
+        psid: None,
+    })
+}
+
+fn probe_nvme(drive: &mut dyn Drive, disks: &[Disk]) -> anyhow::Result<Probed> {
+    let controller = identify_controller(drive)?;
+    let (mut volumes, mut deallocated) = (Vec::new(), Vec::new());
+    for disk in disks {
+        let id = disk.id().context("the drive tells no serial number")?;
+        let namespace = check_volume(drive, &controller, &id)?;
+        deallocated.push(namespace.deallocated);
+        let (block_bytes, format) = (namespace.block_bytes, Some(namespace.format));
+        volumes.push(Volume { id, block_bytes, format, marks: Vec::new() });
+    }
+    let mut unseen = nvme::namespace_list(&identify(drive, IdentifyPage::ActiveNamespaces)?);
+    if controller.can_manage_namespaces() {
+        unseen.extend(nvme::namespace_list(&identify(drive, IdentifyPage::AllocatedNamespaces)?));
+    }
+    unseen.retain(|existing| volumes.iter().all(|volume| volume.id.namespace != *existing));
+    unseen.sort_unstable();
+    unseen.dedup();
+    deallocated.dedup();
+    let deallocated = if let [all] = deallocated.as_slice() { *all } else { nvme::Deallocated::Unsaid };
+    let commands = Commands::Nvme(plan::Nvme {
+        format: controller.can_format(),
+        crypto_erase: controller.can_crypto_erase(),
+        formats_all: controller.formats_all_namespaces(),
+        erases_all: controller.erases_all_namespaces(),
+        no_broadcast: controller.refuses_broadcast_format(),
+        sanitize: controller.sanitize(),
+        security: controller.has_security(),
+        deallocated,
+        unseen_namespaces: unseen,
+    });
+    Ok(Probed {
+        model: Some(controller.model),
+        firmware: Some(controller.firmware),
+        volumes,
+        capabilities: Capabilities { commands, blocks: Blocks::default(), medium: Medium::Flash, opal: None },
+        remarks: Vec::new(),
+        psid: None,
+    })
+}
+
+fn identify_controller(drive: &mut dyn Drive) -> anyhow::Result<Controller> {
+    let page = identify(drive, IdentifyPage::Controller)?;
+    Controller::parse(&page).context("Identify Controller tells no serial")
+}
+
+fn check_volume(drive: &mut dyn Drive, controller: &Controller, id: &DiskId) -> anyhow::Result<nvme::Namespace> {
+    ensure!(controller.serial == id.serial, "the drive that answers has the serial {}", controller.serial);
+    let nsid = id.namespace;
+    let page = identify(drive, IdentifyPage::Namespace(nsid))?;
+    let namespace = nvme::Namespace::parse(&page)
+        .with_context(|| format!("Identify Namespace {nsid} describes no usable namespace"))?;
+    ensure!(namespace.size_bytes == id.size_bytes, "the drive that answers has {} bytes", namespace.size_bytes);
+    Ok(namespace)
+}
+
+fn identify(drive: &mut dyn Drive, page: IdentifyPage) -> anyhow::Result<Vec<u8>> {
+    let mut data = vec![0; IDENTIFY_BYTES];
+    ask_nvme(drive, &nvme::Command::identify(page), &mut data).with_context(|| format!("asking for {page:?}"))?;
+    Ok(data)
+}
+
+pub(super) fn sanitize_log(drive: &mut dyn Drive) -> anyhow::Result<SanitizeLog> {
+    let mut data = vec![0; SANITIZE_LOG_BYTES];
+    ask_nvme(drive, &nvme::Command::sanitize_log(), &mut data).context("asking for the sanitize log")?;
+    SanitizeLog::parse(&data).context("the sanitize log says what no revision of NVMe knows")
+}
+
+/// What was ever written to the drive, as it counts.
+pub(super) fn written(drive: &mut dyn Drive) -> anyhow::Result<nvme::Written> {
+    let mut data = vec![0; nvme::SMART_BYTES];
+    ask_nvme(drive, &nvme::Command::smart(), &mut data).context("asking for the SMART log")?;
+    nvme::written(&data).context("the SMART log is cut short")
+}
+
+fn ask_nvme(drive: &mut dyn Drive, command: &nvme::Command, data: &mut [u8]) -> anyhow::Result<()> {
+    let answer = drive.nvme(command, Data::In(data))?;
+    ensure!(answer.status.is_success(), "{}", answer.status);
+    Ok(())
+}
