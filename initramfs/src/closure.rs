@@ -17,7 +17,7 @@ const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"
 const MAX_LINKS: usize = 16;
 
 /// The files that `program` needs to run, itself included, by the path they must have.
-pub(crate) fn close(
+pub fn close(
     program: &str,
     mut read: impl FnMut(&str) -> Result<Option<Vec<u8>>>,
 ) -> Result<BTreeMap<String, Vec<u8>>> {
@@ -55,7 +55,7 @@ pub(crate) fn close(
 
 /// Reads `path` from whichever package has it, with links followed inside the packages. A file below `usr` answers for the
 /// same path without it: Debian moves its packages there one by one, and a running system has both.
-pub(crate) fn read(packages: &[Unpacked], path: &str) -> Result<Option<Vec<u8>>> {
+pub fn read(packages: &[Unpacked], path: &str) -> Result<Option<Vec<u8>>> {
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
         let plain = path.trim_start_matches('/').to_owned();

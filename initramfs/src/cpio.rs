@@ -68,6 +68,11 @@ impl<'a> Archive<'a> {
         self.insert(normalised(path)?, permissions, Node::CharDevice { major, minor })
     }
 
+    /// Whether something lies at `path` already.
+    pub fn contains(&self, path: &str) -> bool {
+        normalised(path).is_ok_and(|path| self.entries.contains_key(&path))
+    }
+
     /// Sum of the contents of all files, without names and padding.
     pub fn content_bytes(&self) -> u64 {
         self.entries.values().map(|entry| entry.body().len() as u64).sum()

@@ -45,6 +45,7 @@ pub fn demo(options: &DemoOptions) -> Result<()> {
         hostname: machine.name.clone(),
         ssh_keys: vec![lab.ssh_key.clone()],
         disk: None,
+        project: None,
     };
     let display = Display::new();
     let results: Vec<(&MachineSpec, Result<Vec<Recorded>>)> = thread::scope(|scope| {
@@ -292,7 +293,7 @@ fn next_commands(program: &str, machines: &[MachineSpec]) -> String {
     let commands = [
         (format!("lab ssh {first} uname -a"), "log in, or run something there"),
         (format!("machine show {first}"), "everything known about it"),
-        (format!("machine certificates {first}"), "the proof that its drives were erased"),
+        (format!("machine certificate {first}"), "the proof that its drives were erased"),
         (format!("machine reprovision {first}"), "power-cycle, erase, install again"),
         (format!("machine events {first} --follow"), "watch it"),
         ("lab down".into(), "switch everything off"),

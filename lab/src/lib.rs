@@ -28,6 +28,7 @@ pub mod net;
 pub mod package;
 pub mod qemu;
 mod qmp;
+pub mod rescue;
 pub mod server;
 pub mod setup;
 pub mod slots;

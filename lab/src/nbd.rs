@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -21,7 +22,13 @@ pub(crate) enum Vice {
     KeepsData,
     /// Writes that contain [`POISON`] fail.
     Choosy,
+    /// Large writes take a while.
+    Slow,
 }
+
+/// What a slow drive waits for each large write.
+const SLOWNESS: Duration = Duration::from_millis(400);
+const LARGE: u32 = 512 << 10;
 
 /// Valid as a hostname, so that it's easily brought into a file of an installed system.
 pub const POISON: &str = "this-write-fails";
@@ -158,6 +165,9 @@ fn transmit(from: &mut impl Read, to: &mut impl Write, file: &File, size: u64, v
             CMD_WRITE if length <= MAX_REQUEST => {
                 buffer.resize(length as usize, 0);
                 from.read_exact(&mut buffer)?;
+                if vice == Vice::Slow && length >= LARGE {
+                    thread::sleep(SLOWNESS);
+                }
                 let refused = vice == Vice::Choosy && buffer.windows(POISON.len()).any(|w| w == POISON.as_bytes());
                 let done = match inside {
                     false => EINVAL,
@@ -170,7 +180,7 @@ fn transmit(from: &mut impl Read, to: &mut impl Write, file: &File, size: u64, v
             CMD_WRITE => return Err(io::Error::other("an NBD request that is too long")),
             CMD_TRIM | CMD_WRITE_ZEROES if inside => match vice {
                 Vice::KeepsData => 0,
-                Vice::Choosy => status(zero(file, offset, length)),
+                Vice::Choosy | Vice::Slow => status(zero(file, offset, length)),
             },
             CMD_FLUSH => 0,
             CMD_DISC => return Ok(()),

@@ -7,6 +7,8 @@ use uuid::Uuid;
 
 use crate::accel::Accel;
 use crate::nbd::Vice;
+use crate::rescue;
+use crate::server::CONSOLE as CONSOLE_ARGUMENT;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineSpec {
@@ -32,7 +34,7 @@ impl MachineSpec {
             card: Card::Virtio,
             rom: Rom::Native,
             memory_mb: 384,
-            disks: vec![DiskSpec { serial: format!("{name}-nvme0"), size: 8 << 30, kind: DiskKind::Plain }],
+            disks: vec![DiskSpec::new(&format!("{name}-nvme0"), 8 << 30)],
             mac: Mac([0x52, 0x54, 0x00, 0x77, 0x00, n]),
             uuid: MachineId(Uuid::from_u128(0x6472_6f70_6861_4d6d_a572_0000_0000_0000 + u128::from(n))),
             clock: None,
@@ -105,12 +107,39 @@ pub enum Rom {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSpec {
+    /// Also of a further namespace, which in its drive has none: it's what the lab calls it.
     pub serial: String,
     pub size: u64,
     pub kind: DiskKind,
+    pub bus: DiskBus,
+    /// The unit of its addresses: 512 or 4096.
+    pub block: u32,
 }
 
-/// NVMe drives, sound or not.
+impl DiskSpec {
+    /// A sound NVMe drive.
+    pub fn new(serial: &str, size: u64) -> Self {
+        Self { serial: serial.to_owned(), size, kind: DiskKind::Plain, bus: DiskBus::Nvme, block: 512 }
+    }
+}
+
+/// How a drive is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskBus {
+    Nvme,
+    /// No drive of its own: a further namespace of the NVMe drive before it, attached to its controller or not.
+    Namespace {
+        attached: bool,
+    },
+    /// At most four.
+    Ata,
+    Scsi,
+    /// It reads and writes, and knows nothing else.
+    Virtio,
+}
+
+/// Drives, sound or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskKind {
@@ -123,6 +152,8 @@ pub enum DiskKind {
     ReadOnly,
     /// Writes that contain [`POISON`](crate::nbd::POISON) fail; everything else works.
     Choosy,
+    /// An overwrite takes long enough to be interrupted: some seconds for each 10 MiB.
+    Slow,
 }
 
 impl DiskKind {
@@ -131,6 +162,7 @@ impl DiskKind {
         match self {
             Self::KeepsData => Some(Vice::KeepsData),
             Self::Choosy => Some(Vice::Choosy),
+            Self::Slow => Some(Vice::Slow),
             Self::Plain | Self::FailsErase | Self::ReadOnly => None,
         }
     }
@@ -143,6 +175,8 @@ pub enum BootFrom {
     Network,
     /// The drives only.
     Disk,
+    /// Kernel and initramfs that lie in the machine's directory; see [`rescue`](crate::rescue).
+    Rescue,
 }
 
 /// OVMF's two halves, from Debian's package ovmf: code, and the template of what a machine remembers.
@@ -161,6 +195,8 @@ pub(crate) const MONITOR: &str = "monitor.sock";
 pub(crate) const CONSOLE: &str = "console.sock";
 pub(crate) const CONSOLE_LOG: &str = "console.log";
 pub(crate) const VARS: &str = "vars.fd";
+pub(crate) const RESCUE_KERNEL: &str = "rescue.vmlinuz";
+pub(crate) const RESCUE_INITRAMFS: &str = "rescue.initramfs";
 
 pub(crate) fn image(disk: usize) -> String {
     format!("disk{disk}.raw")
@@ -176,8 +212,8 @@ pub fn arguments(spec: &MachineSpec, tap: &str, accel: Accel, from: BootFrom) ->
     let mut arg = |name: &str, value: String| args.extend([name.to_owned(), value]);
 
     arg("-name", spec.name.clone());
-    // graphics=off makes SeaBIOS, and with it iPXE and GRUB, speak on the serial port.
-    let machine = "q35,graphics=off".to_owned();
+    // graphics=off makes SeaBIOS, and with it iPXE and GRUB, speak on the serial port. The chipset's SATA controller has no driver in Debian's kernel for virtual machines; drives behind it would go unseen.
+    let machine = "q35,graphics=off,sata=off".to_owned();
     match spec.firmware {
         Firmware::Bios | Firmware::Uefi => arg("-machine", machine),
         // What the firmware remembers is out of the system's reach: only code in system management mode writes it.
@@ -215,10 +251,16 @@ pub fn arguments(spec: &MachineSpec, tap: &str, accel: Accel, from: BootFrom) ->
     arg("-object", "rng-random,id=rng0,filename=/dev/urandom".into());
     arg("-device", "virtio-rng-pci,rng=rng0".into());
 
+    if from == BootFrom::Rescue {
+        arg("-kernel", RESCUE_KERNEL.into());
+        arg("-initrd", RESCUE_INITRAMFS.into());
+        arg("-append", format!("{CONSOLE_ARGUMENT} panic=-1 rdinit={}", rescue::INIT));
+    }
+
     let mut next_boot_index = 1..;
     let mut boot_index = || next_boot_index.next().map(|n| format!(",bootindex={n}")).unwrap_or_default();
     let nic = match (from, spec.firmware, spec.rom) {
-        (BootFrom::Disk, ..) => ",romfile=".into(),
+        (BootFrom::Disk | BootFrom::Rescue, ..) => ",romfile=".into(),
         (BootFrom::Network, Firmware::Bios, _) | (_, _, Rom::Ipxe) => boot_index(),
         (BootFrom::Network, Firmware::Uefi | Firmware::SecureBoot, Rom::Native | Rom::Http) => {
             format!(",romfile={}", boot_index())
@@ -227,9 +269,45 @@ pub fn arguments(spec: &MachineSpec, tap: &str, accel: Accel, from: BootFrom) ->
     arg("-netdev", format!("tap,id={NIC},ifname={tap},script=no,downscript=no"));
     arg("-device", format!("{},id=nic0,netdev={NIC},mac={}{nic}", spec.card.device(), spec.mac));
 
+    for (bus, controller) in [(DiskBus::Ata, "piix4-ide,id=ata"), (DiskBus::Scsi, "virtio-scsi-pci,id=scsi")] {
+        if spec.disks.iter().any(|disk| disk.bus == bus) {
+            arg("-device", controller.into());
+        }
+    }
+    let mut ata = 0;
+    let mut controller = 0;
     for (n, disk) in spec.disks.iter().enumerate() {
         arg("-blockdev", blockdev(n, disk.kind).to_string());
-        arg("-device", format!("nvme,id=nvme{n},serial={},drive=disk{n}{}", disk.serial, boot_index()));
+        let block = format!("drive=disk{n},logical_block_size={0},physical_block_size={0}", disk.block);
+        let serial = &disk.serial;
+        match disk.bus {
+            DiskBus::Nvme => {
+                controller = n;
+                let next = spec.disks.get(n + 1).map(|next| next.bus);
+                if let Some(DiskBus::Namespace { .. }) = next {
+                    // Namespaces that aren't attached belong to a subsystem.
+                    arg("-device", format!("nvme-subsys,id=subsystem{n}"));
+                    arg("-device", format!("nvme,id=nvme{n},serial={serial},subsys=subsystem{n}"));
+                    arg("-device", format!("nvme-ns,bus=nvme{n},nsid=1,{block}"));
+                } else {
+                    arg("-device", format!("nvme,id=nvme{n},serial={serial},{block}{}", boot_index()));
+                }
+            }
+            DiskBus::Namespace { attached } => {
+                let (nsid, detached) = (n - controller + 1, if attached { "off" } else { "on" });
+                arg("-device", format!("nvme-ns,bus=nvme{controller},nsid={nsid},detached={detached},{block}"));
+            }
+            DiskBus::Ata => {
+                let place = format!("bus=ata.{},unit={}", ata / 2, ata % 2);
+                arg("-device", format!("ide-hd,{place},serial={serial},{block}{}", boot_index()));
+                ata += 1;
+            }
+            DiskBus::Scsi => arg("-device", format!("scsi-hd,bus=scsi.0,serial={serial},{block}{}", boot_index())),
+            DiskBus::Virtio => {
+                let plain = "discard=off,write-zeroes=off";
+                arg("-device", format!("virtio-blk-pci,serial={serial},{plain},{block}{}", boot_index()));
+            }
+        }
     }
     args.insert(0, "-nodefaults".into());
     args
@@ -259,8 +337,10 @@ fn blockdev(n: usize, kind: DiskKind) -> Value {
         // QEMU's nvme device carries out Format NVM with writes of zeroes.
         DiskKind::FailsErase => broken(&["write-zeroes"]),
         DiskKind::ReadOnly => broken(&["write", "write-zeroes", "discard"]),
-        DiskKind::KeepsData | DiskKind::Choosy => json!({ "driver": "nbd", "node-name": name, "discard": "unmap",
-            "server": { "type": "unix", "path": nbd_socket(n) } }),
+        DiskKind::KeepsData | DiskKind::Choosy | DiskKind::Slow => {
+            json!({ "driver": "nbd", "node-name": name, "discard": "unmap",
+            "server": { "type": "unix", "path": nbd_socket(n) } })
+        }
     }
 }
 
@@ -285,7 +365,10 @@ mod tests {
             let spec = MachineSpec { rom, ..MachineSpec::numbered(1, firmware) };
             let args = arguments(&spec, "tap1", Accel::Tcg, from);
             assert!(args.contains(&want_nic), "{name}: {args:?}");
-            let disk = format!("nvme,id=nvme0,serial=m1-nvme0,drive=disk0,bootindex={want_disk}");
+            let disk = format!(
+                "nvme,id=nvme0,serial=m1-nvme0,drive=disk0,logical_block_size=512,physical_block_size=512,\
+                 bootindex={want_disk}"
+            );
             assert!(args.contains(&disk), "{name}: {args:?}");
             assert_eq!(args.iter().filter(|a| a.starts_with("if=pflash")).count(), pflash, "{name}");
             assert_eq!(!args.iter().any(|a| a.contains("IPv4PXESupport")), pxe, "{name}");
@@ -298,6 +381,38 @@ mod tests {
     }
 
     #[test]
+    fn drives_of_every_kind() {
+        let disk = |bus, block| DiskSpec { bus, block, ..DiskSpec::new("S", 1 << 20) };
+        let (more, hidden) = (DiskBus::Namespace { attached: true }, DiskBus::Namespace { attached: false });
+        let disks = vec![
+            disk(DiskBus::Nvme, 4096),
+            disk(more, 512),
+            disk(hidden, 512),
+            disk(DiskBus::Ata, 512),
+            disk(DiskBus::Scsi, 512),
+            disk(DiskBus::Virtio, 512),
+        ];
+        let spec = MachineSpec { disks, ..MachineSpec::numbered(1, Firmware::Bios) };
+        let args = arguments(&spec, "tap1", Accel::Tcg, BootFrom::Network);
+        let block =
+            |n: usize, bytes: u32| format!("drive=disk{n},logical_block_size={bytes},physical_block_size={bytes}");
+        for want in [
+            "nvme-subsys,id=subsystem0".to_owned(),
+            "nvme,id=nvme0,serial=S,subsys=subsystem0".to_owned(),
+            format!("nvme-ns,bus=nvme0,nsid=1,{}", block(0, 4096)),
+            format!("nvme-ns,bus=nvme0,nsid=2,detached=off,{}", block(1, 512)),
+            format!("nvme-ns,bus=nvme0,nsid=3,detached=on,{}", block(2, 512)),
+            "piix4-ide,id=ata".to_owned(),
+            format!("ide-hd,bus=ata.0,unit=0,serial=S,{},bootindex=2", block(3, 512)),
+            "virtio-scsi-pci,id=scsi".to_owned(),
+            format!("scsi-hd,bus=scsi.0,serial=S,{},bootindex=3", block(4, 512)),
+            format!("virtio-blk-pci,serial=S,discard=off,write-zeroes=off,{},bootindex=4", block(5, 512)),
+        ] {
+            assert!(args.contains(&want), "{want}: {args:?}");
+        }
+    }
+
+    #[test]
     fn every_kind_of_drive_fails_in_its_own_way() {
         for (kind, driver, injected) in [
             (DiskKind::Plain, "raw", vec![]),
@@ -305,6 +420,7 @@ mod tests {
             (DiskKind::ReadOnly, "blkdebug", vec!["write", "write-zeroes", "discard"]),
             (DiskKind::KeepsData, "nbd", vec![]),
             (DiskKind::Choosy, "nbd", vec![]),
+            (DiskKind::Slow, "nbd", vec![]),
         ] {
             let node = blockdev(3, kind);
             assert_eq!(node["driver"], driver, "{kind:?}");

@@ -305,7 +305,7 @@ mod tests {
         let accel = crate::accel::choose(dir.path()).expect("a finding").accel;
         let mut spec = MachineSpec::numbered(1, Firmware::Bios);
         // A second drive that lies goes through the NBD server.
-        spec.disks.push(DiskSpec { serial: "liar".into(), size: 1 << 20, kind: DiskKind::KeepsData });
+        spec.disks.push(DiskSpec { kind: DiskKind::KeepsData, ..DiskSpec::new("liar", 1 << 20) });
         let machine = Machine::create(spec, &dir.path().join("m1"), "tap1".into(), &namespace, accel).expect("created");
         assert!(!machine.is_on());
         machine.write_disk("m1-nvme0", 0, &boot_sector("FROM-DISK")).expect("written");
