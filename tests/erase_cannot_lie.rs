@@ -2,14 +2,32 @@
 
 mod common;
 
-use common::allocation;
-use drophammer_lab::qemu::{DiskKind, DiskSpec, Firmware, MachineSpec};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use common::{Rig, allocation};
+use drophammer_lab::qemu::{DiskBus, DiskKind, DiskSpec, Firmware, MachineSpec};
+use drophammer_lab::server::ServerSpec;
+use drophammer_lab::vm::Machine;
 use drophammer_protocol::certificate::{ErasureCertificate, Verdict};
+use drophammer_protocol::chain;
+use drophammer_protocol::erase::{Method, Policy};
 use drophammer_protocol::event::{Phase, Step};
-use drophammer_protocol::machine::State;
+use drophammer_protocol::inventory::DiskId;
+use drophammer_protocol::machine::{State, TakeBack};
 
 /// What a former tenant left on its drive.
 const SECRET: &[u8] = b"the former tenant's only copy of its private key ------------------------------------";
+
+/// Of machine `m1`, oldest first. Whatever the server keeps has to be a chain that an auditor can verify.
+fn certificates(rig: &Rig) -> Vec<ErasureCertificate> {
+    let chain = rig.client.certificates("m1").expect("certificates");
+    let key = rig.client.certificate_key().expect("the server's key");
+    let report = chain::verify(&chain, Some(&[key])).expect("nothing wrong with it");
+    report.certificates.into_iter().map(|checked| checked.certificate).collect()
+}
 
 #[test]
 fn what_a_tenant_left_is_gone_from_the_medium() {
@@ -27,18 +45,121 @@ fn what_a_tenant_left_is_gone_from_the_medium() {
         assert_ne!(found, SECRET, "the secret is still there at {place}");
     }
 
-    let certificates = rig.client.certificates("m1").expect("certificates");
-    let [stored] = certificates.as_slice() else { panic!("one drive, one certificate: {certificates:?}") };
-    let certificate: ErasureCertificate = serde_json::from_str(&stored.certificate.payload).expect("a certificate");
+    let certificates = certificates(&rig);
+    let [certificate] = certificates.as_slice() else { panic!("one drive, one certificate: {certificates:?}") };
     assert!(certificate.proves_erasure(), "{certificate:?}");
-    assert_eq!(certificate.disk.serial, disk.serial);
-    assert_eq!(certificate.disk.size_bytes, disk.size);
-    stored.certificate.open(&[stored.certificate.key]).expect("the signature matches");
+    assert_eq!(certificate.drive.disks, [DiskId::new(&*disk.serial, disk.size)]);
 
     // Said first: the plan came before the verdict.
     let said: Vec<_> = rig.events(&machine).into_iter().filter(|e| e.phase == Phase::Erase).collect();
     assert_eq!(said.first().map(|e| e.step), Some(Step::Started));
     assert!(said.iter().any(|e| e.message.contains(&disk.serial)), "the plan names the drive: {said:?}");
+}
+
+/// Everything that QEMU can pretend to be, in one machine.
+#[test]
+fn every_kind_of_drive_is_erased() {
+    let rig = Rig::of(1, ServerSpec { erase_policy: Policy::Clear, ..common::server() });
+    let disk = |serial: &str, bus, block| DiskSpec { bus, block, ..DiskSpec::new(serial, 64 << 20) };
+    let disks = vec![
+        disk("m1-plain", DiskBus::Nvme, 512),
+        disk("m1-big-blocks", DiskBus::Nvme, 4096),
+        disk("m1-parted", DiskBus::Nvme, 512),
+        disk("m1-parted-2", DiskBus::Namespace { attached: true }, 4096),
+        disk("m1-parted-3", DiskBus::Namespace { attached: false }, 512),
+        disk("m1-ata", DiskBus::Ata, 512),
+        disk("m1-scsi", DiskBus::Scsi, 512),
+        disk("m1-virtio", DiskBus::Virtio, 512),
+    ];
+    let spec = MachineSpec { disks, ..MachineSpec::numbered(1, Firmware::Bios) };
+    let machine = rig.lab.add_machine(spec).expect("a machine");
+    let places = |disk: &DiskSpec| -> Vec<u64> {
+        (0..16).map(|n| n * (disk.size / 16) + n * 4096 + 512).chain([0, disk.size - 512]).collect()
+    };
+    for disk in &machine.spec.disks {
+        for place in places(disk) {
+            machine.write_disk(&disk.serial, place, SECRET).expect("written");
+        }
+    }
+    machine.power_on().expect("switched on");
+    rig.wait_state(&machine, State::Waiting);
+    for disk in &machine.spec.disks {
+        for place in places(disk) {
+            let found = machine.read_disk(&disk.serial, place, SECRET.len().min(512)).expect("read");
+            assert!(!SECRET.starts_with(&found), "{}: the secret is still there at {place}", disk.serial);
+        }
+    }
+    let certificates: BTreeMap<String, ErasureCertificate> =
+        certificates(&rig).into_iter().map(|c| (c.drive.serial.clone(), c)).collect();
+    let zeroes = [("m1-ata", Method::Discard), ("m1-scsi", Method::WriteZeroes), ("m1-virtio", Method::Overwrite)];
+    let formats = ["m1-plain", "m1-big-blocks", "m1-parted"].map(|serial| (serial, Method::NvmeFormatUserData));
+    let said: BTreeMap<&str, Verdict> = certificates.iter().map(|(s, c)| (s.as_str(), c.verdict.clone())).collect();
+    let want = formats.into_iter().chain(zeroes).map(|(serial, method)| (serial, Verdict::Erased { method })).collect();
+    assert_eq!(said, want, "{}", rig.story(&machine));
+    let parts: Vec<u32> = certificates["m1-parted"].drive.disks.iter().map(|disk| disk.namespace).collect();
+    assert_eq!(parts, [1, 2, 3], "also the one that nobody could see");
+    for (serial, certificate) in &certificates {
+        let seen = certificate.verification.as_ref().expect("verified");
+        assert_eq!((seen.canaries_surviving, seen.samples_surviving, seen.unexpected), (0, 0, 0), "{serial}");
+        assert!(seen.canaries_planted >= 129 && seen.at_most_left() < 0.01, "{serial}: {seen:?}");
+        assert_eq!(seen.forced_unit_access, serial.starts_with("m1-p") || serial == "m1-big-blocks", "{serial}");
+    }
+}
+
+/// A machine whose only drive takes some twenty seconds to be overwritten, with a secret on it.
+fn slow(rig: &Rig) -> Arc<Machine> {
+    let disk = DiskSpec { kind: DiskKind::Slow, bus: DiskBus::Virtio, ..DiskSpec::new("m1-slow", 64 << 20) };
+    let spec = MachineSpec { disks: vec![disk], ..MachineSpec::numbered(1, Firmware::Bios) };
+    let machine = rig.lab.add_machine(spec).expect("a machine");
+    for place in [1 << 20, 63 << 20] {
+        machine.write_disk("m1-slow", place, SECRET).expect("written");
+    }
+    machine
+}
+
+fn holds_the_secret(machine: &Machine) -> bool {
+    let content = machine.read_disk("m1-slow", 0, 64 << 20).expect("read");
+    content.windows(32).any(|part| part == &SECRET[..32])
+}
+
+#[test]
+fn power_is_cut_in_the_middle_of_an_erase_twice() {
+    let rig = Rig::of(1, ServerSpec { erase_policy: Policy::Clear, ..common::server() });
+    let machine = slow(&rig);
+    machine.power_on().expect("switched on");
+    let mut after = 0;
+    for _ in 0..2 {
+        rig.wait_event(&machine, after, Phase::Erase, Step::Started);
+        thread::sleep(Duration::from_secs(2));
+        machine.power_cut();
+        after = rig.position(&machine);
+        assert!(holds_the_secret(&machine), "in the middle");
+        assert!(certificates(&rig).is_empty(), "nothing is certified yet");
+        assert_ne!(rig.show(&machine).expect("known").state, State::Waiting);
+        machine.power_on().expect("on again");
+    }
+    rig.wait_state(&machine, State::Waiting);
+    assert!(!holds_the_secret(&machine));
+    assert_eq!(certificates(&rig).len(), 1, "{}", rig.story(&machine));
+}
+
+#[test]
+fn the_server_dies_while_a_certificate_is_on_its_way() {
+    let rig = Rig::of(1, ServerSpec { erase_policy: Policy::Clear, ..common::server() });
+    let machine = slow(&rig);
+    machine.power_on().expect("switched on");
+    rig.wait_event(&machine, 0, Phase::Erase, Step::Started);
+    rig.lab.server.kill();
+    machine.wait_console("drive erased and verified", rig.limit(120)).expect("it goes on by itself");
+    thread::sleep(Duration::from_secs(1));
+    assert!(!holds_the_secret(&machine));
+    // Back, and gone again as soon as anything was heard; back for good.
+    rig.lab.server.restart().expect("the server is back");
+    rig.wait_event(&machine, 0, Phase::Erase, Step::Done);
+    rig.lab.server.kill();
+    rig.lab.server.restart().expect("the server is back");
+    rig.wait_state(&machine, State::Waiting);
+    assert_eq!(certificates(&rig).len(), 1, "stored once, however often it was sent: {}", rig.story(&machine));
 }
 
 #[test]
@@ -47,7 +168,7 @@ fn a_drive_that_fails_or_lies_quarantines_the_machine() {
         let rig = common::rig(1);
         // The first drive is sound: one bad drive is enough.
         let mut spec = MachineSpec::numbered(1, Firmware::Bios);
-        spec.disks.push(DiskSpec { serial: "m1-nvme1".into(), size: 1 << 30, kind });
+        spec.disks.push(DiskSpec { kind, ..DiskSpec::new("m1-nvme1", 1 << 30) });
         let machine = rig.lab.add_machine(spec).expect("a machine");
         machine.write_disk("m1-nvme1", 1 << 20, SECRET).expect("written");
         machine.power_on().expect("switched on");
@@ -63,9 +184,10 @@ fn a_drive_that_fails_or_lies_quarantines_the_machine() {
             .client
             .certificates("m1")
             .expect("certificates")
+            .certificates
             .iter()
             .map(|s| serde_json::from_str::<ErasureCertificate>(&s.certificate.payload).expect("a certificate"))
-            .map(|c| (c.disk.serial, matches!(c.verdict, Verdict::Erased { .. })))
+            .map(|c| (c.drive.serial, matches!(c.verdict, Verdict::Erased { .. })))
             .collect();
         assert!(verdicts.contains(&("m1-nvme0".into(), true)), "{kind:?}: {verdicts:?}");
         assert!(verdicts.contains(&("m1-nvme1".into(), false)), "{kind:?}: {verdicts:?}");
@@ -82,7 +204,9 @@ fn a_drive_that_fails_or_lies_quarantines_the_machine() {
 
         // An operator can let it try again, and it fails again.
         let before = rig.position(&machine);
-        rig.client.release("m1").expect("an explicit decision");
+        let error = rig.client.release("m1", TakeBack::default()).expect_err("not by the way");
+        assert!(error.to_string().contains("--despite-quarantine"), "{error:#}");
+        rig.client.release("m1", TakeBack { despite_quarantine: true }).expect("an explicit decision");
         rig.wait_event(&machine, before, Phase::Erase, Step::Failed);
         rig.wait_state(&machine, State::Quarantined);
         assert!(rig.events(&machine).iter().all(|e| e.phase != Phase::Waiting), "{}", rig.story(&machine));
@@ -93,7 +217,7 @@ fn a_drive_that_fails_or_lies_quarantines_the_machine() {
 fn a_drive_that_cannot_be_written_is_no_obstacle_and_no_hole() {
     let rig = common::rig(1);
     let mut spec = MachineSpec::numbered(1, Firmware::Bios);
-    spec.disks.push(DiskSpec { serial: "m1-worn".into(), size: 1 << 30, kind: DiskKind::ReadOnly });
+    spec.disks.push(DiskSpec { kind: DiskKind::ReadOnly, ..DiskSpec::new("m1-worn", 1 << 30) });
     let machine = rig.lab.add_machine(spec).expect("a machine");
     machine.power_on().expect("switched on");
     let quarantined = rig.wait_state(&machine, State::Quarantined);

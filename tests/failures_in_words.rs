@@ -14,7 +14,7 @@ fn an_image_that_does_not_fit_is_told_on_both_sides() {
     let rig = common::Rig::start(1, 1, &common::kit().images_dir);
     let mut spec = MachineSpec::numbered(1, Firmware::Bios);
     // Too small for any system, large enough to be a drive.
-    spec.disks = vec![DiskSpec { serial: "m1-small".into(), size: 32 << 20, kind: DiskKind::Plain }];
+    spec.disks = vec![DiskSpec::new("m1-small", 32 << 20)];
     let machine = rig.lab.add_machine(spec).expect("a machine");
     machine.power_on().expect("switched on");
     rig.wait_state(&machine, State::Waiting);

@@ -11,7 +11,7 @@ use drophammer_images::PackOptions;
 use drophammer_lab::nbd::POISON;
 use drophammer_lab::qemu::{DiskKind, Firmware, MachineSpec};
 use drophammer_protocol::event::Phase;
-use drophammer_protocol::machine::State;
+use drophammer_protocol::machine::{State, TakeBack};
 use drophammer_protocol::manifest::Manifest;
 use drophammer_protocol::sign::Signed;
 
@@ -73,7 +73,7 @@ fn a_damaged_image_ends_in_words_and_an_unbootable_disk() {
         assert!(rig.events(&machine).iter().all(|e| e.phase != Phase::Kexec), "{name}: nothing was started");
 
         // Back to the start for the next one.
-        rig.client.release("m1").expect("released");
+        rig.client.release("m1", TakeBack { despite_quarantine: true }).expect("released");
         rig.wait_state(&machine, State::Waiting);
     }
 

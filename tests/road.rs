@@ -11,7 +11,7 @@ use drophammer_lab::kit::{self, Image};
 use drophammer_lab::qemu::{BootFrom, Firmware};
 use drophammer_lab::vm::Machine;
 use drophammer_protocol::event::{Phase, Step};
-use drophammer_protocol::machine::{Allocation, State};
+use drophammer_protocol::machine::{Allocation, State, TakeBack};
 
 #[test]
 fn bios_from_power_on_to_a_running_os_and_a_cold_boot() {
@@ -129,6 +129,7 @@ fn a_real_debian_with_systemd_and_ssh() {
                 hostname: "web1".into(),
                 ssh_keys: vec![public.trim().into()],
                 disk: None,
+                project: None,
             },
         )
         .expect("allocated");
@@ -180,16 +181,16 @@ fn reprovision_takes_a_running_machine_back() {
     let rig = common::rig(1);
     let machine = rig.running(1, Firmware::Bios);
     let before = rig.position(&machine);
-    let certificates = rig.client.certificates("m1").expect("certificates").len();
-    rig.client.reprovision("m1").expect("accepted");
+    let certificates = rig.client.certificates("m1").expect("certificates").certificates.len();
+    rig.client.reprovision("m1", TakeBack::default()).expect("accepted");
     rig.wait_event(&machine, before, Phase::Erase, Step::Done);
     rig.wait_event(&machine, before, Phase::PhonedHome, Step::Done);
     rig.wait_state(&machine, State::Running);
-    assert_eq!(rig.client.certificates("m1").expect("certificates").len(), certificates + 1);
+    assert_eq!(rig.client.certificates("m1").expect("certificates").certificates.len(), certificates + 1);
     assert_eq!(rig.fetch(&machine, "boots").lines().count(), 1, "nothing is left of the boot before");
 
     let before = rig.position(&machine);
-    rig.client.release("m1").expect("accepted");
+    rig.client.release("m1", TakeBack::default()).expect("accepted");
     rig.wait_event(&machine, before, Phase::Erase, Step::Done);
     let waiting = rig.wait_state(&machine, State::Waiting);
     assert_eq!(waiting.allocation, None);

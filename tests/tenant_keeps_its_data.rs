@@ -18,7 +18,7 @@ fn uefi_comes_by_and_keeps_its_data() {
 fn comes_by(firmware: Firmware) {
     let rig = common::rig(1);
     let machine = rig.running(1, firmware);
-    let certificates = rig.client.certificates("m1").expect("certificates").len();
+    let certificates = rig.client.certificates("m1").expect("certificates").certificates.len();
     for (boots, how) in [(2, "reset"), (3, "power cut")] {
         let mark = machine.console_mark();
         match how {
@@ -34,7 +34,11 @@ fn comes_by(firmware: Firmware) {
         );
         assert_eq!(rig.show(&machine).expect("known").state, State::Running);
     }
-    assert_eq!(rig.client.certificates("m1").expect("certificates").len(), certificates, "nothing was erased");
+    assert_eq!(
+        rig.client.certificates("m1").expect("certificates").certificates.len(),
+        certificates,
+        "nothing was erased"
+    );
 
     // A server that forgot its decisions in memory has them on disk.
     rig.lab.server.kill();

@@ -211,7 +211,7 @@ pub(crate) fn until_or(limit: Duration, story: impl Fn() -> String, mut is_so: i
 }
 
 pub(crate) fn allocation(image: &str, hostname: &str) -> Allocation {
-    Allocation { image: image.into(), hostname: hostname.into(), ssh_keys: Vec::new(), disk: None }
+    Allocation { image: image.into(), hostname: hostname.into(), ssh_keys: Vec::new(), disk: None, project: None }
 }
 
 /// Whether firmware of any kind would find something to start on a disk: a boot sector, or either GPT.
