@@ -181,6 +181,8 @@ impl Contents {
             Some(what) => Some(what),
             None if is_file && raw.ends_with('/') => Some("is a file whose name ends in a slash"),
             None if !is_file && entry.size() > 0 => Some("has data although it isn't a file"),
+            None if matches!(&node, Node::Link(target) if target.is_empty()) => Some("is a link to nothing"),
+            None if path.is_empty() && !matches!(node, Node::Dir) => Some("is the root and not a directory"),
             None => None,
         };
         if let Some(what) = what {

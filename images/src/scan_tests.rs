@@ -90,6 +90,8 @@ fn a_tar_that_machines_could_unpack_differently_is_refused() {
         ("a directory with data", kernel(156, b"5"), "has data although it isn't a file"),
         ("a file named as a directory", tar_of(&[File("boot/", b"x")]), "is a file whose name ends in a slash"),
         ("a device without numbers", saying(&tar_of(&[Kind("a", b'3')]), 0, 329, b"x"), "is a device without numbers"),
+        ("a link to nothing", tar_of(&[Link("boot/vmlinuz-6.2", "")]), "is a link to nothing"),
+        ("a root that is a link", tar_of(&[Link("./", "boot")]), "is the root and not a directory"),
         ("a comment on all of it", global(b"13 comment=x\n"), ""),
         ("a size for all of it", global(b"9 size=1\n"), "has a global header other than a comment"),
         ("padded to a record", with(|b| b.resize(10_240, 0)), ""),
