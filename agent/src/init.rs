@@ -16,6 +16,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, sync};
 
 use crate::efi;
+use crate::erase;
 use crate::events::{Events, uptime};
 use crate::install::Ready;
 use crate::reporter::Reporter;
@@ -73,7 +74,8 @@ pub(crate) fn mount_efivars(reporter: &Reporter) {
     }
 }
 
-/// A panic anywhere is the end of this boot: what is half done is done again from the start.
+/// A panic is the end of this boot: what is half done is done again from the start. Only one that is about a single drive
+/// isn't: it's caught, and ends in that drive's verdict.
 pub(crate) fn leave_on_panic(events: &Events) {
     let events = events.clone();
     std::panic::set_hook(Box::new(move |panic| {
@@ -86,6 +88,9 @@ pub(crate) fn leave_on_panic(events: &Events) {
             .unwrap_or("no message");
         let words = format!("the agent panicked{place}: {message}");
         say(&words);
+        if erase::is_about_one_drive() {
+            return;
+        }
         // In another thread, for this one may hold the very locks that reporting takes.
         let (events, (done, told)) = (events.clone(), mpsc::channel());
         thread::spawn(move || {

@@ -13,6 +13,7 @@
 mod arena;
 mod boot;
 mod dora;
+mod erase;
 mod http;
 mod memory;
 mod peak;
@@ -231,6 +232,36 @@ pub const BENCHES: &[Bench] = &[
         goal: 1.0,
         rounds: 3,
         contest: memory::with_leases,
+    },
+    Bench {
+        name: "erase.eight",
+        what: "eight NVMe drives of one machine, erased at once and each proven",
+        rival: "the same, one after the other",
+        unit: "s",
+        better: Better::Less,
+        goal: 4.0,
+        rounds: 3,
+        contest: erase::eight_at_once,
+    },
+    Bench {
+        name: "erase.eight.nvme-cli",
+        what: "eight NVMe drives of one machine, erased at once and each proven",
+        rival: "`nvme format` of all at once with nothing looked at, and 3 s",
+        unit: "s",
+        better: Better::Less,
+        goal: 1.0,
+        rounds: 3,
+        contest: erase::beside_nvme_cli,
+    },
+    Bench {
+        name: "erase.overwrite",
+        what: "1 GiB overwritten with zeros and proven",
+        rival: "dd oflag=direct bs=4M",
+        unit: "MB/s",
+        better: Better::More,
+        goal: 0.9,
+        rounds: 3,
+        contest: erase::overwrite,
     },
 ];
 
