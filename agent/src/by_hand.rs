@@ -9,10 +9,10 @@ use anyhow::Context;
 use clap::Args;
 use drophammer_protocol::certificate::{Link, Verdict};
 use drophammer_protocol::chain::CertificateChain;
-use drophammer_protocol::erase::{Depth, Erase, Policy};
+use drophammer_protocol::erase::{Depth, Policy};
 use drophammer_protocol::id::{BootId, MachineId, OrderId};
 use drophammer_protocol::inventory::{Disk, DiskId, FirmwareKind, Inventory};
-use drophammer_protocol::order::Outcome;
+use drophammer_protocol::order::{Erase, Outcome};
 use drophammer_protocol::sign::PublicKey;
 use ed25519_dalek::SigningKey;
 

@@ -11,11 +11,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use drophammer_protocol::api::{AGENT_VENDOR_CLASS, BOOT_TICKET, Enrol};
-use drophammer_protocol::erase::Erase;
 use drophammer_protocol::event::Phase;
 use drophammer_protocol::id::{Mac, OrderId};
 use drophammer_protocol::inventory::Inventory;
-use drophammer_protocol::order::{Order, Outcome, Task};
+use drophammer_protocol::order::{Erase, Order, Outcome, Task};
 use drophammer_protocol::sign::PublicKey;
 use drophammer_protocol::ticket::{BootDecision, BootTicket, TICKET_PATH};
 use ed25519_dalek::SigningKey;

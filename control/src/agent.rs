@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
 use drophammer_protocol::api::{Enrol, Enrolled, Events, EventsStored, PhonedHome};
-use drophammer_protocol::erase::{Depth, Erase, Fresh, Psid};
+use drophammer_protocol::erase::{Depth, Psid};
 use drophammer_protocol::event::{Phase, Step};
 use drophammer_protocol::id::{BootId, MachineId, OrderId};
 use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::machine::State;
-use drophammer_protocol::order::{Install, Order, Task};
+use drophammer_protocol::order::{Erase, Fresh, Install, Order, Task};
 use drophammer_protocol::ticket::PhoneHome;
 use uuid::Uuid;
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use drophammer_protocol::certificate::{ErasureCertificate, Link, Unwritten, Verdict};
 use drophammer_protocol::chain::Entry;
-use drophammer_protocol::erase::Fresh;
+use drophammer_protocol::order::Fresh;
 use drophammer_protocol::sign::Signed;
 
 use crate::records::{Record, certificate_key};

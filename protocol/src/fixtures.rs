@@ -1,10 +1,11 @@
 //! The plainest valid value of each large type, for other rooms' tests: `Disk { read_only: true, ..disk("A", 1) }`.
 
 use crate::certificate::{Attempt, Drive, ErasureCertificate, Link, Promise, Verdict, Verification};
-use crate::erase::{Depth, Erase, Medium, Method, Policy};
+use crate::erase::{Depth, Medium, Method, Policy};
 use crate::id::{BootId, MachineId, OrderId};
 use crate::inventory::{Bus, Disk, DiskId, Firmware, FirmwareKind, Inventory, System};
 use crate::manifest::{BootFiles, Chunk, Chunks, ImageFile, Manifest};
+use crate::order::Erase;
 
 /// An NVMe drive.
 pub fn disk(serial: &str, size_bytes: u64) -> Disk {

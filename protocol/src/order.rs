@@ -5,8 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::certificate::ErasureCertificate;
-use crate::erase::Erase;
+use std::collections::BTreeMap;
+
+use crate::certificate::{ErasureCertificate, Link, Rest, Unwritten};
+use crate::erase::{Depth, Method, Policy, Psid};
 use crate::id::{BootId, MachineId, OrderId};
 use crate::inventory::DiskId;
 use crate::sign::Signed;
@@ -38,6 +40,34 @@ impl Task {
             Self::Reboot { .. } => "reboot",
         }
     }
+}
+
+/// What an agent is told to erase, and how well.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Erase {
+    /// Exactly these, which are all that the machine has.
+    pub disks: Vec<DiskId>,
+    pub policy: Policy,
+    pub depth: Depth,
+    /// What is printed on the labels of self-encrypting drives, by serial: for those that a tenant has locked.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub psids: BTreeMap<String, Psid>,
+    /// Drives that were erased before and given to nobody since, by serial: those that show no write aren't worn out by
+    /// another erase.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fresh: BTreeMap<String, Fresh>,
+    /// Where the first certificate of this run goes in the machine's chain.
+    pub link: Link,
+    /// Who asked for it, or what made it necessary.
+    pub ordered_by: String,
+}
+
+/// The certificate of a drive's last erase, and how the drive was left.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fresh {
+    pub unwritten: Unwritten,
+    pub method: Method,
+    pub rest: Rest,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -14,7 +14,7 @@ use super::super::probe::probe;
 use super::*;
 use crate::drive::nvme::{ALL_NAMESPACES, Command, Deallocated};
 use crate::drive::sim::ata::AtaDrive;
-use crate::drive::sim::medium::{Lie, Medium};
+use crate::drive::sim::medium::{LIES, Lie, Medium};
 use crate::drive::sim::nvme::{FORMAT, MANAGEMENT, Namespace, NvmeDrive, SECURITY, SIZE};
 use crate::drive::sim::opal::{Fault, PSID, Tper};
 use crate::drive::sim::scsi::ScsiDrive;
@@ -66,20 +66,9 @@ fn every_liar_is_caught() {
         ("block sanitize", sanitizes, "NVMe Sanitize, block erase"),
         ("crypto sanitize", rekeys, "NVMe Sanitize, cryptographic erase"),
     ];
-    let lies = [
-        ("keeps everything", Lie::KeepsAll),
-        ("keeps the tail", Lie::KeepsTail(4096)),
-        ("keeps the last sector", Lie::KeepsTail(512)),
-        ("keeps the head", Lie::KeepsHead(512)),
-        ("keeps one sector of the first canary", Lie::KeepsOneWritten(0)),
-        ("keeps one sector of some canary", Lie::KeepsOneWritten(77)),
-        ("keeps the old tenant's data", Lie::KeepsOld),
-        ("goes on answering from its cache", Lie::CacheKeeps),
-        ("erases its cache only", Lie::MediumKeeps),
-    ];
     for depth in [Depth::Sampled, Depth::Full] {
         for (way, drive, method) in ways {
-            for (name, lie) in lies {
+            for (name, lie) in LIES {
                 let mut drive = NvmeDrive { lie, ..drive() };
                 let account = run(&mut drive, Policy::Purge, depth);
                 let Verdict::NotErased { reason } = account.verdict() else { panic!("{way}, {name}: believed") };

@@ -14,7 +14,7 @@ use super::super::probe::probe;
 use super::*;
 use crate::drive::ata::Command;
 use crate::drive::sim::ata::{AtaDrive, Erase, SECTORS, Security};
-use crate::drive::sim::medium::{Lie, Medium};
+use crate::drive::sim::medium::{LIES, Medium};
 use crate::drive::sim::scsi::ScsiDrive;
 use crate::drive::sim::{Body, SIZE};
 
@@ -95,21 +95,10 @@ const WAYS: [(Make, Method); 8] = [
 
 #[test]
 fn every_liar_is_caught() {
-    let lies = [
-        ("keeps everything", Lie::KeepsAll),
-        ("keeps the tail", Lie::KeepsTail(4096)),
-        ("keeps the last sector", Lie::KeepsTail(512)),
-        ("keeps the head", Lie::KeepsHead(512)),
-        ("keeps one sector of the first canary", Lie::KeepsOneWritten(0)),
-        ("keeps one sector of some canary", Lie::KeepsOneWritten(77)),
-        ("keeps the old tenant's data", Lie::KeepsOld),
-        ("goes on answering from its cache", Lie::CacheKeeps),
-        ("erases its cache only", Lie::MediumKeeps),
-    ];
     let sampled = WAYS.map(|(make, method)| (make, method, Depth::Sampled));
     let [(make, method, _), ..] = sampled;
     for (make, method, depth) in sampled.into_iter().chain([(make, method, Depth::Full)]) {
-        for (name, lie) in lies {
+        for (name, lie) in LIES {
             let mut drive = make();
             drive.body().lie = lie;
             let bus = drive.bus();

@@ -18,6 +18,7 @@ mod subject;
 mod survey;
 
 use std::any::Any;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,11 +27,10 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use drophammer_protocol::certificate::{ErasureCertificate, Verdict};
-use drophammer_protocol::erase::Erase;
 use drophammer_protocol::event::Phase;
 use drophammer_protocol::id::{BootId, MachineId, OrderId};
 use drophammer_protocol::inventory::Disk;
-use drophammer_protocol::order::Outcome;
+use drophammer_protocol::order::{Erase, Outcome};
 use drophammer_protocol::sign::Signed;
 use drophammer_protocol::words::count;
 use ed25519_dalek::SigningKey;
@@ -54,6 +54,15 @@ pub(crate) struct Context {
     pub(crate) boot: BootId,
     pub(crate) order: OrderId,
     pub(crate) key: SigningKey,
+}
+
+thread_local! {
+    static ONE_DRIVE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether what this thread does is about one drive: a panic in it condemns that drive and nothing else.
+pub(crate) fn is_about_one_drive() -> bool {
+    ONE_DRIVE.get()
 }
 
 /// While drives work in silence, the server hears this often that we're alive.
@@ -194,10 +203,14 @@ fn erase_one(
     let size = drive.size_bytes();
     let account = match ready {
         Err(reason) => Account::untouched(reason),
-        // By hand, a bug in here condemns this drive and not the verdicts of the others. As PID 1 any panic ends the boot
-        // (`init::leave_on_panic`), and the next one begins with the erase again.
-        Ok(ready) => catch_unwind(AssertUnwindSafe(|| work(ready, order, size, progress, reporter)))
-            .unwrap_or_else(|panic| Account::untouched(format!("the agent broke off: {}", words_of(&*panic)))),
+        // A bug in here condemns this drive and not the verdicts of the others.
+        Ok(ready) => {
+            ONE_DRIVE.set(true);
+            let account = catch_unwind(AssertUnwindSafe(|| work(ready, order, size, progress, reporter)))
+                .unwrap_or_else(|panic| Account::untouched(format!("the agent broke off: {}", words_of(&*panic))));
+            ONE_DRIVE.set(false);
+            account
+        }
     };
     progress.store(size, Ordering::Relaxed);
     ErasureCertificate {

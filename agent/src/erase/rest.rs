@@ -7,7 +7,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 use drophammer_protocol::certificate::{Rest, Seal};
-use drophammer_protocol::erase::Fresh;
+use drophammer_protocol::order::Fresh;
 use sha2::{Digest, Sha256};
 
 use super::canary::BLOCK_BYTES;

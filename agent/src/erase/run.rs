@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use drophammer_protocol::certificate::{Attempt, Promise, Rest, Unwritten, Verdict, Verification};
-use drophammer_protocol::erase::{Depth, Fresh, Method};
+use drophammer_protocol::erase::{Depth, Method};
+use drophammer_protocol::order::Fresh;
 
 use super::methods::{self, Expectation, Progress};
 use super::plan::Plan;

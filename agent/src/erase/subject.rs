@@ -4,8 +4,9 @@
 use std::path::Path;
 
 use drophammer_protocol::certificate;
-use drophammer_protocol::erase::{Erase, Medium};
+use drophammer_protocol::erase::Medium;
 use drophammer_protocol::inventory::{Bus, Disk, DiskId};
+use drophammer_protocol::order::Erase;
 
 use super::plan::{self, Blocks, Plan};
 use super::probe::{self, Probed};

@@ -5,8 +5,9 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::Context as _;
-use drophammer_protocol::erase::{Category, Erase, Method};
+use drophammer_protocol::erase::{Category, Method};
 use drophammer_protocol::inventory::{Disk, DiskId};
+use drophammer_protocol::order::Erase;
 use serde::Serialize;
 
 use super::subject::{self, Subject, Volume};

@@ -4,9 +4,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use drophammer_protocol::certificate::{ErasureCertificate, Rest, Seal, Unwritten};
 use drophammer_protocol::chain;
-use drophammer_protocol::erase::{Erase, Policy};
+use drophammer_protocol::erase::Policy;
 use drophammer_protocol::machine::{State, TakeBack};
-use drophammer_protocol::order::Order;
+use drophammer_protocol::order::{Erase, Order};
 
 use crate::rig::*;
 

@@ -16,7 +16,7 @@ use drophammer_protocol::id::{Mac, MachineId, OrderId};
 use drophammer_protocol::inventory::{Disk, Inventory, System};
 use drophammer_protocol::machine::{Allocation, Machine, State};
 use drophammer_protocol::manifest::{Chunk, MANIFEST_FILE, Manifest};
-use drophammer_protocol::order::{Install, Installed, Order, Outcome, Task};
+use drophammer_protocol::order::{Erase, Install, Installed, Order, Outcome, Task};
 use drophammer_protocol::sign::{PublicKey, Signed};
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach};
 use ed25519_dalek::SigningKey;
@@ -311,7 +311,7 @@ impl Agent {
     }
 }
 
-pub(crate) fn erase_task(order: &Order) -> &erase::Erase {
+pub(crate) fn erase_task(order: &Order) -> &Erase {
     match &order.task {
         Task::Erase(task) => task,
         other => panic!("an erase order is due, not {other:?}"),

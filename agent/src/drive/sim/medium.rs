@@ -22,6 +22,19 @@ pub(crate) enum Lie {
     MediumKeeps,
 }
 
+/// All of them, for tables.
+pub(crate) const LIES: [(&str, Lie); 9] = [
+    ("keeps everything", Lie::KeepsAll),
+    ("keeps the tail", Lie::KeepsTail(4096)),
+    ("keeps the last sector", Lie::KeepsTail(512)),
+    ("keeps the head", Lie::KeepsHead(512)),
+    ("keeps one sector of the first canary", Lie::KeepsOneWritten(0)),
+    ("keeps one sector of some canary", Lie::KeepsOneWritten(77)),
+    ("keeps the old tenant's data", Lie::KeepsOld),
+    ("goes on answering from its cache", Lie::CacheKeeps),
+    ("erases its cache only", Lie::MediumKeeps),
+];
+
 /// What an erase leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Leaves {
