@@ -18,7 +18,7 @@ fn rescue() -> &'static Rescue {
     })
 }
 
-/// Three drives: two halves of an array with a file system and a swap file on it, and one for LVM.
+/// Four drives: two halves of an array with a file system and a swap file on it, one for LVM, one encrypted.
 const IN_USE: &str = r#"
 set -e
 export LVM_SUPPRESS_FD_WARNINGS=1
@@ -32,6 +32,7 @@ monitoring = 0 }
 END
 mdadm --create /dev/md0 --level=1 --raid-devices=2 --metadata=1.2 --assume-clean --run /dev/nvme0n1 /dev/nvme1n1
 /usr/sbin/mke2fs -q -t ext4 /dev/md0
+echo secret | cryptsetup luksFormat -q --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 /dev/nvme3n1 -
 mkdir -p /srv /data
 mount -t ext4 /dev/md0 /srv
 dd if=/dev/zero of=/srv/swap bs=1M count=8 2>/dev/null
@@ -53,7 +54,7 @@ fn run(machine: &Machine, rig: &common::Rig, script: &str) -> String {
 #[test]
 fn whatever_holds_a_drive_lets_go_before_it_is_erased() {
     let rig = common::rig(1);
-    let disks = ["m1-a", "m1-b", "m1-c"].map(|serial| DiskSpec::new(serial, 256 << 20)).to_vec();
+    let disks = ["m1-a", "m1-b", "m1-c", "m1-d"].map(|serial| DiskSpec::new(serial, 256 << 20)).to_vec();
     let spec = MachineSpec { disks, memory_mb: 768, ..MachineSpec::numbered(1, Firmware::Bios) };
     let machine = rig.lab.add_machine(spec).expect("a machine");
     let said = run(
@@ -67,8 +68,8 @@ fn whatever_holds_a_drive_lets_go_before_it_is_erased() {
             echo '== busy'; cd /srv/data-too; drophammer-agent erase --yes-destroy m1-a --yes-destroy m1-b --yes-destroy m1-c
             echo \"ended with $?\"; cd /
             mount -t ext4 /dev/mapper/vg-data /data; swapon /srv/swap
-            echo '== dry'; drophammer-agent erase --dry-run --disk m1-a --disk m1-b --disk m1-c
-            echo '== all'; drophammer-agent erase --yes-destroy m1-a --yes-destroy m1-b --yes-destroy m1-c
+            echo '== dry'; drophammer-agent erase --dry-run --disk m1-a --disk m1-b --disk m1-c --disk m1-d
+            echo '== all'; drophammer-agent erase --yes-destroy m1-a --yes-destroy m1-b --yes-destroy m1-c --yes-destroy m1-d
             echo \"ended with $?\"
             echo '== after'; cat /proc/mounts /proc/swaps /proc/mdstat; ls /sys/block
             echo '== end'; true"
@@ -92,6 +93,7 @@ fn whatever_holds_a_drive_lets_go_before_it_is_erased() {
         &[
             "holds Linux RAID member (raid1, metadata 1.2)",
             "holds LVM physical volume of the volume group \"vg\"",
+            "holds LUKS2 volume",
             "first: stop swapping to /srv/swap",
             "first: unmount /srv/data-too",
             "first: remove the logical volume vg-data (dm-0)",
@@ -100,10 +102,10 @@ fn whatever_holds_a_drive_lets_go_before_it_is_erased() {
             "nothing was touched",
         ],
     );
-    has("all", &["3 drives erased and verified", "ended with 0"]);
+    has("all", &["4 drives erased and verified", "ended with 0"]);
     let after = part("after");
     assert!(!["/srv", "/data", "md0", "dm-0"].iter().any(|gone| after.contains(gone)), "{after}");
-    for serial in ["m1-a", "m1-b", "m1-c"] {
+    for serial in ["m1-a", "m1-b", "m1-c", "m1-d"] {
         let head = machine.read_disk(serial, 0, 1 << 20).expect("read");
         assert!(head.iter().all(|byte| *byte == 0), "{serial}: nothing is left of what was there");
     }

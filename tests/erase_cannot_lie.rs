@@ -68,7 +68,7 @@ fn every_kind_of_drive_is_erased() {
         disk("m1-parted-2", DiskBus::Namespace { attached: true }, 4096),
         disk("m1-parted-3", DiskBus::Namespace { attached: false }, 512),
         disk("m1-ata", DiskBus::Ata, 512),
-        disk("m1-scsi", DiskBus::Scsi, 512),
+        DiskSpec { paths: 2, ..disk("m1-scsi", DiskBus::Scsi, 512) },
         disk("m1-virtio", DiskBus::Virtio, 512),
     ];
     let spec = MachineSpec { disks, ..MachineSpec::numbered(1, Firmware::Bios) };
@@ -96,6 +96,9 @@ fn every_kind_of_drive_is_erased() {
     let said: BTreeMap<&str, Verdict> = certificates.iter().map(|(s, c)| (s.as_str(), c.verdict.clone())).collect();
     let want = formats.into_iter().chain(zeroes).map(|(serial, method)| (serial, Verdict::Erased { method })).collect();
     assert_eq!(said, want, "{}", rig.story(&machine));
+    let inventory = rig.show(&machine).and_then(|m| m.inventory).expect("an inventory");
+    let paths = inventory.disks.iter().find(|disk| disk.serial.as_deref() == Some("m1-scsi")).map(|d| d.paths.len());
+    assert_eq!(paths, Some(1), "two paths are one drive: {:?}", inventory.disks);
     let parts: Vec<u32> = certificates["m1-parted"].drive.disks.iter().map(|disk| disk.namespace).collect();
     assert_eq!(parts, [1, 2, 3], "also the one that nobody could see");
     for (serial, certificate) in &certificates {
@@ -160,6 +163,34 @@ fn the_server_dies_while_a_certificate_is_on_its_way() {
     rig.lab.server.restart().expect("the server is back");
     rig.wait_state(&machine, State::Waiting);
     assert_eq!(certificates(&rig).len(), 1, "stored once, however often it was sent: {}", rig.story(&machine));
+}
+
+#[test]
+fn an_idle_machine_does_not_wear_its_drives_out() {
+    let rig = common::rig(1);
+    let machine = rig.waiting(1, Firmware::Bios);
+    let again = |how: &dyn Fn()| {
+        let before = rig.position(&machine);
+        how();
+        rig.wait_event(&machine, before, Phase::Erase, Step::Done);
+        rig.wait_state(&machine, State::Waiting);
+        certificates(&rig).pop().expect("a certificate")
+    };
+    // The emulated drive counts what was written to it since the emulator started, so a reset is an idle reboot, and a power
+    // cut is a drive whose counters have started over.
+    let rested = again(&|| machine.reset().expect("reset"));
+    assert!(rested.attempts.is_empty() && rested.verification.is_none(), "{rested:?}");
+    assert_eq!(rested.unwritten.map(|unwritten| unwritten.number), Some(1));
+    let erased = again(&|| machine.power_cycle().expect("off and on"));
+    assert!(erased.unwritten.is_none() && erased.proves_erasure(), "{erased:?}");
+    assert!(erased.found.iter().any(|words| words.starts_with("erased again: ")), "{:?}", erased.found);
+    // Somebody has it in between: nothing is rested after that.
+    rig.allocate(&machine, "tiny");
+    rig.wait_state(&machine, State::Running);
+    rig.client.release("m1", TakeBack::default()).expect("taken back");
+    let erased = again(&|| machine.reset().expect("reset"));
+    assert!(erased.unwritten.is_none() && erased.proves_erasure(), "{erased:?}");
+    assert!(!erased.found.is_empty(), "what the tenant left was found: {erased:?}");
 }
 
 #[test]

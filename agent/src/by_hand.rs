@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::Context;
 use clap::Args;
 use drophammer_protocol::certificate::{Link, Verdict};
 use drophammer_protocol::chain::CertificateChain;
-use drophammer_protocol::erase::{Depth, Policy};
+use drophammer_protocol::erase::{Depth, Policy, Psid};
 use drophammer_protocol::id::{BootId, MachineId, OrderId};
 use drophammer_protocol::inventory::{Disk, DiskId, FirmwareKind, Inventory};
 use drophammer_protocol::order::{Erase, Outcome};
@@ -30,6 +31,10 @@ pub(crate) struct Selection {
     /// encryption key away and take seconds.
     #[arg(long, default_value_t)]
     policy: Policy,
+    /// What is printed on the labels of self-encrypting drives, for those that somebody has locked: a file with a line
+    /// `SERIAL PSID` for each.
+    #[arg(long, value_name = "FILE")]
+    psids: Option<PathBuf>,
     /// The plan as JSON.
     #[arg(long)]
     json: bool,
@@ -73,7 +78,7 @@ pub(crate) fn inventory(json: bool) -> anyhow::Result<()> {
 pub(crate) fn plan(selection: &Selection) -> anyhow::Result<()> {
     let here = inventory::disks::disks(Path::new("/"));
     let ids = here.iter().filter_map(Disk::id).filter(|id| selection.disks.iter().any(|serial| serial.0 == id.serial));
-    let order = order(selection.policy, Depth::Sampled, ids.collect());
+    let order = order(selection, Depth::Sampled, ids.collect())?;
     let plans = select(erase::survey(Path::new("/"), &order), &selection.disks)?;
     if selection.json {
         println!("{}", serde_json::to_string_pretty(&plans).context("writing the plan as JSON")?);
@@ -108,7 +113,7 @@ pub(crate) fn erase(args: &EraseArgs) -> anyhow::Result<()> {
     };
     let (reporter, console) = events::to_stderr();
     let depth = if args.verify_all { Depth::Full } else { Depth::Sampled };
-    let order = order(args.selection.policy, depth, drives);
+    let order = order(&args.selection, depth, drives)?;
     let outcome = erase::carry_out(&context, &order, Coverage::NamedDrives, &reporter);
     drop(reporter);
     if console.join().is_err() {
@@ -135,16 +140,37 @@ pub(crate) fn erase(args: &EraseArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn order(policy: Policy, depth: Depth, disks: Vec<DiskId>) -> Erase {
-    Erase {
+fn order(selection: &Selection, depth: Depth, disks: Vec<DiskId>) -> anyhow::Result<Erase> {
+    let psids = match &selection.psids {
+        Some(path) => {
+            let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+            labels(&text).with_context(|| format!("understanding {}", path.display()))?
+        }
+        None => BTreeMap::new(),
+    };
+    Ok(Erase {
         disks,
-        policy,
+        policy: selection.policy,
         depth,
-        psids: BTreeMap::new(),
+        psids,
         fresh: BTreeMap::new(),
         link: Link::FIRST,
         ordered_by: "a person at this host".into(),
+    })
+}
+
+/// Lines of `SERIAL PSID`. What is wrong is said by the line's number, never by what is in it.
+fn labels(text: &str) -> anyhow::Result<BTreeMap<String, Psid>> {
+    let mut labels = BTreeMap::new();
+    for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
+        let (serial, psid) = line
+            .trim()
+            .rsplit_once(char::is_whitespace)
+            .with_context(|| format!("line {number} has no serial and PSID, with a blank between them"))?;
+        let psid = psid.parse().with_context(|| format!("line {number}"))?;
+        labels.insert(serial.trim().to_owned(), psid);
     }
+    Ok(labels)
 }
 
 /// The plans of the selected drives; all of them if nothing was selected.
@@ -256,6 +282,29 @@ mod tests {
                 ids.into_iter().map(|(serial, size_bytes)| DiskId::new(serial, size_bytes)).collect()
             });
             assert_eq!(got, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn labels_are_read_and_not_told() {
+        let psid = "ABCDEFGH12345678ABCDEFGH12345678";
+        for (name, text, want) in [
+            ("none", "\n".to_owned(), Ok(0)),
+            ("two", format!("S-1 {psid}\n\n  S 2\t{psid} \n"), Ok(2)),
+            ("no serial", psid.to_owned(), Err("line 1 has no serial and PSID, with a blank between them")),
+            ("a short one", format!("S-1 {psid}\nS-2 {}", &psid[1..]), Err("line 2: a PSID has 32 letters and digits")),
+        ] {
+            match (labels(&text), want) {
+                (Ok(labels), Ok(count)) => {
+                    assert_eq!(labels.len(), count, "{name}");
+                    assert!(count == 0 || labels.contains_key("S 2"), "{name}");
+                }
+                (Err(e), Err(words)) => {
+                    let said = format!("{e:#}");
+                    assert!(said.contains(words) && !said.contains("ABCDE"), "{name}: {said}");
+                }
+                (got, want) => panic!("{name}: {got:?}, not {want:?}"),
+            }
         }
     }
 

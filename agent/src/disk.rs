@@ -29,6 +29,8 @@ pub(crate) struct OpenDisk {
     pub(crate) file: File,
     pub(crate) path: PathBuf,
     pub(crate) facts: Disk,
+    /// The same drive by its other paths, held as well.
+    pub(crate) others: Vec<OpenDisk>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -60,16 +62,25 @@ pub(crate) fn open(id: &DiskId, access: Access) -> Result<OpenDisk, OpenError> {
         [disk] => disk,
         _ => return Err(OpenError::Ambiguous(id.clone())),
     };
-    let path = Path::new("/dev").join(&disk.name);
+    let mut opened = open_as(id, &disk.name, access)?;
+    for name in &disk.paths {
+        opened.others.push(open_as(id, name, access)?);
+    }
+    Ok(opened)
+}
+
+fn open_as(id: &DiskId, name: &str, access: Access) -> Result<OpenDisk, OpenError> {
+    let root = Path::new("/");
+    let path = Path::new("/dev").join(name);
     let failed = |source| OpenError::Open { id: id.clone(), path: path.clone(), source };
     let direct = if access == Access::Direct { libc::O_DIRECT } else { 0 };
     let file = File::options().read(true).write(true).custom_flags(libc::O_EXCL | direct).open(&path).map_err(|e| {
         if e.kind() == io::ErrorKind::ResourceBusy {
-            let mut holders = holders::in_words(root, &disk.name);
+            let mut holders = holders::in_words(root, name);
             if holders.is_empty() {
                 holders.push("another program has opened it for itself".to_owned());
             }
-            OpenError::Held { id: id.clone(), name: disk.name.clone(), holders: holders.join(", ") }
+            OpenError::Held { id: id.clone(), name: name.to_owned(), holders: holders.join(", ") }
         } else {
             failed(e)
         }
@@ -79,7 +90,7 @@ pub(crate) fn open(id: &DiskId, access: Access) -> Result<OpenDisk, OpenError> {
         let found = facts.id().map_or_else(|| format!("{} without a serial", facts.name), |id| id.to_string());
         return Err(OpenError::Different { id: id.clone(), path, found });
     }
-    Ok(OpenDisk { file, path, facts })
+    Ok(OpenDisk { file, path, facts, others: Vec::new() })
 }
 
 /// What the kernel knows of the drive behind an opened handle, with the size as the handle has it.

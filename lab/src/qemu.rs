@@ -114,12 +114,14 @@ pub struct DiskSpec {
     pub bus: DiskBus,
     /// The unit of its addresses: 512 or 4096.
     pub block: u32,
+    /// How many paths lead to it, if it's a SCSI drive.
+    pub paths: u8,
 }
 
 impl DiskSpec {
     /// A sound NVMe drive.
     pub fn new(serial: &str, size: u64) -> Self {
-        Self { serial: serial.to_owned(), size, kind: DiskKind::Plain, bus: DiskBus::Nvme, block: 512 }
+        Self { serial: serial.to_owned(), size, kind: DiskKind::Plain, bus: DiskBus::Nvme, block: 512, paths: 1 }
     }
 }
 
@@ -302,7 +304,14 @@ pub fn arguments(spec: &MachineSpec, tap: &str, accel: Accel, from: BootFrom) ->
                 arg("-device", format!("ide-hd,{place},serial={serial},{block}{}", boot_index()));
                 ata += 1;
             }
-            DiskBus::Scsi => arg("-device", format!("scsi-hd,bus=scsi.0,serial={serial},{block}{}", boot_index())),
+            DiskBus::Scsi => {
+                // By its world-wide name a drive with several paths is known for one.
+                let name = format!("serial={serial},wwn={:#x},share-rw=on", 0x5000_c500_0000_0000_u64 + n as u64);
+                for _ in 1..disk.paths {
+                    arg("-device", format!("scsi-hd,bus=scsi.0,{name},{block}"));
+                }
+                arg("-device", format!("scsi-hd,bus=scsi.0,{name},{block}{}", boot_index()));
+            }
             DiskBus::Virtio => {
                 let plain = "discard=off,write-zeroes=off";
                 arg("-device", format!("virtio-blk-pci,serial={serial},{plain},{block}{}", boot_index()));
@@ -405,7 +414,7 @@ mod tests {
             "piix4-ide,id=ata".to_owned(),
             format!("ide-hd,bus=ata.0,unit=0,serial=S,{},bootindex=2", block(3, 512)),
             "virtio-scsi-pci,id=scsi".to_owned(),
-            format!("scsi-hd,bus=scsi.0,serial=S,{},bootindex=3", block(4, 512)),
+            format!("scsi-hd,bus=scsi.0,serial=S,wwn=0x5000c50000000004,share-rw=on,{},bootindex=3", block(4, 512)),
             format!("virtio-blk-pci,serial=S,discard=off,write-zeroes=off,{},bootindex=4", block(5, 512)),
         ] {
             assert!(args.contains(&want), "{want}: {args:?}");

@@ -11,6 +11,7 @@ use crate::order::Erase;
 pub fn disk(serial: &str, size_bytes: u64) -> Disk {
     Disk {
         name: "nvme0n1".into(),
+        paths: vec![],
         model: None,
         serial: Some(serial.into()),
         firmware: None,

@@ -80,6 +80,9 @@ pub struct Dimm {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Disk {
     pub name: String,
+    /// Other names under which the kernel shows the same drive, one for each further path that leads to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
     pub model: Option<String>,
     pub serial: Option<String>,
     pub firmware: Option<String>,

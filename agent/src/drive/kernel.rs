@@ -63,6 +63,15 @@ impl Drive for KernelDrive {
         }
     }
 
+    fn other_paths(&self, volume: usize) -> usize {
+        self.volumes.get(volume).map_or(0, |disk| disk.others.len())
+    }
+
+    fn read_by(&mut self, path: usize, volume: usize, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let other = self.volume(volume)?.others.get(path);
+        other.ok_or_else(|| io::Error::other("no such path"))?.file.read_exact_at(buffer, offset)
+    }
+
     fn write(&mut self, volume: usize, buffer: &[u8], offset: u64) -> io::Result<()> {
         self.volume(volume)?.file.write_all_at(buffer, offset)
     }

@@ -95,6 +95,13 @@ pub(crate) trait Drive: Send {
     fn read(&mut self, volume: usize, buffer: &mut [u8], offset: u64) -> io::Result<()>;
     /// Reads past the drive's own cache as well; `Unsupported` where there is no way to ask for that.
     fn read_medium(&mut self, volume: usize, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+    /// How many paths lead to a volume besides the one that everything else here goes.
+    fn other_paths(&self, _volume: usize) -> usize {
+        0
+    }
+    fn read_by(&mut self, _path: usize, _volume: usize, _buffer: &mut [u8], _offset: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     fn write(&mut self, volume: usize, buffer: &[u8], offset: u64) -> io::Result<()>;
     /// Has the drive write zeros by itself.
     fn write_zeroes(&mut self, volume: usize, offset: u64, length: u64) -> io::Result<()>;

@@ -15,7 +15,7 @@ use super::*;
 use crate::drive::nvme::{ALL_NAMESPACES, Command, Deallocated};
 use crate::drive::sim::ata::AtaDrive;
 use crate::drive::sim::medium::{LIES, Lie, Medium};
-use crate::drive::sim::nvme::{FORMAT, MANAGEMENT, Namespace, NvmeDrive, SECURITY, SIZE};
+use crate::drive::sim::nvme::{FORMAT, MANAGEMENT, Namespace, NvmeDrive, OtherPath, SECURITY, SIZE};
 use crate::drive::sim::opal::{Fault, PSID, Tper};
 use crate::drive::sim::scsi::ScsiDrive;
 use crate::drive::sim::{self, Body};
@@ -151,6 +151,11 @@ fn drives_that_fail_are_not_erased() {
             "the drive isn't what it was before the erase: the drive that answers has the serial SN-2",
         ),
         (
+            "is two drives of one name",
+            NvmeDrive { other_path: Some(OtherPath::ToATwin), ..formats() },
+            "two drives call themselves the same one",
+        ),
+        (
             "takes no writes",
             {
                 let mut drive = formats();
@@ -219,6 +224,13 @@ fn honest_drives_are_believed() {
         (
             "no namespace management",
             NvmeDrive { oacs: FORMAT, ..formats() },
+            Policy::Purge,
+            NvmeFormatUserData,
+            vec![format(1, 1)],
+        ),
+        (
+            "two paths lead to it",
+            NvmeDrive { other_path: Some(OtherPath::ToIt), ..formats() },
             Policy::Purge,
             NvmeFormatUserData,
             vec![format(1, 1)],

@@ -95,7 +95,7 @@ fn prepare(order: &Erase, coverage: Coverage, here: &[Disk], reporter: &Reporter
     for disk in &named {
         order::check_reach(&order.disks, here, disk).map_err(|refusal| refusal.to_string())?;
     }
-    let names: Vec<&str> = named.iter().map(|disk| disk.name.as_str()).collect();
+    let names: Vec<&str> = named.iter().copied().flat_map(subject::names).collect();
     holders::let_go(&names, &mut |step| reporter.note(Phase::Erase, step)).map_err(|held| held.to_string())?;
     let mut subjects = Vec::new();
     for volumes in subject::drives(&order.disks, named) {
@@ -254,7 +254,7 @@ fn work(ready: Ready, order: &Erase, size: u64, progress: &AtomicU64, reporter: 
 
 /// The partitions are gone from the drive; the kernel goes on showing them until it's told.
 fn forget_partitions(drive: &KernelDrive, reporter: &Reporter) {
-    for disk in drive.volumes() {
+    for disk in drive.volumes().iter().flat_map(|disk| std::iter::once(disk).chain(&disk.others)) {
         for number in disks::partitions(Path::new("/"), &disk.facts.name) {
             if let Err(e) = block::delete_partition(&disk.file, number) {
                 let name = &disk.facts.name;

@@ -104,6 +104,14 @@ impl Evidence {
                     "the drive doesn't return what was written at byte {}: it is broken, replace it",
                     canary.offset
                 );
+                for path in 0..drive.other_paths(index) {
+                    drive.read_by(path, index, block.bytes(), canary.offset).context("reading by another path")?;
+                    ensure!(
+                        self.eye.trace(canary.offset, block.bytes()) == *canary,
+                        "two drives call themselves the same one: what was written to this isn't on what looks like \
+                         another path to it; take one of them out"
+                    );
+                }
             }
         }
         Ok(())

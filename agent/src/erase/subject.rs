@@ -92,6 +92,11 @@ pub(super) struct Volume<'a> {
     pub(super) id: &'a DiskId,
 }
 
+/// Everything that the kernel calls a drive.
+pub(super) fn names(disk: &Disk) -> impl Iterator<Item = &str> {
+    std::iter::once(&disk.name).chain(&disk.paths).map(String::as_str)
+}
+
 /// Volumes by the drives that they are on, in the order in which they were named.
 pub(super) fn drives<'a>(order: &'a [DiskId], named: Vec<&'a Disk>) -> Vec<Vec<Volume<'a>>> {
     let mut drives: Vec<Vec<Volume<'a>>> = Vec::new();

@@ -10,7 +10,7 @@ use drophammer_protocol::inventory::{Disk, DiskId};
 use drophammer_protocol::order::Erase;
 use serde::Serialize;
 
-use super::subject::{self, Subject, Volume};
+use super::subject::{self, Subject, Volume, names};
 use crate::disk::OpenDisk;
 use crate::holders;
 use crate::inventory::disks;
@@ -46,7 +46,7 @@ pub(crate) struct PlannedMethod {
 pub(crate) fn survey(root: &Path, order: &Erase) -> Vec<DrivePlan> {
     let here = disks::disks(root);
     let chosen = here.iter().filter(|disk| disk.id().is_some_and(|id| order.disks.contains(&id)));
-    let chosen: Vec<&str> = chosen.map(|disk| disk.name.as_str()).collect();
+    let chosen: Vec<&str> = chosen.flat_map(names).collect();
     let (named, unnamed): (Vec<&Disk>, Vec<&Disk>) = here.iter().partition(|disk| left_out(disk).is_ok());
     let ids: Vec<DiskId> = named.iter().filter_map(|disk| disk.id()).collect();
     let mut plans: Vec<DrivePlan> = Vec::new();
@@ -76,7 +76,7 @@ fn open(root: &Path, volumes: &[Volume<'_>]) -> Result<Vec<OpenDisk>, String> {
     let open = |volume: &Volume<'_>| {
         let path = root.join("dev").join(&volume.disk.name);
         let file = File::open(&path).map_err(|e| format!("opening {}: {e}", path.display()))?;
-        Ok(OpenDisk { file, path, facts: volume.disk.clone() })
+        Ok(OpenDisk { file, path, facts: volume.disk.clone(), others: Vec::new() })
     };
     volumes.iter().map(open).collect()
 }
@@ -84,7 +84,7 @@ fn open(root: &Path, volumes: &[Volume<'_>]) -> Result<Vec<OpenDisk>, String> {
 fn planned(root: &Path, disk: &Disk, chosen: &[&str], subject: &Subject) -> DrivePlan {
     let (capabilities, lies) = (subject.capabilities.clone(), subject.found.clone());
     let mut found = DrivePlan { capabilities, found: lies, ..bare(disk) };
-    let together: Vec<&str> = chosen.iter().copied().filter(|name| *name != disk.name).chain([&*disk.name]).collect();
+    let together: Vec<&str> = chosen.iter().copied().filter(|name| *name != disk.name).chain(names(disk)).collect();
     match holders::plan_for(root, &together) {
         Ok(steps) => found.before = steps.iter().map(ToString::to_string).collect(),
         Err(held) => {

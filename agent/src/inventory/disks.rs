@@ -10,7 +10,21 @@ use super::sysfs;
 /// the kernel shows as a whole.
 pub(crate) fn disks(root: &Path) -> Vec<Disk> {
     let blocks = root.join("sys/block");
-    sysfs::names(&blocks).into_iter().filter_map(|name| disk(&blocks.join(&name), &name)).collect()
+    let mut drives: Vec<Disk> = Vec::new();
+    for disk in sysfs::names(&blocks).into_iter().filter_map(|name| disk(&blocks.join(&name), &name)) {
+        match drives.iter_mut().find(|known| is_path_to(&disk, known)) {
+            Some(known) => known.paths.push(disk.name),
+            None => drives.push(disk),
+        }
+    }
+    drives
+}
+
+/// Whether `disk` is another path to a drive. It says so by its world-wide name; who erases it has to see for himself
+/// whether that's true.
+fn is_path_to(disk: &Disk, known: &Disk) -> bool {
+    let shared = matches!(disk.bus, Bus::Scsi | Bus::Nvme) && disk.bus == known.bus;
+    shared && disk.wwn.is_some() && disk.wwn == known.wwn && disk.id().is_some() && disk.id() == known.id()
 }
 
 /// The drive behind a block device number, such as the one of an opened handle.
@@ -39,6 +53,7 @@ fn disk(dir: &Path, name: &str) -> Option<Disk> {
     let path = sysfs::device_path(&device);
     Some(Disk {
         name: name.to_owned(),
+        paths: Vec::new(),
         model: model(&device),
         serial: serial(dir, &device),
         firmware: ["firmware_rev", "rev", "fwrev"].iter().find_map(|file| sysfs::text(&device.join(file))),
@@ -179,6 +194,28 @@ mod tests {
                 "vda Virtio [-] [VIRTIO-7] 512 holds=true",
             ]
         );
+    }
+
+    #[test]
+    fn several_paths_are_one_drive() {
+        let tree = Tree::new();
+        for (name, place, wwn, serial) in [
+            ("sda", "host1", "naa.5000c500a1b2c3d4", "SAS-1"),
+            ("sdb", "host2", "naa.5000c500a1b2c3d4", "SAS-1"),
+            ("sdc", "host2", "naa.5000c500a1b2c3d4", "SAS-2"),
+            ("sdd", "host2", "", "SAS-3"),
+            ("sde", "host2", "", "SAS-3"),
+        ] {
+            let device = format!("sys/devices/pci0000:00/{place}/{name}");
+            tree.file(&format!("{device}/vendor"), "SEAGATE\n");
+            tree.file(&format!("{device}/serial"), serial);
+            tree.file(&format!("{device}/wwid"), wwn);
+            tree.file(&format!("sys/block/{name}/size"), "2048\n");
+            tree.link(&format!("sys/block/{name}/device"), &device);
+        }
+        let found: Vec<(String, Vec<String>)> = disks(tree.root()).into_iter().map(|d| (d.name, d.paths)).collect();
+        let one = |name: &str, paths: &[&str]| (name.to_owned(), paths.iter().map(|p| (*p).to_owned()).collect());
+        assert_eq!(found, [one("sda", &["sdb"]), one("sdc", &[]), one("sdd", &[]), one("sde", &[])]);
     }
 
     #[test]

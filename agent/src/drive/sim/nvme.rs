@@ -46,6 +46,8 @@ pub(crate) struct NvmeDrive {
     pub(crate) serial_after_reset: Option<&'static str>,
     /// Identify is answered only after a reset, once anything was erased.
     pub(crate) wants_reset: bool,
+    /// What looks like another path to its first namespace: the same medium, or another one.
+    pub(crate) other_path: Option<OtherPath>,
     /// Its security subsystem, if it has one.
     pub(crate) tper: Option<Tper>,
     /// Everything that was told it to erase.
@@ -56,6 +58,13 @@ pub(crate) struct NvmeDrive {
     pub(crate) unreadable: bool,
     pub(crate) gone: bool,
     pub(crate) clock: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OtherPath {
+    ToIt,
+    /// To a drive of the same name.
+    ToATwin,
 }
 
 #[derive(Clone, Debug)]
@@ -104,6 +113,7 @@ impl Default for NvmeDrive {
             unreadable_after: false,
             serial_after_reset: None,
             wants_reset: false,
+            other_path: None,
             tper: None,
             told: Vec::new(),
             written: 1000,
@@ -380,6 +390,17 @@ impl Drive for NvmeDrive {
             return Err(io::Error::other("unrecovered read error"));
         }
         self.volume(volume).read_medium(buffer, offset)
+    }
+
+    fn other_paths(&self, volume: usize) -> usize {
+        usize::from(volume == 0 && self.other_path.is_some())
+    }
+
+    fn read_by(&mut self, _: usize, volume: usize, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        match self.other_path {
+            Some(OtherPath::ToATwin) => Medium::full(SIZE, 99).read(buffer, offset),
+            _ => self.read(volume, buffer, offset),
+        }
     }
 
     fn write(&mut self, volume: usize, buffer: &[u8], offset: u64) -> io::Result<()> {
