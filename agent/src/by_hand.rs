@@ -111,9 +111,9 @@ pub(crate) fn erase(args: &EraseArgs) -> anyhow::Result<()> {
         order: OrderId(uuid::Uuid::new_v4()),
         key,
     };
-    let (reporter, console) = events::to_stderr();
     let depth = if args.verify_all { Depth::Full } else { Depth::Sampled };
     let order = order(&args.selection, depth, drives)?;
+    let (reporter, console) = events::to_stderr();
     let outcome = erase::carry_out(&context, &order, Coverage::NamedDrives, &reporter);
     drop(reporter);
     if console.join().is_err() {

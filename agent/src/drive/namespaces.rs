@@ -48,9 +48,9 @@ fn attach(class: &Path, name: &str) -> anyhow::Result<Vec<u32>> {
     hidden.retain(|id| !shown.contains(id));
     for &nsid in &hidden {
         let list = controller_list(controller.id);
-        let answer = sys::nvme::submit(&device, &Command::attach(nsid), Data::Out(&list))
-            .with_context(|| format!("attaching namespace {nsid}"))?;
-        ensure!(answer.status.is_success(), "attaching namespace {nsid}: {}", answer.status);
+        let what = || format!("attaching namespace {nsid}");
+        let answer = sys::nvme::submit(&device, &Command::attach(nsid), Data::Out(&list)).with_context(what)?;
+        answer.check().with_context(what)?;
     }
     if !hidden.is_empty() {
         let rescan = class.join(name).join("rescan_controller");
@@ -72,9 +72,9 @@ fn is_shown(class: &Path, name: &str, nsid: u32) -> bool {
 
 fn identify(device: &File, page: IdentifyPage) -> anyhow::Result<Vec<u8>> {
     let mut data = vec![0; IDENTIFY_BYTES];
-    let answer = sys::nvme::submit(device, &Command::identify(page), Data::In(&mut data))
-        .with_context(|| format!("asking for {page:?}"))?;
-    ensure!(answer.status.is_success(), "asking for {page:?}: {}", answer.status);
+    let what = || format!("asking for {page:?}");
+    let answer = sys::nvme::submit(device, &Command::identify(page), Data::In(&mut data)).with_context(what)?;
+    answer.check().with_context(what)?;
     Ok(data)
 }
 

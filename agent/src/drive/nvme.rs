@@ -34,6 +34,13 @@ pub(crate) struct Completion {
     pub(crate) result: u32,
 }
 
+impl Completion {
+    /// `Err` is what the drive answered instead of success.
+    pub(crate) fn check(self) -> Result<(), Status> {
+        if self.status.is_success() { Ok(()) } else { Err(self.status) }
+    }
+}
+
 impl Command {
     pub(crate) const GET_LOG_PAGE: u8 = 0x02;
     pub(crate) const IDENTIFY: u8 = 0x06;
@@ -375,6 +382,8 @@ impl Status {
         self.0 & 0x7ff == 0
     }
 }
+
+impl std::error::Error for Status {}
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -39,7 +39,20 @@ pub(super) struct Volume {
     pub(super) marks: Vec<u64>,
 }
 
+impl Volume {
+    /// Nothing is known of what lies on it.
+    fn new(id: DiskId, block_bytes: u32, format: Option<LbaFormat>) -> Self {
+        Self { id, block_bytes, format, marks: Vec::new() }
+    }
+}
+
 impl Probed {
+    /// What the drive's own language tells. The rest is asked alike of all drives.
+    fn new(volumes: Vec<Volume>, commands: Commands, medium: Medium) -> Self {
+        let capabilities = Capabilities { commands, blocks: Blocks::default(), medium, opal: None };
+        Self { model: None, firmware: None, volumes, capabilities, remarks: Vec::new(), psid: None }
+    }
+
     pub(super) fn size_bytes(&self) -> u64 {
         self.volumes.iter().map(|volume| volume.id.size_bytes).fold(0, u64::saturating_add)
     }
@@ -162,19 +175,12 @@ fn medium(rotations_per_minute: Option<u16>) -> Medium {
 
 fn probe_blocks(disks: &[Disk], bus: Bus) -> anyhow::Result<Probed> {
     let (disk, id) = only(disks)?;
+    // Whatever it says of turning, it lies on something that nobody knows.
+    let volumes = vec![Volume::new(id, disk.logical_block, None)];
     Ok(Probed {
         model: disk.model.clone(),
         firmware: disk.firmware.clone(),
-        volumes: vec![Volume { id, block_bytes: disk.logical_block, format: None, marks: Vec::new() }],
-        capabilities: Capabilities {
-            commands: Commands::None(bus),
-            blocks: Blocks::default(),
-            // Whatever it says of turning, it lies on something that nobody knows.
-            medium: Medium::Flash,
-            opal: None,
-        },
-        remarks: Vec::new(),
-        psid: None,
+        ..Probed::new(volumes, Commands::None(bus), Medium::Flash)
     })
 }
 
@@ -185,8 +191,7 @@ fn probe_nvme(drive: &mut dyn Drive, disks: &[Disk]) -> anyhow::Result<Probed> {
         let id = disk.id().context("the drive tells no serial number")?;
         let namespace = check_volume(drive, &controller, &id)?;
         deallocated.push(namespace.deallocated);
-        let (block_bytes, format) = (namespace.block_bytes, Some(namespace.format));
-        volumes.push(Volume { id, block_bytes, format, marks: Vec::new() });
+        volumes.push(Volume::new(id, namespace.block_bytes, Some(namespace.format)));
     }
     let mut unseen = nvme::namespace_list(&identify(drive, IdentifyPage::ActiveNamespaces)?);
     if controller.can_manage_namespaces() {
@@ -211,10 +216,7 @@ fn probe_nvme(drive: &mut dyn Drive, disks: &[Disk]) -> anyhow::Result<Probed> {
     Ok(Probed {
         model: Some(controller.model),
         firmware: Some(controller.firmware),
-        volumes,
-        capabilities: Capabilities { commands, blocks: Blocks::default(), medium: Medium::Flash, opal: None },
-        remarks: Vec::new(),
-        psid: None,
+        ..Probed::new(volumes, commands, Medium::Flash)
     })
 }
 
@@ -253,7 +255,6 @@ pub(super) fn written(drive: &mut dyn Drive) -> anyhow::Result<nvme::Written> {
 }
 
 fn ask_nvme(drive: &mut dyn Drive, command: &nvme::Command, data: &mut [u8]) -> anyhow::Result<()> {
-    let answer = drive.nvme(command, Data::In(data))?;
-    ensure!(answer.status.is_success(), "{}", answer.status);
+    drive.nvme(command, Data::In(data))?.check()?;
     Ok(())
 }

@@ -9,7 +9,7 @@ use drophammer_protocol::certificate::{Promise, Verification};
 use drophammer_protocol::erase::Depth;
 
 use super::canary::{Eye, Places, Trace};
-use super::methods::{Expectation, Progress};
+use super::methods::{Expectation, Progress, part};
 use super::probe::{Probed, Volume};
 use crate::drive::{Buffer, Drive};
 use crate::signatures;
@@ -163,7 +163,7 @@ impl Evidence {
         let traces = self.volumes.iter().flat_map(|known| known.canaries.iter().chain(&known.samples));
         let wanted: HashSet<u64> = traces.flat_map(Trace::pieces).collect();
         let mut buffer = Buffer::new(READ_BYTES);
-        let (mut done, total) = (0u64, probed.size_bytes().max(1));
+        let (mut done, total) = (0u64, probed.size_bytes());
         for (index, volume) in probed.volumes.iter().enumerate() {
             let mut at = 0;
             while at < volume.id.size_bytes {
@@ -175,8 +175,7 @@ impl Evidence {
                 }
                 at += length as u64;
                 done = done.saturating_add(length as u64);
-                #[expect(clippy::cast_precision_loss, reason = "it's for people")]
-                progress(done as f64 / total as f64);
+                progress(part(done, total));
             }
         }
         Ok(())

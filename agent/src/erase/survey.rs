@@ -4,7 +4,6 @@ use std::fmt;
 use std::fs::File;
 use std::path::Path;
 
-use anyhow::Context as _;
 use drophammer_protocol::erase::{Category, Method};
 use drophammer_protocol::inventory::{Disk, DiskId};
 use drophammer_protocol::order::Erase;
@@ -47,29 +46,31 @@ pub(crate) fn survey(root: &Path, order: &Erase) -> Vec<DrivePlan> {
     let here = disks::disks(root);
     let chosen = here.iter().filter(|disk| disk.id().is_some_and(|id| order.disks.contains(&id)));
     let chosen: Vec<&str> = chosen.flat_map(names).collect();
-    let (named, unnamed): (Vec<&Disk>, Vec<&Disk>) = here.iter().partition(|disk| left_out(disk).is_ok());
-    let ids: Vec<DiskId> = named.iter().filter_map(|disk| disk.id()).collect();
-    let mut plans: Vec<DrivePlan> = Vec::new();
+    let (mut named, mut ids, mut plans): (Vec<&Disk>, Vec<DiskId>, Vec<DrivePlan>) = Default::default();
+    for disk in &here {
+        match nameable(disk) {
+            Ok(id) => {
+                named.push(disk);
+                ids.push(id);
+            }
+            Err(why) => plans.push(DrivePlan { left_out: Some(why.to_owned()), ..bare(disk) }),
+        }
+    }
     for volumes in subject::drives(&ids, named) {
         let subject = Subject::of(root, &volumes, open(root, &volumes), order);
         plans.extend(volumes.iter().map(|volume| planned(root, volume.disk, &chosen, &subject)));
-    }
-    for disk in unnamed {
-        let why = left_out(disk).err().map(|e| format!("{e:#}"));
-        plans.push(DrivePlan { left_out: why, ..bare(disk) });
     }
     let place = |plan: &DrivePlan| here.iter().position(|disk| disk.name == plan.name);
     plans.sort_by_key(place);
     plans
 }
 
-/// Whether a drive is one that an order could name.
-fn left_out(disk: &Disk) -> anyhow::Result<()> {
-    if let Some(why) = disk.passed_by() {
-        anyhow::bail!("{why}");
+/// How an order would name a drive, or why none does.
+fn nameable(disk: &Disk) -> Result<DiskId, &'static str> {
+    match disk.passed_by() {
+        Some(why) => Err(why),
+        None => disk.id().ok_or("it tells no serial number, so it can't be named in an order"),
     }
-    disk.id().context("it tells no serial number, so it can't be named in an order")?;
-    Ok(())
 }
 
 fn open(root: &Path, volumes: &[Volume<'_>]) -> Result<Vec<OpenDisk>, String> {

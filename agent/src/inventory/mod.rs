@@ -129,10 +129,9 @@ fn ask_health(disk: &Disk) -> anyhow::Result<drophammer_protocol::inventory::Hea
     let path = Path::new("/dev").join(&disk.name);
     let drive = std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
     let mut page = [0; nvme::SMART_BYTES];
-    let status = sys::nvme::submit(&drive, &nvme::Command::smart(), Data::In(&mut page))
-        .context("asking for the SMART log")?
-        .status;
-    anyhow::ensure!(status.is_success(), "asking for the SMART log: {status}");
+    let what = "asking for the SMART log";
+    let answer = sys::nvme::submit(&drive, &nvme::Command::smart(), Data::In(&mut page)).context(what)?;
+    answer.check().context(what)?;
     nvme::health(&page).context("the SMART log is cut short")
 }
 

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, bail};
 use drophammer_protocol::erase::Method;
 
-use super::Progress;
+use super::{Progress, part};
 use crate::drive::{Buffer, Drive};
 use crate::erase::probe::Probed;
 
@@ -59,10 +59,4 @@ fn in_steps(
         advance(length);
     }
     Ok(())
-}
-
-fn part(done: u64, total: u64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "it's for people")]
-    let part = done as f64 / total.max(1) as f64;
-    part
 }

@@ -26,6 +26,13 @@ pub(super) use sanitize::{finish_sanitize, leave_failed_sanitize};
 /// Hears how far a method is, from 0 to 1.
 pub(super) type Progress<'a> = &'a mut dyn FnMut(f64);
 
+/// For [`Progress`]: how far `done` of `total` bytes are.
+pub(super) fn part(done: u64, total: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "it's for people")]
+    let part = done as f64 / total.max(1) as f64;
+    part
+}
+
 /// Has the drive erase itself by `method`, one that it claims. Returns when the drive says that it's done, with what was
 /// done where that isn't said by the method's name, or with the sentence in which it says that it isn't.
 pub(super) fn carry_out(
@@ -34,25 +41,24 @@ pub(super) fn carry_out(
     method: Method,
     progress: Progress<'_>,
 ) -> anyhow::Result<Vec<String>> {
-    match method {
+    let done = match method {
+        Method::OpalRevert => return opal::revert(drive, &probed.capabilities.commands, probed.psid.as_ref()),
         Method::NvmeSanitizeCrypto
         | Method::NvmeSanitizeBlock
         | Method::NvmeSanitizeOverwrite
         | Method::NvmeFormatCrypto
-        | Method::NvmeFormatUserData => nvme::carry_out(drive, probed, method, progress).map(|()| Vec::new()),
-        Method::WriteZeroes | Method::Discard | Method::Overwrite => {
-            blocks::carry_out(drive, probed, method, progress).map(|()| Vec::new())
-        }
-        Method::OpalRevert => opal::revert(drive, &probed.capabilities.commands, probed.psid.as_ref()),
+        | Method::NvmeFormatUserData => nvme::carry_out(drive, probed, method, progress),
+        Method::WriteZeroes | Method::Discard | Method::Overwrite => blocks::carry_out(drive, probed, method, progress),
         Method::AtaSanitizeCrypto
         | Method::AtaSanitizeBlock
         | Method::AtaSanitizeOverwrite
         | Method::AtaSecurityEraseEnhanced
-        | Method::AtaSecurityErase => ata::carry_out(drive, probed, method, progress).map(|()| Vec::new()),
+        | Method::AtaSecurityErase => ata::carry_out(drive, probed, method, progress),
         Method::ScsiSanitizeCrypto | Method::ScsiSanitizeBlock | Method::ScsiSanitizeOverwrite => {
-            scsi::carry_out(drive, probed, method, progress).map(|()| Vec::new())
+            scsi::carry_out(drive, probed, method, progress)
         }
-    }
+    };
+    done.map(|()| Vec::new())
 }
 
 /// What every block has to hold after a method.

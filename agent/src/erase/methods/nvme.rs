@@ -81,8 +81,7 @@ fn format_limit(size_bytes: u64) -> Duration {
 }
 
 fn submit(drive: &mut dyn Drive, command: &Command) -> anyhow::Result<()> {
-    let answer =
-        drive.nvme(command, Data::None).with_context(|| format!("no answer within {} s", command.timeout.as_secs()))?;
-    ensure!(answer.status.is_success(), "{}", answer.status);
+    let answer = drive.nvme(command, Data::None);
+    answer.with_context(|| format!("no answer within {} s", command.timeout.as_secs()))?.check()?;
     Ok(())
 }

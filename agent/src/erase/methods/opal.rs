@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use drophammer_protocol::erase::Psid;
 
 use crate::drive::opal::{self, Opal, Security};
@@ -39,8 +39,7 @@ impl Security for Door<'_> {
         match self.language {
             Language::Nvme => {
                 let command = nvme::Command::security_send(protocol, com_id, bytes(data)?);
-                let answer = self.drive.nvme(&command, Data::Out(data))?;
-                ensure!(answer.status.is_success(), "{}", answer.status);
+                self.drive.nvme(&command, Data::Out(data))?.check()?;
             }
             Language::Ata => {
                 let command = ata::Command::trusted_send(protocol, com_id, sectors(data)?);
@@ -58,8 +57,7 @@ impl Security for Door<'_> {
         match self.language {
             Language::Nvme => {
                 let command = nvme::Command::security_receive(protocol, com_id, bytes(data)?);
-                let answer = self.drive.nvme(&command, Data::In(data))?;
-                ensure!(answer.status.is_success(), "{}", answer.status);
+                self.drive.nvme(&command, Data::In(data))?.check()?;
             }
             Language::Ata => {
                 let command = ata::Command::trusted_receive(protocol, com_id, sectors(data)?);

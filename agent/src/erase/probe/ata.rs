@@ -8,7 +8,7 @@ use crate::drive::ata::{self, Command, Identity, SECTOR_BYTES, SanitizeState};
 use crate::drive::scsi::Page;
 use crate::drive::{Data, Drive, Sanitize, SanitizeKind};
 use crate::erase::ask;
-use crate::erase::plan::{self, Blocks, Capabilities, Commands};
+use crate::erase::plan::{self, Commands};
 
 /// `None` if there is no ATA drive behind this, or none that commands of ATA get through to.
 pub(super) fn probe(drive: &mut dyn Drive, disk: &Disk, id: &DiskId) -> anyhow::Result<Option<Probed>> {
@@ -20,18 +20,12 @@ pub(super) fn probe(drive: &mut dyn Drive, disk: &Disk, id: &DiskId) -> anyhow::
     let (sanitize, sanitize_frozen) = sanitize(drive, &identity);
     let (security, trusted) = (identity.security, identity.trusted);
     let hidden_bytes = hidden_bytes(drive, &identity);
+    let volumes = vec![Volume::new(id.clone(), identity.block_bytes, None)];
+    let commands = Commands::Ata(plan::Ata { sanitize, sanitize_frozen, security, trusted, hidden_bytes });
     Ok(Some(Probed {
         model: Some(identity.model),
         firmware: Some(identity.firmware),
-        volumes: vec![Volume { id: id.clone(), block_bytes: identity.block_bytes, format: None, marks: Vec::new() }],
-        capabilities: Capabilities {
-            commands: Commands::Ata(plan::Ata { sanitize, sanitize_frozen, security, trusted, hidden_bytes }),
-            blocks: Blocks::default(),
-            medium: medium(identity.rotations_per_minute),
-            opal: None,
-        },
-        remarks: Vec::new(),
-        psid: None,
+        ..Probed::new(volumes, commands, medium(identity.rotations_per_minute))
     }))
 }
 

@@ -8,7 +8,7 @@ use super::{Condition, Probed, Volume, medium};
 use crate::drive::scsi::{self, Capacity, Page};
 use crate::drive::{Drive, Sanitize, SanitizeKind};
 use crate::erase::ask;
-use crate::erase::plan::{self, Blocks, Capabilities, Commands};
+use crate::erase::plan::{self, Commands};
 
 pub(super) fn probe(drive: &mut dyn Drive, disk: &Disk, id: &DiskId) -> anyhow::Result<Probed> {
     let capacity = check(drive, id)?;
@@ -19,18 +19,12 @@ pub(super) fn probe(drive: &mut dyn Drive, disk: &Disk, id: &DiskId) -> anyhow::
     };
     let sanitize = Sanitize::of(|kind| ask::reports_sanitize(drive, kind));
     let block_bytes = capacity.map_or(disk.logical_block, |capacity| capacity.block_bytes);
+    let volumes = vec![Volume::new(id.clone(), block_bytes, None)];
+    let commands = Commands::Scsi(plan::Scsi { sanitize, security: ask::has_security(drive) });
     Ok(Probed {
         model: disk.model.clone(),
         firmware: disk.firmware.clone(),
-        volumes: vec![Volume { id: id.clone(), block_bytes, format: None, marks: Vec::new() }],
-        capabilities: Capabilities {
-            commands: Commands::Scsi(plan::Scsi { sanitize, security: ask::has_security(drive) }),
-            blocks: Blocks::default(),
-            medium: medium(rotations),
-            opal: None,
-        },
-        remarks: Vec::new(),
-        psid: None,
+        ..Probed::new(volumes, commands, medium(rotations))
     })
 }
 
