@@ -9,21 +9,12 @@ use drophammer_protocol::id::BootServerId;
 use drophammer_protocol::words;
 
 use crate::output;
-use crate::server::Server;
+use crate::server;
 
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    #[command(flatten)]
-    server: Server,
-    /// Print JSON instead of text.
-    #[arg(long, global = true)]
-    json: bool,
-    #[command(subcommand)]
-    command: Command,
-}
+pub(crate) type Args = server::Args<Command>;
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// All boot servers, the networks that they serve, and how they are.
     List,
     /// Make a token with which one more boot server can join, within an hour.

@@ -17,21 +17,12 @@ use drophammer_protocol::words::{self, count};
 use serde::Serialize;
 
 use crate::output::{self, moment};
-use crate::server::Server;
+use crate::server;
 
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    #[command(flatten)]
-    server: Server,
-    /// Print JSON instead of text.
-    #[arg(long, global = true)]
-    json: bool,
-    #[command(subcommand)]
-    command: Command,
-}
+pub(crate) type Args = server::Args<Command>;
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// Check a machine's certificates, without any server: every signature, every place in the chain, every proof.
     ///
     /// FILE is what `drophammer machine certificate MACHINE --json` or `drophammer-agent erase` printed.

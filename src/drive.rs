@@ -9,21 +9,12 @@ use drophammer_protocol::erase::Psid;
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 
 use crate::output;
-use crate::server::Server;
+use crate::server;
 
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    #[command(flatten)]
-    server: Server,
-    /// Print JSON instead of text.
-    #[arg(long, global = true)]
-    json: bool,
-    #[command(subcommand)]
-    command: Command,
-}
+pub(crate) type Args = server::Args<Command>;
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// Keep the PSID of a self-encrypting drive: the 32 characters on its label, which erase it whoever locked it.
     ///
     /// It is asked for at the terminal, or read from standard input. The server gives it to the agent of the drive's
@@ -36,7 +27,7 @@ enum Command {
 }
 
 #[derive(Debug, clap::Args)]
-struct Which {
+pub(crate) struct Which {
     /// The drive's serial number.
     serial: String,
 }

@@ -5,6 +5,18 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use drophammer_control::client::Client;
 
+/// A command that talks to a server.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args<C: clap::Subcommand> {
+    #[command(flatten)]
+    pub(crate) server: Server,
+    /// Print JSON instead of text.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: C,
+}
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Server {
     /// `unix:/path/to/api.sock` or `https://host:port`; by default the running lab's, else the local server's.
