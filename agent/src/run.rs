@@ -41,6 +41,9 @@ const SILENCE_WHILE_WAITING: Duration = Duration::from_secs(73 * 3600);
 const SILENCE_WHILE_ERASING: Duration = Duration::from_secs(48 * 3600);
 const SILENCE_WHILE_INSTALLING: Duration = Duration::from_secs(3600);
 
+/// A server that takes no events for this long gets the outcome all the same.
+const BEFORE_AN_OUTCOME: Duration = Duration::from_secs(10);
+
 /// Controllers announce their disks when they are ready; a disk that isn't in the inventory isn't erased.
 const QUIET_BEFORE_INVENTORY: Duration = Duration::from_secs(1);
 const LONGEST_SETTLING: Duration = Duration::from_secs(60);
@@ -89,7 +92,7 @@ fn until_exit(events: &Events, watchdog: &Watchdog) -> anyhow::Result<Exit> {
     loop {
         watchdog.step(SILENCE_WHILE_WAITING);
         let Some(order) = boot.server.order().context("asking for an order")? else { continue };
-        if let Some(exit) = boot.obey(order, reporter, watchdog)? {
+        if let Some(exit) = boot.obey(order, events, watchdog)? {
             return Ok(exit);
         }
     }
@@ -129,7 +132,8 @@ fn judge(order: &Order, ticket: &BootTicket, answered: &HashMap<OrderId, Outcome
 
 impl Boot {
     /// Carries an order out and has its outcome stored. `Some` when the machine is to be left.
-    fn obey(&mut self, order: Order, reporter: &Reporter, watchdog: &Watchdog) -> anyhow::Result<Option<Exit>> {
+    fn obey(&mut self, order: Order, events: &Events, watchdog: &Watchdog) -> anyhow::Result<Option<Exit>> {
+        let reporter = events.reporter();
         let mut start = None;
         let outcome = match judge(&order, &self.ticket, &self.answered) {
             Judgement::AnswerAgain(outcome) => outcome,
@@ -168,6 +172,8 @@ impl Boot {
         };
         watchdog.step(SILENCE_WHILE_WAITING);
         self.answered.insert(order.id, outcome.clone());
+        // The story is told before its end, so that a cause stands before what follows from it.
+        events.flush(BEFORE_AN_OUTCOME);
         let stored = self.server.store_outcome(order.id, &outcome);
         stored.with_context(|| format!("storing the outcome of the {} order", order.task.name()))?;
         Ok(start)
