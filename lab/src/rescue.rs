@@ -24,7 +24,8 @@ const BUSYBOX: &str = "bin/busybox";
 pub(crate) const INIT: &str = "/rescue/init";
 const SCRIPT: &str = "rescue/script";
 
-/// Devices bring their drivers by alias. What has none is named: stacked devices and file systems.
+/// Devices bring their drivers by alias: first that of a bus, then those of what sits on it. What has none is named: stacked
+/// devices and file systems.
 const INIT_SCRIPT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
@@ -34,7 +35,9 @@ mount -t devtmpfs dev /dev
 mount -t tmpfs run /run
 mkdir -p /usr/bin
 ln -s /init /usr/bin/drophammer-agent
-find /sys/devices -name modalias -exec cat {} + | sort -u | while read -r alias; do modprobe -q "$alias"; done
+for depth in 1 2 3; do
+    find /sys/devices -name modalias -exec cat {} + | sort -u | while read -r alias; do modprobe -q "$alias"; done
+done
 for module in dm_mod md_mod raid0 raid1 ext4 crc32c_generic sd_mod loop; do modprobe -q "$module"; done
 sleep 1
 echo "rescue: begins"

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use drophammer_protocol::chain::{self, CertificateChain};
+use drophammer_protocol::erase::{Method, Policy};
 use tempfile::TempDir;
 
 use super::{Contest, Side};
@@ -16,35 +18,33 @@ use crate::server::ServerSpec;
 use crate::up;
 use crate::vm::Machine;
 
+/// On the machine's memory disk.
+const CERTIFICATES: &str = "/run/certificates.json";
 /// On real hardware.
 const LIMIT: Duration = Duration::from_secs(300);
 const DRIVES: usize = 8;
 const DRIVE_BYTES: u64 = 4 << 30;
-const OVERWRITTEN_BYTES: u64 = 1 << 30;
+const OVERWRITTEN_BYTES: u64 = 2 << 30;
 /// What a proven erase may take longer than the drive itself.
 const ALLOWANCE_SECONDS: f64 = 3.0;
+const PROOF_SECONDS: f64 = 2.0;
 
 pub(super) fn eight_at_once() -> Result<Contest> {
     let arena = Arena::new(nvme(DRIVES))?;
     Ok(Box::new(move |side| {
-        let drives = (0..DRIVES).map(|n| format!("--yes-destroy m1-{n}"));
-        let all = match side {
-            Side::Ours => format!("{AGENT} erase {} >/dev/null", drives.collect::<Vec<_>>().join(" ")),
-            Side::Rival => {
-                drives.map(|drive| format!("{AGENT} erase {drive} >/dev/null")).collect::<Vec<_>>().join(" && ")
-            }
-        };
-        arena.seconds(&all)
+        let each = serials(DRIVES);
+        let one_by_one = || each.iter().map(|serial| erase(&[serial])).collect::<Vec<_>>().join(" && ");
+        arena.seconds(&match side {
+            Side::Ours => erase(&each),
+            Side::Rival => one_by_one(),
+        })
     }))
 }
 
 pub(super) fn beside_nvme_cli() -> Result<Contest> {
     let arena = Arena::new(nvme(DRIVES))?;
     Ok(Box::new(move |side| match side {
-        Side::Ours => {
-            let drives: Vec<_> = (0..DRIVES).map(|n| format!("--yes-destroy m1-{n}")).collect();
-            arena.seconds(&format!("{AGENT} erase {} >/dev/null", drives.join(" ")))
-        }
+        Side::Ours => arena.seconds(&erase(&serials(DRIVES))),
         Side::Rival => {
             let each = (0..DRIVES).map(|n| format!("nvme format /dev/nvme{n}n1 --ses=1 --force >/dev/null &"));
             Ok(arena.seconds(&format!("{} wait", each.collect::<String>()))? + ALLOWANCE_SECONDS)
@@ -52,17 +52,31 @@ pub(super) fn beside_nvme_cli() -> Result<Contest> {
     }))
 }
 
+pub(super) fn proof() -> Result<Contest> {
+    let arena = Arena::new(nvme(1))?;
+    Ok(Box::new(move |side| match side {
+        Side::Ours => {
+            let erased = arena.erased(Policy::Purge, Method::NvmeFormatUserData)?;
+            Ok(erased.all_seconds - erased.drive_seconds)
+        }
+        Side::Rival => Ok(PROOF_SECONDS),
+    }))
+}
+
 pub(super) fn overwrite() -> Result<Contest> {
     let disk = DiskSpec { bus: DiskBus::Virtio, ..DiskSpec::new("m1-0", OVERWRITTEN_BYTES) };
     let arena = Arena::new(vec![disk])?;
+    let dd = format!(
+        "/bin/dd if=/dev/zero of=/dev/vda bs=4M count={} oflag=direct conv=fsync 2>/dev/null",
+        OVERWRITTEN_BYTES >> 22
+    );
+    // The first time, the host allocates what the drive is made of.
+    arena.seconds(&dd)?;
     Ok(Box::new(move |side| {
-        let seconds = arena.seconds(&match side {
-            Side::Ours => format!("{AGENT} erase --policy clear --yes-destroy m1-0 >/dev/null"),
-            Side::Rival => {
-                let blocks = OVERWRITTEN_BYTES >> 22;
-                format!("/bin/dd if=/dev/zero of=/dev/vda bs=4M count={blocks} oflag=direct conv=fsync 2>/dev/null")
-            }
-        })?;
+        let seconds = match side {
+            Side::Ours => arena.erased(Policy::Clear, Method::Overwrite)?.drive_seconds,
+            Side::Rival => arena.seconds(&dd)?,
+        };
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
         let rate = OVERWRITTEN_BYTES as f64 / 1e6 / seconds;
         Ok(rate)
@@ -70,7 +84,23 @@ pub(super) fn overwrite() -> Result<Contest> {
 }
 
 fn nvme(count: usize) -> Vec<DiskSpec> {
-    (0..count).map(|n| DiskSpec::new(&format!("m1-{n}"), DRIVE_BYTES)).collect()
+    serials(count).iter().map(|serial| DiskSpec::new(serial, DRIVE_BYTES)).collect()
+}
+
+fn serials(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("m1-{n}")).collect()
+}
+
+fn erase(serials: &[impl AsRef<str>]) -> String {
+    let drives: String = serials.iter().map(|serial| format!(" --yes-destroy {}", serial.as_ref())).collect();
+    format!("{AGENT} erase{drives} >{CERTIFICATES}")
+}
+
+/// How long the erase of one drive took.
+struct Erased {
+    all_seconds: f64,
+    /// Of that, what the drive did by itself.
+    drive_seconds: f64,
 }
 
 struct Arena {
@@ -93,22 +123,43 @@ impl Arena {
         Ok(Self { machine, rescue, lab, _dir: dir })
     }
 
+    /// Erases the machine's first drive.
+    fn erased(&self, policy: Policy, method: Method) -> Result<Erased> {
+        let command = format!("{} --policy {policy}", erase(&serials(1)));
+        let (all_seconds, said) = self.timed(&command, &format!("cat {CERTIFICATES}"))?;
+        let (from, to) = said.find('{').zip(said.rfind('}')).context("there is no certificate")?;
+        let chain: CertificateChain =
+            serde_json::from_str(said.get(from..=to).unwrap_or_default()).context("understanding the certificate")?;
+        let (report, _) = chain::examine(&chain, None);
+        let mut attempts = report.certificates.iter().flat_map(|checked| &checked.certificate.attempts);
+        let attempt = attempts.next().context("nothing was tried")?;
+        ensure!(attempt.method == method, "it was done by {}, not by {}", attempt.method.name(), method.name());
+        ensure!(attempt.millis > 0, "the drive took no time at all");
+        Ok(Erased { all_seconds, drive_seconds: Duration::from_millis(attempt.millis).as_secs_f64() })
+    }
+
     /// How long a command takes in the machine. It has to succeed.
     fn seconds(&self, command: &str) -> Result<f64> {
+        self.timed(command, "").map(|(seconds, _)| seconds)
+    }
+
+    /// The same, and what another one says after it.
+    fn timed(&self, command: &str, then: &str) -> Result<(f64, String)> {
         let script = format!(
             "read -r begun rest < /proc/uptime\n\
-             {{ {command}\n}}\n\
-             result=$?\n\
+             {{ {command}\n}} || exit\n\
              read -r ended rest < /proc/uptime\n\
+             dmesg -n 1\n\
              echo \"timed: $begun $ended\"\n\
-             exit $result\n"
+             {then}\n"
         );
         let said = self.rescue.run(&self.machine, &script, self.lab.accel.patience(LIMIT))?;
-        let times = said.lines().find_map(|line| line.trim().strip_prefix("timed: ")).context("nothing was timed")?;
+        let (_, timed) = said.split_once("timed: ").context("nothing was timed")?;
+        let (times, said) = timed.split_once('\n').context("a line")?;
         let (begun, ended) = times.split_once(' ').context("two times")?;
         let seconds = |text: &str| text.trim().parse::<f64>().with_context(|| format!("{text:?} is no time"));
         let took = seconds(ended)? - seconds(begun)?;
         ensure!(took > 0.0, "it took no time at all");
-        Ok(took)
+        Ok((took, said.to_owned()))
     }
 }
