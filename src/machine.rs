@@ -12,21 +12,12 @@ use drophammer_protocol::words;
 
 use crate::certificate;
 use crate::output::{self, clock, date};
-use crate::server::Server;
+use crate::server;
 
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    #[command(flatten)]
-    server: Server,
-    /// Print JSON instead of a table.
-    #[arg(long, global = true)]
-    json: bool,
-    #[command(subcommand)]
-    command: Command,
-}
+pub(crate) type Args = server::Args<Command>;
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// All machines and where they stand.
     List,
     /// Everything known about one machine.
@@ -95,7 +86,7 @@ enum Command {
 }
 
 #[derive(Debug, clap::Args)]
-struct How {
+pub(crate) struct How {
     /// Even if it's quarantined: you have read its reason, and it may be erased again. That is recorded with your name and
     /// the reason; the machine is free only when the erase is proven.
     #[arg(long)]
@@ -109,7 +100,7 @@ impl How {
 }
 
 #[derive(Debug, clap::Args)]
-struct Which {
+pub(crate) struct Which {
     /// Its id, the beginning of one, its name, serial number, MAC or hostname.
     machine: String,
 }

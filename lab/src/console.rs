@@ -8,6 +8,9 @@ use anyhow::{Context, Result, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::{self, SetArg, Termios};
 
+/// For kernels: the serial port is the only console that a lab's machine has.
+pub(crate) const ARGUMENT: &str = "console=ttyS0,115200";
+
 /// What a person reads in a serial log, line by line. Firmware paints its menus with escape sequences and overwrites its
 /// progress: whatever moves the cursor to another place begins a new line here.
 pub fn plain(raw: &[u8]) -> String {

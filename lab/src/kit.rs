@@ -19,7 +19,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::server::CONSOLE;
+use crate::console;
 
 pub use drophammer_initramfs::repository;
 
@@ -108,7 +108,7 @@ fn base(dir: &Path, say: &mut dyn FnMut(&str)) -> Result<Kit> {
     };
     let boot_dir = dir.join("boot");
     say("building the agent and its initramfs");
-    let uki = UkiOptions { arguments: CONSOLE.to_owned(), signing: None };
+    let uki = UkiOptions { arguments: console::ARGUMENT.to_owned(), signing: None };
     let options = Options { flavour: Flavour::Cloud, set: Set::Vm, agent: None, uki: Some(uki), out: boot_dir.clone() };
     let built = drophammer_initramfs::build(&options).context("preparing the boot files")?;
     say(&format!(

@@ -6,9 +6,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::accel::Accel;
+use crate::console;
 use crate::nbd::Vice;
-use crate::rescue;
-use crate::server::CONSOLE as CONSOLE_ARGUMENT;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineSpec {
@@ -199,6 +198,8 @@ pub(crate) const CONSOLE_LOG: &str = "console.log";
 pub(crate) const VARS: &str = "vars.fd";
 pub(crate) const RESCUE_KERNEL: &str = "rescue.vmlinuz";
 pub(crate) const RESCUE_INITRAMFS: &str = "rescue.initramfs";
+/// In the initramfs, the program that runs first.
+pub(crate) const RESCUE_INIT: &str = "rescue/init";
 
 pub(crate) fn image(disk: usize) -> String {
     format!("disk{disk}.raw")
@@ -256,7 +257,7 @@ pub fn arguments(spec: &MachineSpec, tap: &str, accel: Accel, from: BootFrom) ->
     if from == BootFrom::Rescue {
         arg("-kernel", RESCUE_KERNEL.into());
         arg("-initrd", RESCUE_INITRAMFS.into());
-        arg("-append", format!("{CONSOLE_ARGUMENT} panic=-1 rdinit={}", rescue::INIT));
+        arg("-append", format!("{} panic=-1 rdinit=/{RESCUE_INIT}", console::ARGUMENT));
     }
 
     let mut next_boot_index = 1..;

@@ -21,7 +21,6 @@ use crate::vm::Machine;
 pub const AGENT: &str = "drophammer-agent";
 
 const BUSYBOX: &str = "bin/busybox";
-pub(crate) const INIT: &str = "/rescue/init";
 const SCRIPT: &str = "rescue/script";
 
 /// Devices bring their drivers by alias: first that of a bus, then those of what sits on it. What has none is named: stacked
@@ -61,7 +60,7 @@ impl Rescue {
         let archive = Archive::open()?;
         let unpacked = archive.unpack(&archive.closure(&names)?)?;
         let mut cpio = Cpio::new();
-        cpio.file("rescue/init", INIT_SCRIPT.as_bytes(), 0o755)?;
+        cpio.file(qemu::RESCUE_INIT, INIT_SCRIPT.as_bytes(), 0o755)?;
         for program in [&BUSYBOX].into_iter().chain(programs) {
             add(&mut cpio, &unpacked, program).with_context(|| format!("putting {program} into the rescue system"))?;
         }

@@ -30,9 +30,6 @@ const READY: &str = " ready ";
 const CONTROL_ADDRESS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 8443);
 const HOOK: &str = "power-hook";
 
-/// The serial port is the only console that a lab's machine has.
-pub(crate) const CONSOLE: &str = "console=ttyS0,115200";
-
 /// Failed boots in a row before the lab's server gives a machine up.
 const MAX_FAILURES: u32 = 3;
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -229,7 +226,7 @@ pub fn client(dir: &Path) -> Result<Client> {
 
 fn config(spec: &ServerSpec, dir: &Path) -> Config {
     let [a, b, c, d] = net::SERVER_ADDRESS;
-    let console = CONSOLE.to_owned();
+    let console = console::ARGUMENT.to_owned();
     let pool = Range { first: Ipv4Addr::new(a, b, c, 100), last: Ipv4Addr::new(a, b, c, 199) };
     Config {
         name: Some("lab".into()),

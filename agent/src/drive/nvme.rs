@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use drophammer_protocol::inventory::Health;
 
-use super::{QUICK, Sanitize};
+use super::{QUICK, Sanitize, SanitizeKind};
 
 /// Every page of Identify is this long.
 pub(crate) const IDENTIFY_BYTES: usize = 4096;
@@ -370,6 +370,15 @@ impl SanitizeLog {
             block: seconds(12)?,
             crypto: seconds(16)?,
         })
+    }
+
+    /// How long the drive says that it takes.
+    pub(crate) fn estimate(&self, kind: SanitizeKind) -> Option<Duration> {
+        match kind {
+            SanitizeKind::Crypto => self.crypto,
+            SanitizeKind::Block => self.block,
+            SanitizeKind::Overwrite => self.overwrite,
+        }
     }
 }
 

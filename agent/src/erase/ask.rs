@@ -1,15 +1,41 @@
-//! Questions to SCSI and ATA drives, and what they answer: one command there and its answer back, as a type or a sentence.
+//! Questions to drives, and what they answer: one command there and its answer back, as a type or a sentence.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 
 use crate::drive::ata::{self, Identity, Registers, SECTOR_BYTES, SanitizeState};
+use crate::drive::nvme::{self, IDENTIFY_BYTES, IdentifyPage, SANITIZE_LOG_BYTES, SMART_BYTES, SanitizeLog, Written};
 use crate::drive::scsi::{self, CAPACITY_BYTES, Capacity, Command, Completion, Failure, PAGE_BYTES, Page, Sense};
 use crate::drive::{Data, Drive, SanitizeKind};
 
 /// Has the command done. `Err` is why it wasn't.
+pub(super) fn nvme(drive: &mut dyn Drive, command: &nvme::Command, data: Data<'_>) -> anyhow::Result<()> {
+    drive.nvme(command, data).map_err(|error| unanswered(error, command.timeout))?.check()?;
+    Ok(())
+}
+
+pub(super) fn identify_nvme(drive: &mut dyn Drive, page: IdentifyPage) -> anyhow::Result<Vec<u8>> {
+    let mut data = vec![0; IDENTIFY_BYTES];
+    nvme(drive, &nvme::Command::identify(page), Data::In(&mut data)).with_context(|| format!("asking for {page:?}"))?;
+    Ok(data)
+}
+
+pub(super) fn sanitize_log(drive: &mut dyn Drive) -> anyhow::Result<SanitizeLog> {
+    let mut data = vec![0; SANITIZE_LOG_BYTES];
+    nvme(drive, &nvme::Command::sanitize_log(), Data::In(&mut data)).context("asking for the sanitize log")?;
+    SanitizeLog::parse(&data).context("the sanitize log says what no revision of NVMe knows")
+}
+
+/// What was ever written to the drive, as it counts.
+pub(super) fn written(drive: &mut dyn Drive) -> anyhow::Result<Written> {
+    let mut data = vec![0; SMART_BYTES];
+    nvme(drive, &nvme::Command::smart(), Data::In(&mut data)).context("asking for the SMART log")?;
+    nvme::written(&data).context("the SMART log is cut short")
+}
+
+/// The same for SCSI.
 pub(super) fn scsi(drive: &mut dyn Drive, command: &Command, data: Data<'_>) -> anyhow::Result<Completion> {
     let completion = submit(drive, command, data)?;
     completion.check()?;
@@ -38,10 +64,15 @@ fn submit(drive: &mut dyn Drive, command: &Command, mut data: Data<'_>) -> anyho
 }
 
 fn send(drive: &mut dyn Drive, command: &Command, data: Data<'_>) -> anyhow::Result<Completion> {
-    drive.scsi(command, data).map_err(|error| match error.kind() {
-        ErrorKind::TimedOut => anyhow!("no answer within {} s", command.timeout.as_secs()),
+    drive.scsi(command, data).map_err(|error| unanswered(error, command.timeout))
+}
+
+fn unanswered(error: io::Error, limit: Duration) -> anyhow::Error {
+    match error.kind() {
+        // A command that the kernel's NVMe driver gave up is one that was interrupted.
+        ErrorKind::TimedOut | ErrorKind::Interrupted => anyhow!("no answer within {} s", limit.as_secs()),
         _ => anyhow!(error).context("the command didn't get through to the drive"),
-    })
+    }
 }
 
 pub(super) fn page(drive: &mut dyn Drive, page: Page) -> anyhow::Result<Vec<u8>> {

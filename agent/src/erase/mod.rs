@@ -7,6 +7,7 @@
 
 mod ask;
 mod canary;
+mod door;
 mod methods;
 mod order;
 mod plan;
@@ -203,14 +204,7 @@ fn erase_one(
     let size = drive.size_bytes();
     let account = match ready {
         Err(reason) => Account::untouched(reason),
-        // A bug in here condemns this drive and not the verdicts of the others.
-        Ok(ready) => {
-            ONE_DRIVE.set(true);
-            let account = catch_unwind(AssertUnwindSafe(|| work(ready, order, size, progress, reporter)))
-                .unwrap_or_else(|panic| Account::untouched(format!("the agent broke off: {}", words_of(&*panic))));
-            ONE_DRIVE.set(false);
-            account
-        }
+        Ok(ready) => about_one_drive(|| work(ready, order, size, progress, reporter)),
     };
     progress.store(size, Ordering::Relaxed);
     ErasureCertificate {
@@ -232,6 +226,14 @@ fn erase_one(
         finished: unix_seconds(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
     }
+}
+
+/// A bug in `work` condemns its drive and not the verdicts of the others.
+fn about_one_drive(work: impl FnOnce() -> Account) -> Account {
+    ONE_DRIVE.set(true);
+    let account = catch_unwind(AssertUnwindSafe(work));
+    ONE_DRIVE.set(false);
+    account.unwrap_or_else(|panic| Account::untouched(format!("the agent broke off: {}", words_of(&*panic))))
 }
 
 fn work(ready: Ready, order: &Erase, size: u64, progress: &AtomicU64, reporter: &Reporter) -> Account {
@@ -274,4 +276,20 @@ fn words_of(panic: &(dyn Any + Send)) -> &str {
 
 fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_condemns_one_drive() {
+        let account = about_one_drive(|| {
+            assert!(is_about_one_drive(), "the panic hook leaves this thread alone");
+            panic!("index out of bounds");
+        });
+        let reason = "the agent broke off: index out of bounds".to_owned();
+        assert_eq!(account.verdict(), Verdict::NotErased { reason });
+        assert!(!is_about_one_drive(), "what comes after it ends the boot as ever");
+    }
 }

@@ -1,19 +1,17 @@
 //! What a drive says of itself, asked before anything is touched and again after everything.
 
 mod ata;
+mod nvme;
 mod scsi;
 
 use anyhow::{Context as _, bail, ensure};
 use drophammer_protocol::erase::{Medium, Method, Psid};
 use drophammer_protocol::inventory::{Bus, Disk, DiskId};
 
-use super::methods;
+use super::door::Door;
 use super::plan::{self, Blocks, Capabilities, Commands};
-use crate::drive::nvme::{
-    self, Controller, IDENTIFY_BYTES, IdentifyPage, LbaFormat, SANITIZE_LOG_BYTES, SanitizeAction, SanitizeLog,
-    SanitizeState,
-};
-use crate::drive::{Data, Drive};
+use crate::drive::nvme::LbaFormat;
+use crate::drive::{Drive, opal};
 
 /// A drive that was asked, and whose answers fit the names that it was ordered by.
 #[derive(Clone, Debug)]
@@ -68,7 +66,7 @@ pub(super) fn probe(
 ) -> anyhow::Result<Probed> {
     let first = disks.first().context("a drive without volumes can't be asked")?;
     let mut probed = match first.bus {
-        Bus::Nvme => probe_nvme(drive, disks)?,
+        Bus::Nvme => nvme::probe(drive, disks)?,
         // Behind a controller for both, either may turn out to be the other. Bridges from USB are too easily upset.
         Bus::Ata | Bus::Scsi => {
             let (disk, id) = only(disks)?;
@@ -87,7 +85,8 @@ pub(super) fn probe(
 
 /// Drives that don't encrypt have nothing that could be thrown away, but may be locked all the same.
 fn ask_opal(drive: &mut dyn Drive, probed: &mut Probed) {
-    match methods::discover_opal(drive, &probed.capabilities.commands) {
+    let Some(mut door) = Door::of(drive, &probed.capabilities.commands) else { return };
+    match opal::discover(&mut door) {
         Ok(None) => {}
         Ok(Some(opal)) => {
             probed.remarks.extend(opal.words());
@@ -104,13 +103,7 @@ fn ask_opal(drive: &mut dyn Drive, probed: &mut Probed) {
 /// Whether the drive that answers now is the one that was asked before: with the same name, and as large.
 pub(super) fn still_the_same(drive: &mut dyn Drive, probed: &Probed) -> anyhow::Result<()> {
     match probed.capabilities.commands {
-        Commands::Nvme(_) => {
-            let controller = identify_controller(drive)?;
-            for volume in &probed.volumes {
-                check_volume(drive, &controller, &volume.id)?;
-            }
-            Ok(())
-        }
+        Commands::Nvme(_) => nvme::check(drive, &probed.volumes),
         Commands::Ata(_) => probed.volumes.iter().try_for_each(|volume| ata::check(drive, &volume.id).map(|_| ())),
         Commands::Scsi(_) => probed.volumes.iter().try_for_each(|volume| scsi::check(drive, &volume.id).map(|_| ())),
         Commands::None(_) => Ok(()),
@@ -135,20 +128,7 @@ pub(super) enum Condition {
 /// Asks the drive what it's at. Only drives that claim to sanitize, or to take passwords, are asked.
 pub(super) fn condition(drive: &mut dyn Drive, probed: &Probed) -> anyhow::Result<Condition> {
     match &probed.capabilities.commands {
-        Commands::Nvme(nvme) if nvme.sanitize.any() => {
-            let log = sanitize_log(drive)?;
-            let method = match log.action {
-                Some(SanitizeAction::Crypto) => Some(Method::NvmeSanitizeCrypto),
-                Some(SanitizeAction::Block) => Some(Method::NvmeSanitizeBlock),
-                Some(SanitizeAction::Overwrite) => Some(Method::NvmeSanitizeOverwrite),
-                Some(SanitizeAction::ExitFailure) | None => None,
-            };
-            Ok(match log.state {
-                SanitizeState::Never | SanitizeState::Done => Condition::Ready,
-                SanitizeState::Running(done) => Condition::Sanitizing { method, done: f64::from(done) / 65536.0 },
-                SanitizeState::Failed => Condition::SanitizeFailed,
-            })
-        }
+        Commands::Nvme(capable) if capable.sanitize.any() => nvme::condition(drive),
         Commands::Ata(capable) => ata::condition(drive, capable),
         Commands::Scsi(capable) if capable.sanitize.any() => scsi::condition(drive, capable),
         Commands::Nvme(_) | Commands::Scsi(_) | Commands::None(_) => Ok(Condition::Ready),
@@ -182,79 +162,4 @@ fn probe_blocks(disks: &[Disk], bus: Bus) -> anyhow::Result<Probed> {
         firmware: disk.firmware.clone(),
         ..Probed::new(volumes, Commands::None(bus), Medium::Flash)
     })
-}
-
-fn probe_nvme(drive: &mut dyn Drive, disks: &[Disk]) -> anyhow::Result<Probed> {
-    let controller = identify_controller(drive)?;
-    let (mut volumes, mut deallocated) = (Vec::new(), Vec::new());
-    for disk in disks {
-        let id = disk.id().context("the drive tells no serial number")?;
-        let namespace = check_volume(drive, &controller, &id)?;
-        deallocated.push(namespace.deallocated);
-        volumes.push(Volume::new(id, namespace.block_bytes, Some(namespace.format)));
-    }
-    let mut unseen = nvme::namespace_list(&identify(drive, IdentifyPage::ActiveNamespaces)?);
-    if controller.can_manage_namespaces() {
-        unseen.extend(nvme::namespace_list(&identify(drive, IdentifyPage::AllocatedNamespaces)?));
-    }
-    unseen.retain(|existing| volumes.iter().all(|volume| volume.id.namespace != *existing));
-    unseen.sort_unstable();
-    unseen.dedup();
-    deallocated.dedup();
-    let deallocated = if let [all] = deallocated.as_slice() { *all } else { nvme::Deallocated::Unsaid };
-    let commands = Commands::Nvme(plan::Nvme {
-        format: controller.can_format(),
-        crypto_erase: controller.can_crypto_erase(),
-        formats_all: controller.formats_all_namespaces(),
-        erases_all: controller.erases_all_namespaces(),
-        no_broadcast: controller.refuses_broadcast_format(),
-        sanitize: controller.sanitize(),
-        security: controller.has_security(),
-        deallocated,
-        unseen_namespaces: unseen,
-    });
-    Ok(Probed {
-        model: Some(controller.model),
-        firmware: Some(controller.firmware),
-        ..Probed::new(volumes, commands, Medium::Flash)
-    })
-}
-
-fn identify_controller(drive: &mut dyn Drive) -> anyhow::Result<Controller> {
-    let page = identify(drive, IdentifyPage::Controller)?;
-    Controller::parse(&page).context("Identify Controller tells no serial")
-}
-
-fn check_volume(drive: &mut dyn Drive, controller: &Controller, id: &DiskId) -> anyhow::Result<nvme::Namespace> {
-    ensure!(controller.serial == id.serial, "the drive that answers has the serial {}", controller.serial);
-    let nsid = id.namespace;
-    let page = identify(drive, IdentifyPage::Namespace(nsid))?;
-    let namespace = nvme::Namespace::parse(&page)
-        .with_context(|| format!("Identify Namespace {nsid} describes no usable namespace"))?;
-    ensure!(namespace.size_bytes == id.size_bytes, "the drive that answers has {} bytes", namespace.size_bytes);
-    Ok(namespace)
-}
-
-fn identify(drive: &mut dyn Drive, page: IdentifyPage) -> anyhow::Result<Vec<u8>> {
-    let mut data = vec![0; IDENTIFY_BYTES];
-    ask_nvme(drive, &nvme::Command::identify(page), &mut data).with_context(|| format!("asking for {page:?}"))?;
-    Ok(data)
-}
-
-pub(super) fn sanitize_log(drive: &mut dyn Drive) -> anyhow::Result<SanitizeLog> {
-    let mut data = vec![0; SANITIZE_LOG_BYTES];
-    ask_nvme(drive, &nvme::Command::sanitize_log(), &mut data).context("asking for the sanitize log")?;
-    SanitizeLog::parse(&data).context("the sanitize log says what no revision of NVMe knows")
-}
-
-/// What was ever written to the drive, as it counts.
-pub(super) fn written(drive: &mut dyn Drive) -> anyhow::Result<nvme::Written> {
-    let mut data = vec![0; nvme::SMART_BYTES];
-    ask_nvme(drive, &nvme::Command::smart(), &mut data).context("asking for the SMART log")?;
-    nvme::written(&data).context("the SMART log is cut short")
-}
-
-fn ask_nvme(drive: &mut dyn Drive, command: &nvme::Command, data: &mut [u8]) -> anyhow::Result<()> {
-    drive.nvme(command, Data::In(data))?.check()?;
-    Ok(())
 }

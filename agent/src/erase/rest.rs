@@ -10,9 +10,10 @@ use drophammer_protocol::certificate::{Rest, Seal};
 use drophammer_protocol::order::Fresh;
 use sha2::{Digest, Sha256};
 
+use super::ask;
 use super::canary::BLOCK_BYTES;
 use super::plan::Commands;
-use super::probe::{self, Probed};
+use super::probe::Probed;
 use crate::drive::{Buffer, Drive};
 
 /// Of each volume.
@@ -43,13 +44,13 @@ pub(super) fn seal(drive: &mut dyn Drive, probed: &Probed) -> anyhow::Result<Opt
         }
     }
     drive.flush().context("flushing the seals")?;
-    let written = probe::written(drive)?;
+    let written = ask::written(drive)?;
     Ok(Some(Rest { write_commands: written.commands, data_units_written: written.data_units, seals }))
 }
 
 /// Whether a drive is as it was left. `Err` says why it has to be erased again.
 pub(super) fn look(drive: &mut dyn Drive, probed: &Probed, fresh: &Fresh) -> anyhow::Result<()> {
-    let (written, rest) = (probe::written(drive)?, &fresh.rest);
+    let (written, rest) = (ask::written(drive)?, &fresh.rest);
     ensure!(
         (written.commands, written.data_units) == (rest.write_commands, rest.data_units_written),
         "it counts {} write commands now, and counted {} then",

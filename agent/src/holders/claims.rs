@@ -7,7 +7,6 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use super::stack::node;
 use crate::inventory::sysfs;
 use crate::signatures::{self, Kind};
 
@@ -24,7 +23,7 @@ pub(super) enum Claimant {
 pub(super) fn read<'a>(root: &Path, names: impl Iterator<Item = &'a str>) -> BTreeMap<String, Claimant> {
     let mut claims = BTreeMap::new();
     for name in names {
-        let node = node(name);
+        let node = sysfs::node(name);
         let path = root.join(node.strip_prefix("/").unwrap_or(&node));
         let exclusive = File::options().read(true).custom_flags(libc::O_EXCL).open(&path);
         if exclusive.is_err_and(|e| e.kind() == io::ErrorKind::ResourceBusy) {

@@ -10,7 +10,7 @@ use nix::mount::{MntFlags, umount2};
 
 use super::plan::Step;
 use super::processes::{self, Users};
-use super::stack::node;
+use crate::inventory::sysfs::node;
 use crate::sys::holders::{self, Mapping};
 
 pub(super) fn carry_out(step: &Step) -> io::Result<()> {

@@ -10,7 +10,8 @@ use std::time::Duration;
 use super::effects;
 use super::plan::{Held, Step, plan};
 use super::processes::{self, Users};
-use super::stack::{self, Stack, node};
+use super::stack::{self, Stack};
+use crate::inventory::sysfs::node;
 
 /// udev opens every device that appears or changes, and may put an array together again while we take it apart; what is
 /// still busy after five seconds is somebody else's.

@@ -221,7 +221,7 @@ impl Devices {
         if let Some(number) = sysfs::text(&dir.join("dev")) {
             self.by_number.insert(number, name.to_owned());
         }
-        self.by_node.insert(node(name), name.to_owned());
+        self.by_node.insert(sysfs::node(name), name.to_owned());
         if let Kind::Mapping { name: mapping, .. } = &device.kind {
             self.by_node.insert(Path::new("/dev/mapper").join(mapping), name.to_owned());
         }
@@ -308,11 +308,6 @@ impl Devices {
         }
         on
     }
-}
-
-/// The device's node. What the kernel calls `cciss!c0d0` is `cciss/c0d0` there.
-pub(super) fn node(name: &str) -> PathBuf {
-    Path::new("/dev").join(name.replace('!', "/"))
 }
 
 fn device_name(node: &Path) -> Option<String> {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
 /// The longest attribute we read: cpuinfo of a machine with a thousand threads has about 1.5 MiB.
@@ -22,6 +22,11 @@ pub(crate) fn text(path: &Path) -> Option<String> {
 
 pub(crate) fn number<T: FromStr>(path: &Path) -> Option<T> {
     text(path)?.parse().ok()
+}
+
+/// The node of a block device. What the kernel calls `cciss!c0d0` is `cciss/c0d0` there.
+pub(crate) fn node(name: &str) -> PathBuf {
+    Path::new("/dev").join(name.replace('!', "/"))
 }
 
 /// Numbers that sysfs writes as `0x8086`.

@@ -19,11 +19,12 @@ use drophammer_initramfs::AGENT_ARGUMENTS;
 use tempfile::TempDir;
 
 use super::{Contest, Side, http};
+use crate::console::ARGUMENT as CONSOLE;
 use crate::kit::{self, Kit};
 use crate::lab::{Lab, LabSpec};
 use crate::net::{BRIDGE, PREFIX, Process, SERVER_ADDRESS, spawn};
 use crate::qemu::{Firmware, MachineSpec};
-use crate::server::{CONSOLE, ServerSpec};
+use crate::server::ServerSpec;
 use crate::up;
 use crate::vm::Machine;
 

@@ -46,11 +46,6 @@ fn sanitize(
     Ok(())
 }
 
-pub(super) fn leave_failed_sanitize(drive: &mut dyn Drive) -> anyhow::Result<()> {
-    ask::ata(drive, &Command::leave_failed_sanitize(), Data::None)?;
-    Ok(())
-}
-
 /// However the erase ends, the drive isn't left locked if it can be helped.
 fn security_erase(drive: &mut dyn Drive, probed: &Probed, enhanced: bool) -> anyhow::Result<()> {
     let identity = ask::identify(drive)?;

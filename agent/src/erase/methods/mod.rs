@@ -20,7 +20,6 @@ use crate::drive::Drive;
 use crate::drive::nvme::Deallocated;
 
 pub(super) use ata::remove_password;
-pub(super) use opal::discover as discover_opal;
 pub(super) use sanitize::{finish_sanitize, leave_failed_sanitize};
 
 /// Hears how far a method is, from 0 to 1.

@@ -6,10 +6,11 @@ use anyhow::{Context as _, bail, ensure};
 use drophammer_protocol::erase::Method;
 
 use super::{Progress, finish_sanitize};
-use crate::drive::nvme::{ALL_NAMESPACES, Command, SanitizeAction, SanitizeLog, SecureErase};
-use crate::drive::{Data, Drive, SanitizeKind};
+use crate::drive::nvme::{ALL_NAMESPACES, Command, SanitizeAction, SecureErase};
+use crate::drive::{Data, Drive};
+use crate::erase::ask;
 use crate::erase::plan::Commands;
-use crate::erase::probe::{Probed, Volume, sanitize_log};
+use crate::erase::probe::{Probed, Volume};
 
 pub(super) fn carry_out(
     drive: &mut dyn Drive,
@@ -34,27 +35,14 @@ fn sanitize(
     action: SanitizeAction,
     progress: Progress<'_>,
 ) -> anyhow::Result<()> {
-    submit(drive, &Command::sanitize(action))?;
-    let log = sanitize_log(drive)?;
+    ask::nvme(drive, &Command::sanitize(action), Data::None)?;
+    let log = ask::sanitize_log(drive)?;
     ensure!(
         log.action == Some(action),
         "the drive accepted it, and its sanitize log knows nothing of it (the last one there is {:?})",
         log.action
     );
     finish_sanitize(drive, probed, Some(method), progress)
-}
-
-/// How long the drive says that it takes.
-pub(super) fn estimate(log: &SanitizeLog, kind: SanitizeKind) -> Option<Duration> {
-    match kind {
-        SanitizeKind::Crypto => log.crypto,
-        SanitizeKind::Block => log.block,
-        SanitizeKind::Overwrite => log.overwrite,
-    }
-}
-
-pub(super) fn leave_failed_sanitize(drive: &mut dyn Drive) -> anyhow::Result<()> {
-    submit(drive, &Command::sanitize(SanitizeAction::ExitFailure))
 }
 
 /// Each namespace, or all at once where the drive knows nothing smaller.
@@ -70,7 +58,8 @@ fn format(drive: &mut dyn Drive, probed: &Probed, erase: SecureErase, progress: 
         let nsid = if everything { ALL_NAMESPACES } else { volume.id.namespace };
         let format = volume.format.with_context(|| format!("how {} is formatted isn't known", volume.id))?;
         let limit = format_limit(if nvme.formats_all { probed.size_bytes() } else { volume.id.size_bytes });
-        submit(drive, &Command::format(nsid, format, erase, limit)).with_context(|| format!("namespace {nsid}"))?;
+        ask::nvme(drive, &Command::format(nsid, format, erase, limit), Data::None)
+            .with_context(|| format!("namespace {nsid}"))?;
     }
     Ok(())
 }
@@ -78,10 +67,4 @@ fn format(drive: &mut dyn Drive, probed: &Probed, erase: SecureErase, progress: 
 /// Ten minutes for the command itself, and a second per GiB for drives that erase by overwriting all they have.
 fn format_limit(size_bytes: u64) -> Duration {
     Duration::from_secs(600 + (size_bytes >> 30))
-}
-
-fn submit(drive: &mut dyn Drive, command: &Command) -> anyhow::Result<()> {
-    let answer = drive.nvme(command, Data::None);
-    answer.with_context(|| format!("no answer within {} s", command.timeout.as_secs()))?.check()?;
-    Ok(())
 }

@@ -5,8 +5,10 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use drophammer_protocol::erase::Method;
 
-use super::{Going, Progress, ata, nvme, patience, scsi, wait_for};
-use crate::drive::{Drive, SanitizeKind};
+use super::{Going, Progress, patience, wait_for};
+use crate::drive::nvme::SanitizeAction;
+use crate::drive::{Data, Drive, SanitizeKind, ata, nvme, scsi};
+use crate::erase::ask;
 use crate::erase::plan::Commands;
 use crate::erase::probe::{self, Condition, Probed};
 
@@ -32,7 +34,7 @@ pub(in crate::erase) fn finish_sanitize(
 /// What the drive reckons, or what drives of its size take.
 fn estimate(drive: &mut dyn Drive, probed: &Probed, kind: Option<SanitizeKind>) -> anyhow::Result<Duration> {
     let told = match (&probed.capabilities.commands, kind) {
-        (Commands::Nvme(_), Some(kind)) => nvme::estimate(&probe::sanitize_log(drive)?, kind),
+        (Commands::Nvme(_), Some(kind)) => ask::sanitize_log(drive)?.estimate(kind),
         _ => None,
     };
     Ok(told.unwrap_or_else(|| usual(kind, probed.size_bytes())))
@@ -57,9 +59,9 @@ pub(super) fn overwriting(bytes: u64) -> Duration {
 /// A drive whose sanitize failed takes nothing but another one until it's told to go on.
 pub(in crate::erase) fn leave_failed_sanitize(drive: &mut dyn Drive, probed: &Probed) -> anyhow::Result<()> {
     match &probed.capabilities.commands {
-        Commands::Nvme(_) => nvme::leave_failed_sanitize(drive),
-        Commands::Ata(_) => ata::leave_failed_sanitize(drive),
-        Commands::Scsi(_) => scsi::leave_failed_sanitize(drive),
+        Commands::Nvme(_) => ask::nvme(drive, &nvme::Command::sanitize(SanitizeAction::ExitFailure), Data::None),
+        Commands::Ata(_) => ask::ata(drive, &ata::Command::leave_failed_sanitize(), Data::None).map(drop),
+        Commands::Scsi(_) => ask::scsi(drive, &scsi::Command::leave_failed_sanitize(), Data::None).map(drop),
         Commands::None(_) => Ok(()),
     }
     .context("leaving the state of a failed sanitize")?;

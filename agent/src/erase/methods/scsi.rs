@@ -22,8 +22,3 @@ pub(super) fn carry_out(
     ask::scsi(drive, &Command::sanitize(kind), data)?;
     finish_sanitize(drive, probed, Some(method), progress).context("the drive began it")
 }
-
-pub(super) fn leave_failed_sanitize(drive: &mut dyn Drive) -> anyhow::Result<()> {
-    ask::scsi(drive, &Command::leave_failed_sanitize(), Data::None)?;
-    Ok(())
-}
