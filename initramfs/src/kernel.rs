@@ -25,7 +25,7 @@ pub enum Flavour {
 
 impl Flavour {
     /// What Debian calls it, in `linux-image-…`.
-    pub(crate) fn debian(self) -> &'static str {
+    pub fn debian(self) -> &'static str {
         match self {
             Self::Cloud => "cloud-amd64",
             Self::Generic => "amd64",

@@ -65,6 +65,9 @@ pub struct Kit {
     pub secret_key: PathBuf,
 }
 
+/// What the lab's machines boot.
+pub(crate) const FLAVOUR: Flavour = Flavour::Cloud;
+
 /// Where the places for running machines are.
 pub fn slots_dir() -> Result<PathBuf> {
     Ok(cache_dir()?.join("slots"))
@@ -109,7 +112,7 @@ fn base(dir: &Path, say: &mut dyn FnMut(&str)) -> Result<Kit> {
     let boot_dir = dir.join("boot");
     say("building the agent and its initramfs");
     let uki = UkiOptions { arguments: console::ARGUMENT.to_owned(), signing: None };
-    let options = Options { flavour: Flavour::Cloud, set: Set::Vm, agent: None, uki: Some(uki), out: boot_dir.clone() };
+    let options = Options { flavour: FLAVOUR, set: Set::Vm, agent: None, uki: Some(uki), out: boot_dir.clone() };
     let built = drophammer_initramfs::build(&options).context("preparing the boot files")?;
     say(&format!(
         "kernel {}, initramfs of {:.1} MB{}",

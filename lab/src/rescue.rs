@@ -13,7 +13,7 @@ use drophammer_images::debian::{Archive, Unpacked};
 use drophammer_initramfs::closure;
 use drophammer_initramfs::cpio::{self, Archive as Cpio};
 
-use crate::kit::Kit;
+use crate::kit::{self, Kit};
 use crate::qemu::{self, BootFrom};
 use crate::vm::Machine;
 
@@ -38,6 +38,7 @@ for depth in 1 2 3; do
     find /sys/devices -name modalias -exec cat {} + | sort -u | while read -r alias; do modprobe -q "$alias"; done
 done
 for module in dm_mod md_mod raid0 raid1 ext4 crc32c_generic sd_mod loop; do modprobe -q "$module"; done
+for module in /rescue/modules/*; do [ -e "$module" ] && insmod "$module"; done
 sleep 1
 echo "rescue: begins"
 sh -u /rescue/script
@@ -54,8 +55,9 @@ pub struct Rescue {
 }
 
 impl Rescue {
-    /// With these programs (`sbin/mdadm`, as their packages have them), each with the libraries that it needs.
-    pub fn prepare(kit: &Kit, packages: &[&str], programs: &[&str]) -> Result<Self> {
+    /// With these programs (`sbin/mdadm`, as their packages have them), each with the libraries that it needs, and with
+    /// these modules of the kernel besides the kit's (`drivers/md/dm-crypt`), in the order in which they are loaded.
+    pub fn prepare(kit: &Kit, packages: &[&str], programs: &[&str], modules: &[&str]) -> Result<Self> {
         let names: Vec<&str> = packages.iter().copied().chain(["busybox-static"]).collect();
         let archive = Archive::open()?;
         let unpacked = archive.unpack(&archive.closure(&names)?)?;
@@ -63,6 +65,10 @@ impl Rescue {
         cpio.file(qemu::RESCUE_INIT, INIT_SCRIPT.as_bytes(), 0o755)?;
         for program in [&BUSYBOX].into_iter().chain(programs) {
             add(&mut cpio, &unpacked, program).with_context(|| format!("putting {program} into the rescue system"))?;
+        }
+        if !modules.is_empty() {
+            let kernel = archive.unpack(&archive.kernel_and(kit::FLAVOUR.debian(), &[])?)?;
+            add_modules(&mut cpio, &kernel, modules)?;
         }
         let kernel = kit.boot_dir.join(drophammer_initramfs::KERNEL);
         let path = kit.boot_dir.join(drophammer_initramfs::INITRAMFS);
@@ -92,6 +98,17 @@ impl Rescue {
         ensure!(end.trim_start().starts_with('0'), "the script ended with {}:\n{said}", end.trim());
         Ok(said.to_owned())
     }
+}
+
+fn add_modules(cpio: &mut Cpio<'static>, kernel: &[Unpacked], modules: &[&str]) -> Result<()> {
+    let package = kernel.first().context("there is no kernel package")?;
+    let release = package.package.name.trim_start_matches("linux-image-");
+    for (number, module) in modules.iter().enumerate() {
+        let path = format!("lib/modules/{release}/kernel/{module}.ko");
+        let content = closure::read(kernel, &path)?.with_context(|| format!("the kernel's package has no {path}"))?;
+        cpio.file(&format!("rescue/modules/{number:02}.ko"), content, 0o644)?;
+    }
+    Ok(())
 }
 
 fn add(cpio: &mut Cpio<'static>, packages: &[Unpacked], program: &str) -> Result<()> {

@@ -85,8 +85,10 @@ fn open(root: &Path, volumes: &[Volume<'_>]) -> Result<Vec<OpenDisk>, String> {
 fn planned(root: &Path, disk: &Disk, chosen: &[&str], subject: &Subject) -> DrivePlan {
     let (capabilities, lies) = (subject.capabilities.clone(), subject.found.clone());
     let mut found = DrivePlan { capabilities, found: lies, ..bare(disk) };
-    let together: Vec<&str> = chosen.iter().copied().filter(|name| *name != disk.name).chain(names(disk)).collect();
-    match holders::plan_for(root, &together) {
+    let own: Vec<&str> = names(disk).collect();
+    let others = chosen.iter().copied().filter(|name| !own.contains(name));
+    let together: Vec<&str> = others.chain(own.iter().copied()).collect();
+    match holders::plan_for(root, &together, &own) {
         Ok(steps) => found.before = steps.iter().map(ToString::to_string).collect(),
         Err(held) => {
             found.left_out = Some(held.to_string());

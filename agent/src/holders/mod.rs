@@ -19,10 +19,13 @@ pub(crate) use plan::{Held, Step};
 pub(crate) use rounds::NotLetGo;
 use stack::Kind;
 
-/// What would be done to make everybody let go of these drives (kernel names, `sda`), below `root`, which is `/` on a
-/// machine. Touches nothing.
-pub(crate) fn plan_for(root: &Path, drives: &[&str]) -> Result<Vec<Step>, Held> {
-    plan::plan(&stack::read(root, drives), drives)
+/// What would be done to make everybody let go of `some` of these drives (kernel names, `sda`), below `root`, which is `/`
+/// on a machine. Touches nothing.
+pub(crate) fn plan_for(root: &Path, drives: &[&str], some: &[&str]) -> Result<Vec<Step>, Held> {
+    let stack = stack::read(root, drives);
+    let mut steps = plan::plan(&stack, drives)?;
+    steps.retain(|step| plan::concerns(&stack, some, step));
+    Ok(steps)
 }
 
 /// Takes apart whatever is on these drives, and returns when nothing holds them. `say` hears of each step before it's

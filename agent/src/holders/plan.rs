@@ -149,6 +149,24 @@ pub(super) fn plan(stack: &Stack, drives: &[&str]) -> Result<Vec<Step>, Held> {
     Ok(steps)
 }
 
+/// Whether one of these drives is why a step is taken.
+pub(super) fn concerns(stack: &Stack, drives: &[&str], step: &Step) -> bool {
+    let doomed = doomed(stack, drives);
+    match step {
+        Step::Unmount { place } => {
+            let tree = Tree::new(&stack.mounts);
+            let mut hit = stack.mounts.iter().filter(|mount| touches(&mount.on, &doomed));
+            hit.any(|mount| tree.subtree(mount).iter().any(|below| below.place == *place))
+        }
+        Step::SwapOff { path } => stack.swaps.iter().any(|swap| swap.path == *path && touches(&swap.on, &doomed)),
+        Step::DetachLoop { device: name, .. }
+        | Step::RemoveMapping { device: name, .. }
+        | Step::StopArray { device: name }
+        | Step::StopBcache { device: name }
+        | Step::StopCacheSet { uuid: name } => doomed.contains(name.as_str()),
+    }
+}
+
 /// The drives and everything that is made of them.
 fn doomed<'a>(stack: &'a Stack, drives: &[&'a str]) -> BTreeSet<&'a str> {
     let (mut doomed, mut todo) = (BTreeSet::new(), drives.to_vec());

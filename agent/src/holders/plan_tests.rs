@@ -311,6 +311,29 @@ fn refusals_name_the_holder() {
     assert_eq!(said(both, &["sda", "sdb"]), "unmount /srv\nstop the array md0");
 }
 
+#[test]
+fn a_drive_is_told_its_own_steps() {
+    let stack = stack(
+        "sda\nsdb\nsdc
+         sda1 part sda
+         md0 md sda1 sdb
+         dm-0 dm secrets CRYPT-1 sdc
+         swap /swap sdb
+         mount 2 1 /srv ext4 md0
+         mount 3 2 /srv/deep ext4 dm-0",
+    );
+    let drives = ["sda", "sdb", "sdc"];
+    let all = plan(&stack, &drives).expect("a plan");
+    for (drive, want) in [
+        ("sda", "unmount /srv/deep\nunmount /srv\nstop the array md0"),
+        ("sdb", "stop swapping to /swap\nunmount /srv/deep\nunmount /srv\nstop the array md0"),
+        ("sdc", "unmount /srv/deep\nremove the encrypted volume secrets (dm-0)"),
+    ] {
+        let own = all.iter().filter(|step| concerns(&stack, &[drive], step)).map(ToString::to_string);
+        assert_eq!(own.collect::<Vec<_>>().join("\n"), want, "{drive}");
+    }
+}
+
 const DRIVES: [&str; 3] = ["a", "b", "c"];
 
 /// Any pile of arrays and loops on three drives, and any mounts of it.

@@ -114,7 +114,7 @@ struct Arena {
 impl Arena {
     fn new(disks: Vec<DiskSpec>) -> Result<Self> {
         let kit = kit::prepare(&[], &mut |_| {})?;
-        let rescue = Rescue::prepare(&kit, &["nvme-cli", "coreutils"], &["usr/sbin/nvme", "bin/dd"])?;
+        let rescue = Rescue::prepare(&kit, &["nvme-cli", "coreutils"], &["usr/sbin/nvme", "bin/dd"], &[])?;
         let dir = tempfile::Builder::new().prefix("drophammer-").tempdir().context("making a directory")?;
         let server = ServerSpec::new(up::program()?, &kit);
         let lab = Lab::start(LabSpec { dir: dir.path().join("lab"), server, machines: 1 })?;
