@@ -208,8 +208,8 @@ fn encrypted_and_cached_drives_let_go_and_pools_are_known() {
             "holds member of a ZFS pool \"tank\"",
         ],
     );
-    let (_, pool) =
-        part(&said, "dry").split_once("m1-pool").map(|(a, b)| (a.to_owned(), b.to_owned())).expect("its plan");
+    let dry = part(&said, "dry");
+    let (_, pool) = dry.split_once("m1-pool").expect("its plan");
     assert!(!pool.contains("first:"), "nobody holds this one: {pool}");
     has("all", &["4 drives erased and verified", "ended with 0"]);
     let after = part(&said, "after");

@@ -153,7 +153,7 @@ pub struct Unwritten {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rest {
-    /// The drive's own counters of everything that was ever written to it: commands, and thousands of 512 bytes.
+    /// The drive's own counters of everything that was ever written to it: commands, and data in the drive's own unit.
     pub write_commands: u64,
     pub data_units_written: u64,
     /// Blocks of random content, written after the erase.

@@ -5,6 +5,7 @@
 //! where that one made them obsolete.
 
 mod identify;
+mod statistics;
 
 use std::fmt;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use super::scsi::{self, descriptor};
 use super::{QUICK, SanitizeKind};
 
 pub(crate) use identify::{Identity, Security, highest_factory_sector};
+pub(crate) use statistics::{LOG_DIRECTORY, STATISTICS, STATISTICS_GENERAL, has_statistics, written};
 
 /// Every block of data that an ATA command carries here.
 pub(crate) const SECTOR_BYTES: usize = 512;
@@ -40,6 +42,7 @@ enum Carries {
 
 impl Command {
     pub(crate) const READ_NATIVE_MAX_EXT: u8 = 0x27;
+    pub(crate) const READ_LOG_EXT: u8 = 0x2f;
     pub(crate) const TRUSTED_RECEIVE: u8 = 0x5c;
     pub(crate) const TRUSTED_SEND: u8 = 0x5e;
     pub(crate) const MAX_ADDRESS_CONFIGURATION: u8 = 0x78;
@@ -73,6 +76,12 @@ impl Command {
 
     pub(crate) fn identify() -> Self {
         Self::input(Self::IDENTIFY_DEVICE)
+    }
+
+    /// READ LOG EXT: one page of a log.
+    pub(crate) fn read_log(log: u8, page: u8) -> Self {
+        let lba = u64::from(page) << 8 | u64::from(log);
+        Self { lba, extended: true, ..Self::input(Self::READ_LOG_EXT) }
     }
 
     /// The highest sector that a host protected area leaves out, or doesn't; by 48 bits or by 28.
@@ -335,6 +344,7 @@ pub(crate) enum SanitizeUnknown {
 #[cfg(fuzzing)]
 pub(crate) fn fuzz(bytes: &[u8]) {
     identify::fuzz(bytes);
+    let _ = (has_statistics(bytes), written(bytes));
     let completion = scsi::Completion { status: 2, sense: bytes.to_vec(), transferred: 0 };
     let outcome = outcome(&completion);
     match &outcome {

@@ -59,6 +59,14 @@ impl Sanitize {
     }
 }
 
+/// The counters of everything that hosts ever wrote, by which a drive tells that nothing was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub(crate) commands: u64,
+    /// In whatever unit the drive counts data.
+    pub(crate) data_units: u64,
+}
+
 /// What goes with a command.
 #[derive(Debug)]
 pub(crate) enum Data<'a> {

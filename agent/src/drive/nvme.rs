@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use drophammer_protocol::inventory::Health;
 
-use super::{QUICK, Sanitize, SanitizeKind};
+use super::{QUICK, Sanitize, SanitizeKind, Written};
 
 /// Every page of Identify is this long.
 pub(crate) const IDENTIFY_BYTES: usize = 4096;
@@ -298,7 +298,7 @@ pub(crate) fn health(page: &[u8]) -> Option<Health> {
     })
 }
 
-/// From the same log.
+/// From the same log: Data Units Written, in thousands of 512 bytes, and Host Write Commands.
 pub(crate) fn written(page: &[u8]) -> Option<Written> {
     Some(Written { data_units: counter(page, 48)?, commands: counter(page, 80)? })
 }
@@ -306,15 +306,6 @@ pub(crate) fn written(page: &[u8]) -> Option<Written> {
 /// The counters have 128 bits; a drive whose upper half isn't zero has counted further than anything built.
 fn counter(page: &[u8], at: usize) -> Option<u64> {
     array(page, at).map(u128::from_le_bytes).map(|n| u64::try_from(n).unwrap_or(u64::MAX))
-}
-
-/// The counters of everything that hosts ever wrote, by which a drive tells that nothing was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Written {
-    /// Data Units Written, in thousands of 512 bytes.
-    pub(crate) data_units: u64,
-    /// Host Write Commands.
-    pub(crate) commands: u64,
 }
 
 /// The Sanitize Status log.

@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 
-use crate::drive::ata::{self, Identity, Registers, SECTOR_BYTES, SanitizeState};
-use crate::drive::nvme::{self, IDENTIFY_BYTES, IdentifyPage, SANITIZE_LOG_BYTES, SMART_BYTES, SanitizeLog, Written};
+use super::plan::Commands;
+use crate::drive::ata::{
+    self, Identity, LOG_DIRECTORY, Registers, SECTOR_BYTES, STATISTICS, STATISTICS_GENERAL, SanitizeState,
+};
+use crate::drive::nvme::{self, IDENTIFY_BYTES, IdentifyPage, SANITIZE_LOG_BYTES, SMART_BYTES, SanitizeLog};
 use crate::drive::scsi::{self, CAPACITY_BYTES, Capacity, Command, Completion, Failure, PAGE_BYTES, Page, Sense};
-use crate::drive::{Data, Drive, SanitizeKind};
+use crate::drive::{Data, Drive, SanitizeKind, Written};
 
 /// Has the command done. `Err` is why it wasn't.
 pub(super) fn nvme(drive: &mut dyn Drive, command: &nvme::Command, data: Data<'_>) -> anyhow::Result<()> {
@@ -28,14 +31,7 @@ pub(super) fn sanitize_log(drive: &mut dyn Drive) -> anyhow::Result<SanitizeLog>
     SanitizeLog::parse(&data).context("the sanitize log says what no revision of NVMe knows")
 }
 
-/// What was ever written to the drive, as it counts.
-pub(super) fn written(drive: &mut dyn Drive) -> anyhow::Result<Written> {
-    let mut data = vec![0; SMART_BYTES];
-    nvme(drive, &nvme::Command::smart(), Data::In(&mut data)).context("asking for the SMART log")?;
-    nvme::written(&data).context("the SMART log is cut short")
-}
-
-/// The same for SCSI.
+/// Has a command of SCSI done. `Err` is why it wasn't.
 pub(super) fn scsi(drive: &mut dyn Drive, command: &Command, data: Data<'_>) -> anyhow::Result<Completion> {
     let completion = submit(drive, command, data)?;
     completion.check()?;
@@ -145,6 +141,29 @@ pub(super) fn identify(drive: &mut dyn Drive) -> anyhow::Result<Identity> {
 pub(super) fn sanitize_state(drive: &mut dyn Drive) -> anyhow::Result<SanitizeState> {
     let completion = submit(drive, &ata::Command::sanitize_status().clothed(), Data::None)?;
     SanitizeState::of(ata::outcome(&completion)).context("asking how its sanitize is going")
+}
+
+/// What was ever written to the drive, as it counts; `None` if it doesn't.
+pub(super) fn written(drive: &mut dyn Drive, commands: &Commands) -> anyhow::Result<Option<Written>> {
+    match commands {
+        Commands::Nvme(_) => {
+            let mut page = vec![0; SMART_BYTES];
+            nvme(drive, &nvme::Command::smart(), Data::In(&mut page)).context("asking for the SMART log")?;
+            nvme::written(&page).map(Some).context("the SMART log is cut short")
+        }
+        Commands::Ata(_) if identify(drive)?.logs => {
+            let mut log = |log, page| {
+                let mut answer = [0; SECTOR_BYTES];
+                let read = ata(drive, &ata::Command::read_log(log, page), Data::In(&mut answer));
+                read.map(|_| answer).with_context(|| format!("reading page {page} of log {log:02x}h"))
+            };
+            if !ata::has_statistics(&log(LOG_DIRECTORY, 0)?) {
+                return Ok(None);
+            }
+            Ok(ata::written(&log(STATISTICS, STATISTICS_GENERAL)?))
+        }
+        Commands::Ata(_) | Commands::Scsi(_) | Commands::None(_) => Ok(None),
+    }
 }
 
 /// What came of it, without the room that was left.

@@ -1,15 +1,20 @@
 //! What becomes of ATA drives around their passwords.
 
-use drophammer_protocol::certificate::Verdict;
-use drophammer_protocol::erase::Method::AtaSecurityEraseEnhanced;
+use drophammer_protocol::certificate::{Unwritten, Verdict};
+use drophammer_protocol::erase::Method::{AtaSanitizeBlock, AtaSecurityEraseEnhanced};
 use drophammer_protocol::erase::{Depth, Policy};
-use drophammer_protocol::inventory::Bus;
+use drophammer_protocol::fixtures;
+use drophammer_protocol::inventory::{Bus, Disk};
+use drophammer_protocol::order::Fresh;
 
-use super::super::plan::Unable;
+use super::super::plan::{Blocks, Unable, plan};
+use super::super::probe::probe;
 use super::scsi_tests::{carry_out, kept, run, understand, with};
+use super::{Task, erase};
+use crate::drive::Drive as _;
 use crate::drive::ata::Password;
 use crate::drive::sim::ata::{AtaDrive, Erase, Security, THEIRS, locked};
-use crate::drive::sim::medium::Lie;
+use crate::drive::sim::medium::{Lie, Medium};
 use crate::drive::sim::{Body, SIZE};
 
 #[test]
@@ -134,4 +139,44 @@ fn passwords() {
         assert_eq!(drive.security.expect("claimed").tries_left, if is_locked { 4 } else { 5 });
         assert_eq!(kept(&before, &drive.body.medium), SIZE / 512, "nothing was touched");
     }
+}
+
+#[test]
+fn a_drive_that_nobody_wrote_to_is_left_alone() {
+    const ROOM: usize = 4 << 20;
+    type Since = fn(&mut AtaDrive);
+    let cases: [(&str, Since, Option<&str>); 5] = [
+        ("nothing", |_| (), None),
+        ("a boot", AtaDrive::power_cycle, None),
+        ("one write", |drive| drive.write(0, &[0; 4096], 0).expect("written"), Some("write commands now")),
+        ("counters that start over", |drive| drive.written = Some(0), Some("it counts 0 write commands now")),
+        ("it doesn't count any more", |drive| drive.written = None, Some("it no longer counts what is written")),
+    ];
+    for (name, since, again) in cases {
+        let body = Body { medium: Medium::full(ROOM, 1), ..Body::default() };
+        let mut drive =
+            with(body, AtaDrive { sectors: ROOM as u64 / 512, ..AtaDrive::with_sanitize(false, true, false) });
+        let disk = Disk { bus: Bus::Ata, ..fixtures::disk("SN-1", ROOM as u64) };
+        let probed = probe(&mut drive, &[disk], Blocks::default(), None).expect("probes");
+        let plan = plan(&probed.capabilities, Policy::Purge, false).expect("a plan");
+        let first = carry_out(&mut drive, &probed, &plan, Depth::Sampled);
+        let rest = first.rest.clone().expect("sealed");
+        since(&mut drive);
+        let unwritten = Unwritten { number: 4, certificate: "hash".into() };
+        let fresh = Fresh { unwritten, method: AtaSanitizeBlock, rest };
+        let told = drive.told.len();
+        let task = Task { plan: &plan, depth: Depth::Sampled, fresh: Some(&fresh), seed: [7; 32] };
+        let second = erase(&mut drive, &probed, &task, &mut |_| ());
+        assert_eq!(second.verdict(), Verdict::Erased { method: AtaSanitizeBlock }, "{name}");
+        match again {
+            None => assert_eq!((drive.told.len(), &second.rest), (told, &first.rest), "{name}: it was left alone"),
+            Some(words) => {
+                assert_eq!((drive.told.len(), &second.unwritten), (told + 1, &None), "{name}: it was erased again");
+                assert!(second.remarks.concat().contains(words), "{name}: {:?}", second.remarks);
+            }
+        }
+    }
+    let mut silent = AtaDrive { written: None, ..AtaDrive::with_sanitize(false, true, false) };
+    let account = run(&mut silent, Policy::Purge);
+    assert_eq!((account.verdict(), account.rest), (Verdict::Erased { method: AtaSanitizeBlock }, None));
 }

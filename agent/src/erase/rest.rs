@@ -12,9 +12,8 @@ use sha2::{Digest, Sha256};
 
 use super::ask;
 use super::canary::BLOCK_BYTES;
-use super::plan::Commands;
 use super::probe::Probed;
-use crate::drive::{Buffer, Drive};
+use crate::drive::{Buffer, Drive, Written};
 
 /// Of each volume.
 const SEALS: u64 = 8;
@@ -23,7 +22,8 @@ const LAST_BYTES: u64 = 1 << 20;
 
 /// Seals a drive. `None` if it couldn't tell later whether it was written to, or is too small.
 pub(super) fn seal(drive: &mut dyn Drive, probed: &Probed) -> anyhow::Result<Option<Rest>> {
-    if !matches!(probed.capabilities.commands, Commands::Nvme(_)) {
+    let commands = &probed.capabilities.commands;
+    if ask::written(drive, commands)?.is_none() {
         return Ok(None);
     }
     let mut seals = Vec::new();
@@ -44,13 +44,15 @@ pub(super) fn seal(drive: &mut dyn Drive, probed: &Probed) -> anyhow::Result<Opt
         }
     }
     drive.flush().context("flushing the seals")?;
-    let written = ask::written(drive)?;
-    Ok(Some(Rest { write_commands: written.commands, data_units_written: written.data_units, seals }))
+    let rest =
+        |Written { commands, data_units }| Rest { write_commands: commands, data_units_written: data_units, seals };
+    Ok(ask::written(drive, commands)?.map(rest))
 }
 
 /// Whether a drive is as it was left. `Err` says why it has to be erased again.
 pub(super) fn look(drive: &mut dyn Drive, probed: &Probed, fresh: &Fresh) -> anyhow::Result<()> {
-    let (written, rest) = (ask::written(drive)?, &fresh.rest);
+    let rest = &fresh.rest;
+    let written = ask::written(drive, &probed.capabilities.commands)?.context("it no longer counts what is written")?;
     ensure!(
         (written.commands, written.data_units) == (rest.write_commands, rest.data_units_written),
         "it counts {} write commands now, and counted {} then",

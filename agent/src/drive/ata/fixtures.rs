@@ -101,3 +101,22 @@ pub(crate) fn factory_configuration(highest: u64) -> Vec<u8> {
     page.set(0, 2).set(1, 7).set(2, 0x3f).number(3, 4, highest).set(7, 0x198f);
     page.signed()
 }
+
+/// ACS-3, A.5.4: eight bytes for each statistic.
+pub(crate) fn general_statistics(write_commands: u64, sectors_written: u64) -> Vec<u8> {
+    const SUPPORTED_AND_VALID: u64 = 0b11 << 62;
+    let mut page = vec![0; SECTOR_BYTES];
+    page[..3].copy_from_slice(&[1, 0, 1]);
+    for (at, count) in [(8, 12), (16, 4711), (24, sectors_written), (32, write_commands)] {
+        page[at..at + 8].copy_from_slice(&(SUPPORTED_AND_VALID | count).to_le_bytes());
+    }
+    page
+}
+
+/// ACS-3, A.2: the number of pages of each log; here of one.
+pub(crate) fn log_directory(pages_of_statistics: u16) -> Vec<u8> {
+    let mut page = vec![0; SECTOR_BYTES];
+    page[0] = 1;
+    page[8..10].copy_from_slice(&pages_of_statistics.to_le_bytes());
+    page
+}

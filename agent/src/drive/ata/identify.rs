@@ -18,6 +18,8 @@ pub(crate) struct Identity {
     pub(crate) security: Option<Security>,
     /// TRUSTED SEND and RECEIVE, which is how TCG Opal is spoken.
     pub(crate) trusted: bool,
+    /// READ LOG EXT.
+    pub(crate) logs: bool,
     /// How long each kind of security erase takes, as the drive reckons: words 89 and 90.
     pub(crate) erase_takes: Option<Duration>,
     pub(crate) enhanced_erase_takes: Option<Duration>,
@@ -67,6 +69,7 @@ impl Identity {
             sanitize: page.sanitize(),
             security: supported(82, 1).then(|| page.security()).flatten(),
             trusted: page.is_valid(48) && page.has(48, 0),
+            logs: page.is_valid(84) && page.has(84, 5),
             erase_takes: page.takes(89),
             enhanced_erase_takes: page.takes(90),
             long_addresses: supported(83, 10),

@@ -30,6 +30,8 @@ pub(crate) struct AtaDrive {
     pub(crate) accessible_max: Option<u64>,
     /// The maximum that the factory set, if there may be a device configuration overlay; 0: it's frozen.
     pub(crate) factory_max: Option<u64>,
+    /// Commands that wrote something, if it counts them.
+    pub(crate) written: Option<u64>,
     /// Whether the translator passes registers on.
     pub(crate) registers: bool,
     /// Whether commands of ATA get through at all.
@@ -54,6 +56,7 @@ impl Default for AtaDrive {
             native_max: Some(SECTORS - 1),
             accessible_max: Some(SECTORS - 1),
             factory_max: Some(SECTORS - 1),
+            written: Some(1000),
             registers: true,
             passes_through: true,
             says_ata: true,
@@ -113,7 +116,13 @@ impl AtaDrive {
 
     /// QEMU's `ide-hd` behind libata: neither Security nor Sanitize, and nothing that could be hidden.
     pub(crate) fn qemu() -> Self {
-        Self { native_max: None, accessible_max: None, factory_max: None, ..Self::with_sanitize(false, false, false) }
+        Self {
+            native_max: None,
+            accessible_max: None,
+            factory_max: None,
+            written: None,
+            ..Self::with_sanitize(false, false, false)
+        }
     }
 
     /// Power goes and comes back: a sanitize goes on where it was, and a password locks the drive.
@@ -139,6 +148,7 @@ impl AtaDrive {
         page.bits(48, &[(14, true), (0, self.body.tper.is_some())]);
         page.bits(82, &[(1, self.security.is_some()), (10, self.native_max.is_some())]);
         page.bits(83, &[(11, self.factory_max.is_some())]);
+        page.bits(84, &[(5, self.written.is_some())]);
         page.bits(119, &[(14, true), (8, self.accessible_max.is_some())]);
         if let Some(security) = &self.security {
             let enabled = security.password.is_some();
@@ -274,6 +284,14 @@ impl Drive for AtaDrive {
                         let outcome = if taken { Ok(Answer::default()) } else { Err(ABORTED) };
                         return Ok(self.translate(&told, outcome));
                     }
+                    (Command::READ_LOG_EXT, 0) => {
+                        let written = self.written.expect("isn't claimed");
+                        return Ok(match told.lba {
+                            0x0000 => give(data, &fixtures::log_directory(8)),
+                            0x0104 => give(data, &fixtures::general_statistics(written, 8 * written)),
+                            other => panic!("nobody should read log and page {other:#x}"),
+                        });
+                    }
                     (Command::DEVICE_CONFIGURATION, 0x00c2) => {
                         return Ok(match self.factory_max.expect("isn't claimed") {
                             0 => self.translate(&told, Err(ABORTED)),
@@ -301,6 +319,7 @@ impl Drive for AtaDrive {
 
     fn write(&mut self, _: usize, buffer: &[u8], offset: u64) -> io::Result<()> {
         self.unlocked()?;
+        self.written = self.written.map(|written| written + 1);
         self.body.write(buffer, offset)
     }
 
