@@ -191,7 +191,7 @@ fn findings(report: &Report) -> Vec<String> {
                 ));
             }
             findings.push(if report.trusted {
-                format!("every certificate was received by the server whose key you gave ({key})")
+                format!("every certificate was received by the server with the trusted key {key}")
             } else {
                 format!(
                     "not known: whose server this is. Its key says so of itself: {key}. Compare it with what `drophammer \
@@ -203,7 +203,7 @@ fn findings(report: &Report) -> Vec<String> {
             let keys: Vec<_> = keys.iter().map(ToString::to_string).collect();
             let keys = keys.join(", ");
             findings.push(if report.trusted {
-                format!("all are signed by the agent whose key you gave ({keys})")
+                format!("all are signed by the agent with the trusted key {keys}")
             } else {
                 format!(
                     "not known: who made them. The key says so of itself: {keys}. Compare it with what the agent told when \

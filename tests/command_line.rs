@@ -151,7 +151,7 @@ fn certificates_are_verified_offline() {
     fs::write(path("hole"), serde_json::to_string(&hole).expect("written")).expect("written");
     let (good, key_file) = (path("good"), path("key"));
     for (name, args, code, words) in [
-        ("whole, with its key", vec![&good, "--key", &key], 0, "signed by the agent whose key you gave"),
+        ("whole, with its key", vec![&good, "--key", &key], 0, "signed by the agent with the trusted key"),
         ("whole, with its key in a file", vec![&good, "--key", &key_file], 0, "valid: 2 certificates of 2 drives"),
         ("whole, without", vec![&good], 0, "not known: who made them"),
         ("as JSON", vec![&good, "--json"], 0, "\"valid\": true"),
