@@ -143,8 +143,8 @@ pub(crate) fn erase(args: &EraseArgs) -> anyhow::Result<()> {
 fn order(selection: &Selection, depth: Depth, disks: Vec<DiskId>) -> anyhow::Result<Erase> {
     let psids = match &selection.psids {
         Some(path) => {
-            let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-            labels(&text).with_context(|| format!("understanding {}", path.display()))?
+            let text = fs::read_to_string(path).with_context(|| format!("reading the PSIDs in {}", path.display()))?;
+            labels(&text).with_context(|| format!("understanding the PSIDs in {}", path.display()))?
         }
         None => BTreeMap::new(),
     };
