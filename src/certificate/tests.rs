@@ -147,7 +147,12 @@ fn what_cannot_be_known_is_said() {
     let served = CertificateChain { certificates: vec![], head: Some(Signed::seal(&head, &server)) };
     let by_hand = chain(|c| c.verdict = Verdict::NotErased { reason: "locked".into() });
     for (name, chain, key, want) in [
-        ("a server's, with its key", &served, Some(&server), vec!["valid: 0", "as of 1970-01-01 00:00:00", "you gave"]),
+        (
+            "a server's, with its key",
+            &served,
+            Some(&server),
+            vec!["valid: 0", "as of 1970-01-01 00:00:00", "the trusted key"],
+        ),
         ("a server's, without", &served, None, vec!["valid: 0", "as of", "not known: whose server"]),
         (
             "an agent's, with its key",
@@ -156,7 +161,7 @@ fn what_cannot_be_known_is_said() {
             vec![
                 "valid: 1 certificate of 1 drive",
                 "1 certificate says that the drive was NOT",
-                "you gave",
+                "the trusted key",
                 "not known",
             ],
         ),

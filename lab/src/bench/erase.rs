@@ -46,8 +46,10 @@ pub(super) fn beside_nvme_cli() -> Result<Contest> {
     Ok(Box::new(move |side| match side {
         Side::Ours => arena.seconds(&erase(&serials(DRIVES))),
         Side::Rival => {
-            let each = (0..DRIVES).map(|n| format!("nvme format /dev/nvme{n}n1 --ses=1 --force >/dev/null &"));
-            Ok(arena.seconds(&format!("{} wait", each.collect::<String>()))? + ALLOWANCE_SECONDS)
+            let begin = |n| format!("nvme format /dev/nvme{n}n1 --ses=1 --force >/dev/null & pids=\"$pids $!\"\n");
+            let begun: String = (0..DRIVES).map(begin).collect();
+            let all = format!("pids=\n{begun}for pid in $pids; do wait \"$pid\" || exit; done");
+            Ok(arena.seconds(&all)? + ALLOWANCE_SECONDS)
         }
     }))
 }
