@@ -344,7 +344,10 @@ pub(crate) enum SanitizeUnknown {
 #[cfg(fuzzing)]
 pub(crate) fn fuzz(bytes: &[u8]) {
     identify::fuzz(bytes);
-    let _ = (has_statistics(bytes), written(bytes));
+    if let Some(written) = written(bytes) {
+        assert!(written.commands >> 48 == 0 && written.data_units >> 48 == 0);
+    }
+    assert!(!has_statistics(bytes) || bytes.len() >= 10);
     let completion = scsi::Completion { status: 2, sense: bytes.to_vec(), transferred: 0 };
     let outcome = outcome(&completion);
     match &outcome {

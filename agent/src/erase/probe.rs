@@ -104,8 +104,8 @@ fn ask_opal(drive: &mut dyn Drive, probed: &mut Probed) {
 pub(super) fn still_the_same(drive: &mut dyn Drive, probed: &Probed) -> anyhow::Result<()> {
     match probed.capabilities.commands {
         Commands::Nvme(_) => nvme::check(drive, &probed.volumes),
-        Commands::Ata(_) => probed.volumes.iter().try_for_each(|volume| ata::check(drive, &volume.id).map(|_| ())),
-        Commands::Scsi(_) => probed.volumes.iter().try_for_each(|volume| scsi::check(drive, &volume.id).map(|_| ())),
+        Commands::Ata(_) => probed.volumes.iter().try_for_each(|volume| ata::check(drive, &volume.id)),
+        Commands::Scsi(_) => probed.volumes.iter().try_for_each(|volume| scsi::check(drive, &volume.id).map(drop)),
         Commands::None(_) => Ok(()),
     }
 }

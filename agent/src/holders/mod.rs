@@ -23,9 +23,8 @@ use stack::Kind;
 /// on a machine. Touches nothing.
 pub(crate) fn plan_for(root: &Path, drives: &[&str], some: &[&str]) -> Result<Vec<Step>, Held> {
     let stack = stack::read(root, drives);
-    let mut steps = plan::plan(&stack, drives)?;
-    steps.retain(|step| plan::concerns(&stack, some, step));
-    Ok(steps)
+    let steps = plan::plan(&stack, drives)?;
+    Ok(plan::concerning(&stack, some, steps))
 }
 
 /// Takes apart whatever is on these drives, and returns when nothing holds them. `say` hears of each step before it's

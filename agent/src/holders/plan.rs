@@ -149,22 +149,22 @@ pub(super) fn plan(stack: &Stack, drives: &[&str]) -> Result<Vec<Step>, Held> {
     Ok(steps)
 }
 
-/// Whether one of these drives is why a step is taken.
-pub(super) fn concerns(stack: &Stack, drives: &[&str], step: &Step) -> bool {
-    let doomed = doomed(stack, drives);
-    match step {
-        Step::Unmount { place } => {
-            let tree = Tree::new(&stack.mounts);
-            let mut hit = stack.mounts.iter().filter(|mount| touches(&mount.on, &doomed));
-            hit.any(|mount| tree.subtree(mount).iter().any(|below| below.place == *place))
-        }
+/// Those of the steps that are taken because of these drives.
+pub(super) fn concerning(stack: &Stack, drives: &[&str], mut steps: Vec<Step>) -> Vec<Step> {
+    let (doomed, tree) = (doomed(stack, drives), Tree::new(&stack.mounts));
+    let hit = stack.mounts.iter().filter(|mount| touches(&mount.on, &doomed));
+    let places: BTreeSet<&Path> =
+        hit.flat_map(|mount| tree.subtree(mount)).map(|below| below.place.as_path()).collect();
+    steps.retain(|step| match step {
+        Step::Unmount { place } => places.contains(place.as_path()),
         Step::SwapOff { path } => stack.swaps.iter().any(|swap| swap.path == *path && touches(&swap.on, &doomed)),
         Step::DetachLoop { device: name, .. }
         | Step::RemoveMapping { device: name, .. }
         | Step::StopArray { device: name }
         | Step::StopBcache { device: name }
         | Step::StopCacheSet { uuid: name } => doomed.contains(name.as_str()),
-    }
+    });
+    steps
 }
 
 /// The drives and everything that is made of them.

@@ -329,8 +329,8 @@ fn a_drive_is_told_its_own_steps() {
         ("sdb", "stop swapping to /swap\nunmount /srv/deep\nunmount /srv\nstop the array md0"),
         ("sdc", "unmount /srv/deep\nremove the encrypted volume secrets (dm-0)"),
     ] {
-        let own = all.iter().filter(|step| concerns(&stack, &[drive], step)).map(ToString::to_string);
-        assert_eq!(own.collect::<Vec<_>>().join("\n"), want, "{drive}");
+        let own: Vec<_> = concerning(&stack, &[drive], all.clone()).iter().map(ToString::to_string).collect();
+        assert_eq!(own.join("\n"), want, "{drive}");
     }
 }
 

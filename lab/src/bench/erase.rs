@@ -9,7 +9,7 @@ use drophammer_protocol::chain::{self, CertificateChain};
 use drophammer_protocol::erase::{Method, Policy};
 use tempfile::TempDir;
 
-use super::{Contest, Side};
+use super::{Contest, Side, limited};
 use crate::kit;
 use crate::lab::{Lab, LabSpec};
 use crate::qemu::{DiskBus, DiskSpec, Firmware, MachineSpec};
@@ -56,12 +56,9 @@ pub(super) fn beside_nvme_cli() -> Result<Contest> {
 
 pub(super) fn proof() -> Result<Contest> {
     let arena = Arena::new(nvme(1))?;
-    Ok(Box::new(move |side| match side {
-        Side::Ours => {
-            let erased = arena.erased(Policy::Purge, Method::NvmeFormatUserData)?;
-            Ok(erased.all_seconds - erased.drive_seconds)
-        }
-        Side::Rival => Ok(PROOF_SECONDS),
+    Ok(limited(PROOF_SECONDS, move || {
+        let erased = arena.erased(Policy::Purge, Method::NvmeFormatUserData)?;
+        Ok(erased.all_seconds - erased.drive_seconds)
     }))
 }
 
@@ -129,9 +126,9 @@ impl Arena {
     fn erased(&self, policy: Policy, method: Method) -> Result<Erased> {
         let command = format!("{} --policy {policy}", erase(&serials(1)));
         let (all_seconds, said) = self.timed(&command, &format!("cat {CERTIFICATES}"))?;
-        let (from, to) = said.find('{').zip(said.rfind('}')).context("there is no certificate")?;
-        let chain: CertificateChain =
-            serde_json::from_str(said.get(from..=to).unwrap_or_default()).context("understanding the certificate")?;
+        let ends = said.find('{').zip(said.rfind('}'));
+        let chain = ends.and_then(|(from, to)| said.get(from..=to)).context("there is no certificate")?;
+        let chain: CertificateChain = serde_json::from_str(chain).context("understanding the certificate")?;
         let (report, _) = chain::examine(&chain, None);
         let mut attempts = report.certificates.iter().flat_map(|checked| &checked.certificate.attempts);
         let attempt = attempts.next().context("nothing was tried")?;

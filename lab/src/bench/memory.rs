@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 
 use super::arena::{Arena, Who};
 use super::perfdhcp::{Exchange, Length, Load};
-use super::{Contest, Side};
+use super::{Contest, limited};
 
 const LEASES: u32 = 10_000;
 const TRANSFERS: u32 = 1000;
@@ -25,11 +25,4 @@ pub(super) fn with_leases() -> Result<Contest> {
         arena.transfers(TRANSFERS)?;
         server.memory("VmHWM")
     }))
-}
-
-fn limited(limit: f64, mut measure: impl FnMut() -> Result<f64> + 'static) -> Contest {
-    Box::new(move |side| match side {
-        Side::Ours => measure(),
-        Side::Rival => Ok(limit),
-    })
 }

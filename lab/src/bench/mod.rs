@@ -52,6 +52,14 @@ pub enum Side {
     Rival,
 }
 
+/// A contest with a limit in place of a rival.
+fn limited(limit: f64, mut measure: impl FnMut() -> Result<f64> + 'static) -> Contest {
+    Box::new(move |side| match side {
+        Side::Ours => measure(),
+        Side::Rival => Ok(limit),
+    })
+}
+
 pub const BENCHES: &[Bench] = &[
     Bench {
         name: "boot.dora",
