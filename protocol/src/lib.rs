@@ -15,9 +15,10 @@
 //! [`manifest`] is what an image builder signs, [`sign`] the one envelope that everything signed travels in, and [`api`]
 //! the paths and bodies of both HTTP interfaces (agents and operators). The rest is what two rooms would otherwise each
 //! have of their own: how much of a disk an install takes ([`space`]), what a system calls itself ([`os_release`]), how
-//! a number reads ([`words`]).
+//! a number reads ([`words`]), and how the tar of a root file system is read ([`archive`]).
 
 pub mod api;
+pub mod archive;
 pub mod boot_server;
 pub mod certificate;
 pub mod chain;

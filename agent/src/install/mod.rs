@@ -8,7 +8,6 @@
 //! Up to `Target::take` nothing is touched and a refusal is the worst that happens. From there on the disk holds no
 //! partition table until everything on it is complete and durable: whatever goes wrong, and whenever, it doesn't boot.
 
-mod archive;
 mod bootloader;
 mod configure;
 mod esp;
@@ -25,8 +24,8 @@ mod uplink;
 
 #[cfg(fuzzing)]
 pub(crate) use self::{
-    archive::fuzz as fuzz_archive, bootloader::fuzz as fuzz_bootloader, fetch::fuzz as fuzz_fetch,
-    systemd::fuzz as fuzz_systemd,
+    bootloader::fuzz as fuzz_bootloader, fetch::fuzz as fuzz_fetch, systemd::fuzz as fuzz_systemd,
+    unpack::fuzz as fuzz_archive,
 };
 
 use std::fs::{self, File};

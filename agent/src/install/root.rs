@@ -8,9 +8,10 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
+use drophammer_protocol::archive::inside;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag};
 use nix::sys::stat::{Mode, SFlag, mkdirat};
@@ -20,24 +21,6 @@ use nix::unistd::UnlinkatFlags;
 #[derive(Debug)]
 pub(crate) struct Root {
     dir: OwnedFd,
-}
-
-/// A path with a component that leads upwards.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{} leads out of the image", .0.display())]
-pub(crate) struct Escape(PathBuf);
-
-/// `path` as it's meant inside the root: without leading `/` and `.` components. Empty means the root itself.
-pub(crate) fn inside(path: &Path) -> Result<PathBuf, Escape> {
-    let mut inner = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::RootDir | Component::CurDir => {}
-            Component::Normal(name) if !name.as_bytes().contains(&0) => inner.push(name),
-            Component::Normal(_) | Component::ParentDir | Component::Prefix(_) => return Err(Escape(path.to_owned())),
-        }
-    }
-    Ok(inner)
 }
 
 impl Root {
@@ -255,21 +238,6 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
-
-    #[test]
-    fn paths_are_taken_as_inside() {
-        for (name, path, want) in [
-            ("as tar writes them", "./usr/bin/env", Some("usr/bin/env")),
-            ("absolute", "/etc/passwd", Some("etc/passwd")),
-            ("the root", "./", Some("")),
-            ("dots in between", "a/./b//c", Some("a/b/c")),
-            ("upwards", "../etc/passwd", None),
-            ("upwards in the middle", "a/../../etc", None),
-            ("a NUL", "a\0b", None),
-        ] {
-            assert_eq!(inside(Path::new(path)).ok(), want.map(PathBuf::from), "{name}");
-        }
-    }
 
     #[test]
     fn nothing_is_written_through_links_that_lead_out() {

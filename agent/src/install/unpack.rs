@@ -1,25 +1,26 @@
 //! The image's files, put in place as `tar -xp --numeric-owner --xattrs` run by root would: owners by number, all mode
-//! bits, extended attributes (with them file capabilities), times, hard links, devices.
+//! bits, extended attributes (with them file capabilities and ACLs), times, holes, hard links, devices.
 //!
 //! A member's directory is resolved inside the root by the kernel and its last name is never followed, so no member,
 //! whatever links earlier ones made, is written outside. `..` is refused rather than clamped: an honest image has none.
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use drophammer_protocol::archive::{Archive, Content, Kind, Member, Segment, Time, inside};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, makedev, mkdirat, mknodat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid};
-use xattr::FileExt;
+use xattr::FileExt as _;
 
-use super::archive::{Archive, Kind, Member, Time};
-use super::root::{Root, inside, kind_at, remove_at, split};
+use super::root::{Root, kind_at, remove_at, split};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unpacked {
@@ -35,8 +36,8 @@ pub(crate) fn unpack(stream: impl Read, root: &Root) -> anyhow::Result<Unpacked>
     while let Some(member) = archive.next_member()? {
         tree.place(&member, &mut archive).with_context(|| format!("unpacking {}", member.path.display()))?;
         done.members += 1;
-        if let Kind::File { bytes } = member.kind {
-            done.file_bytes += bytes;
+        if let Kind::File(content) = &member.kind {
+            done.file_bytes += content.bytes;
         }
     }
     tree.set_directory_times()?;
@@ -63,11 +64,11 @@ impl Tree<'_> {
         };
         let parent = self.parent(parent)?;
         let (major, minor) = match &member.kind {
-            Kind::File { bytes } => {
+            Kind::File(content) => {
                 let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                 let mode = Mode::from_bits_truncate(0o600);
                 let fd = self.fresh(&parent, name, || nix::fcntl::openat(&parent, name, flags, mode))?;
-                return self.finish_file(File::from(fd), member, *bytes, data);
+                return self.finish_file(File::from(fd), member, content, data);
             }
             Kind::HardLink { target } => {
                 let target = inside(target)?;
@@ -141,8 +142,20 @@ impl Tree<'_> {
         Ok(())
     }
 
-    fn finish_file(&mut self, mut file: File, member: &Member, bytes: u64, data: &mut impl Read) -> anyhow::Result<()> {
-        copy_exactly(data, &mut file, bytes, &mut self.buffer)?;
+    fn finish_file(
+        &mut self,
+        file: File,
+        member: &Member,
+        content: &Content,
+        data: &mut impl Read,
+    ) -> anyhow::Result<()> {
+        for segment in content.segments() {
+            copy_exactly(data, &file, segment, &mut self.buffer)?;
+        }
+        if content.segments.is_some() {
+            // What ends in a hole.
+            file.set_len(content.bytes).context("setting its size")?;
+        }
         // Writing to a file takes its capabilities away, so the attributes come after the data.
         set_owner_mode_xattrs(&file, member)?;
         nix::sys::stat::futimens(&file, &TimeSpec::UTIME_OMIT, &time_spec(member.mtime)).context("setting its time")
@@ -201,15 +214,16 @@ fn time_spec(time: Time) -> TimeSpec {
     TimeSpec::new(time.seconds, time.nanoseconds.into())
 }
 
-fn copy_exactly(from: &mut impl Read, to: &mut impl Write, bytes: u64, buffer: &mut [u8]) -> anyhow::Result<()> {
-    let mut left = bytes;
+fn copy_exactly(from: &mut impl Read, to: &File, segment: Segment, buffer: &mut [u8]) -> anyhow::Result<()> {
+    let (mut at, mut left) = (segment.offset, segment.length);
     while left > 0 {
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
         let room = buffer.get_mut(..most).context("no room to copy through")?;
         match from.read(room) {
             Ok(0) => anyhow::bail!("the tar stream ends in the middle of it"),
             Ok(count) => {
-                to.write_all(room.get(..count).unwrap_or_default()).context("writing it")?;
+                to.write_all_at(room.get(..count).unwrap_or_default(), at).context("writing it")?;
+                at += count as u64;
                 left -= count as u64;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -217,6 +231,32 @@ fn copy_exactly(from: &mut impl Read, to: &mut impl Write, bytes: u64, buffer: &
         }
     }
     Ok(())
+}
+
+/// Any bytes as a tar stream. What can be unpacked of it, by where it goes in the root; or why none of it can be.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) -> Result<Vec<PathBuf>, String> {
+    let mut archive = Archive::new(bytes);
+    let mut paths = vec![];
+    while let Some(member) = archive.next_member().map_err(|error| error.to_string())? {
+        assert!(member.mode <= 0o7777 && member.mtime.nanoseconds < 1_000_000_000, "{member:?}");
+        let path = inside(&member.path).map_err(|error| error.to_string())?;
+        assert!(
+            !path.is_absolute() && !path.components().any(|part| part == std::path::Component::ParentDir),
+            "{path:?}"
+        );
+        match member.kind {
+            Kind::File(content) => {
+                let stored: u64 = content.segments().iter().map(|segment| segment.length).sum();
+                let copied = io::copy(&mut archive, &mut io::sink()).map_err(|error| error.to_string())?;
+                assert!(copied <= stored && stored <= content.bytes);
+            }
+            Kind::HardLink { target } => drop(inside(&target).map_err(|error| error.to_string())?),
+            _ => {}
+        }
+        paths.push(path);
+    }
+    Ok(paths)
 }
 
 #[cfg(test)]

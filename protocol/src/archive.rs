@@ -1,15 +1,22 @@
-//! A tar stream, member by member, in bounded memory.
+//! How the tar of a root file system is read: by who packs it and by the machine that unpacks it, to the same members.
 //!
-//! Header fields are the `tar` crate's. The walk is our own because that crate splits PAX records at newlines, and a
-//! file capability is a binary value that may well contain one (`cap_dac_override,cap_fowner` has a 0x0a); and because
-//! it reads long names of any length into memory.
+//! Member by member, in bounded memory, from any source of bytes. Header fields are the `tar` crate's. The walk is our own
+//! because that crate splits PAX records at newlines, and a file capability is a binary value that may well contain one
+//! (`cap_dac_override,cap_fowner` has a 0x0a); because it reads long names of any length into memory; and because it
+//! doesn't know of holes that POSIX headers describe.
+
+mod acl;
+mod sparse;
 
 use std::ffi::OsString;
 use std::io::{self, Read};
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
 
 use tar::{EntryType, Header};
+
+pub use self::sparse::Segment;
+use self::sparse::SparseHeaders;
 
 const BLOCK: u64 = 512;
 
@@ -17,20 +24,22 @@ const BLOCK: u64 = 512;
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Member {
-    pub(crate) path: PathBuf,
-    pub(crate) kind: Kind,
+pub struct Member {
+    /// As the tar has it; see [`inside`].
+    pub path: PathBuf,
+    pub kind: Kind,
     /// Permission bits with set-id and sticky.
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) mtime: Time,
-    pub(crate) xattrs: Vec<(OsString, Vec<u8>)>,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: Time,
+    /// By their names in Linux, ACLs among them in the form that `setxattr` takes.
+    pub xattrs: Vec<(OsString, Vec<u8>)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    File { bytes: u64 },
+pub enum Kind {
+    File(Content),
     HardLink { target: PathBuf },
     SymbolicLink { target: PathBuf },
     Directory,
@@ -39,46 +48,94 @@ pub(crate) enum Kind {
     Fifo,
 }
 
+/// What a file holds. Reading the [`Archive`] gives the bytes of its segments, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    pub bytes: u64,
+    /// Where there is data, in ascending order; `None` is all of it. The rest are holes.
+    pub segments: Option<Vec<Segment>>,
+}
+
+impl Content {
+    /// Where there is data, also in a file without holes.
+    pub fn segments(&self) -> Vec<Segment> {
+        match &self.segments {
+            Some(segments) => segments.clone(),
+            None if self.bytes == 0 => Vec::new(),
+            None => vec![Segment { offset: 0, length: self.bytes }],
+        }
+    }
+
+    fn stored(&self) -> u64 {
+        match &self.segments {
+            Some(segments) => segments.iter().map(|segment| segment.length).sum(),
+            None => self.bytes,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Time {
-    pub(crate) seconds: i64,
-    pub(crate) nanoseconds: u32,
+pub struct Time {
+    pub seconds: i64,
+    pub nanoseconds: u32,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ArchiveError {
-    #[error("reading the tar stream")]
-    Read(#[from] io::Error),
-    #[error("the tar stream ends in the middle of a member")]
-    Cut,
+pub enum ArchiveError {
+    #[error("reading the tar stream after {after:?}")]
+    Read {
+        after: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the tar stream ends in the middle of a member, after {after:?}")]
+    Cut { after: PathBuf },
     #[error("the tar stream has a damaged header after {after:?}: {what}")]
     Damaged { after: PathBuf, what: &'static str },
     #[error("{path:?} of the image {what}")]
     Unsupported { path: PathBuf, what: &'static str },
 }
 
+/// A path with a component that leads upwards.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{} leads out of the image", .0.display())]
+pub struct Escape(PathBuf);
+
+/// `path` as it's meant inside the root: without leading `/` and `.` components. Empty means the root itself.
+pub fn inside(path: &Path) -> Result<PathBuf, Escape> {
+    let mut inner = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(name) if !name.as_bytes().contains(&0) => inner.push(name),
+            Component::Normal(_) | Component::ParentDir | Component::Prefix(_) => return Err(Escape(path.to_owned())),
+        }
+    }
+    Ok(inner)
+}
+
 #[derive(Debug)]
-pub(crate) struct Archive<R> {
+pub struct Archive<R> {
     source: R,
     /// Of the current member: data not yet read, then padding to the next block.
     data_left: u64,
     padding: u64,
     last: PathBuf,
+    marked: bool,
 }
 
 impl<R: Read> Archive<R> {
-    pub(crate) fn new(source: R) -> Self {
-        Self { source, data_left: 0, padding: 0, last: PathBuf::new() }
+    pub fn new(source: R) -> Self {
+        Self { source, data_left: 0, padding: 0, last: PathBuf::new(), marked: false }
     }
 
     /// The next member; what is left of the current one's data is skipped. `None` at the end of the archive.
-    pub(crate) fn next_member(&mut self) -> Result<Option<Member>, ArchiveError> {
+    pub fn next_member(&mut self) -> Result<Option<Member>, ArchiveError> {
         let mut extensions = Extensions::default();
         loop {
             self.skip_rest()?;
             let Some(header) = self.header()? else { return Ok(None) };
-            let kind = header.entry_type();
-            match kind {
+            match header.entry_type() {
                 EntryType::GNULongName => extensions.path = Some(until_nul(self.extension(&header)?)),
                 EntryType::GNULongLink => extensions.link = Some(until_nul(self.extension(&header)?)),
                 EntryType::XHeader => {
@@ -98,13 +155,19 @@ impl<R: Read> Archive<R> {
         }
     }
 
+    /// Whether the end was marked as such, once there are no more members. Otherwise the tar may have been cut short.
+    pub fn has_end_mark(&self) -> bool {
+        self.marked
+    }
+
     /// Hands over what follows the end of the archive, so that the whole stream is read.
-    pub(crate) fn into_rest(self) -> R {
+    pub fn into_rest(self) -> R {
         self.source
     }
 
     fn member(&mut self, header: &Header, extensions: Extensions) -> Result<Member, ArchiveError> {
-        let path = extensions.path.unwrap_or_else(|| header.path_bytes().into_owned());
+        let path = extensions.sparse.name.clone().or(extensions.path);
+        let path = path.unwrap_or_else(|| header.path_bytes().into_owned());
         let path = PathBuf::from(OsString::from_vec(path));
         self.last.clone_from(&path);
         let unsupported = |what| ArchiveError::Unsupported { path: path.clone(), what };
@@ -113,33 +176,49 @@ impl<R: Read> Archive<R> {
         }
         let link = || {
             let link = extensions.link.clone().or_else(|| header.link_name_bytes().map(|l| l.into_owned()));
-            link.map(|l| PathBuf::from(OsString::from_vec(l))).ok_or_else(|| unsupported("is a link to nothing"))
+            let link = link.filter(|link| !link.is_empty()).ok_or_else(|| unsupported("is a link to nothing"))?;
+            Ok(PathBuf::from(OsString::from_vec(link)))
         };
         let device = || match (header.device_major(), header.device_minor()) {
             (Ok(Some(major)), Ok(Some(minor))) => Ok((major, minor)),
             _ => Err(unsupported("is a device without numbers")),
         };
-        let size = || match extensions.size {
-            Some(size) => Ok(size),
-            None => header.entry_size().map_err(|_| unsupported("has an unreadable size")),
+        // Only files have data, whatever a link's header says its target's size is. Before POSIX a directory was a file
+        // whose name ends in a slash.
+        let is_file = match header.entry_type() {
+            EntryType::Regular => !path.as_os_str().as_encoded_bytes().ends_with(b"/"),
+            EntryType::Continuous | EntryType::GNUSparse => true,
+            _ => false,
         };
+        let stored = match extensions.size {
+            _ if !is_file => 0,
+            Some(size) => size,
+            None => header.entry_size().map_err(|_| unsupported("has an unreadable size"))?,
+        };
+        self.padding = padding(stored);
         let kind = match header.entry_type() {
-            // Before POSIX a directory was a file whose name ends in a slash.
-            EntryType::Regular if path.as_os_str().as_encoded_bytes().ends_with(b"/") => Kind::Directory,
-            EntryType::Regular | EntryType::Continuous => Kind::File { bytes: size()? },
+            EntryType::GNUSparse => {
+                let (bytes, segments) = self.gnu_sparse(header, stored)?;
+                Kind::File(Content { bytes, segments: Some(segments) })
+            }
+            EntryType::Regular | EntryType::Continuous if is_file => {
+                if extensions.sparse.are_there() {
+                    let (bytes, segments, data) = self.pax_sparse(extensions.sparse, stored)?;
+                    self.padding = padding(data);
+                    Kind::File(Content { bytes, segments: Some(segments) })
+                } else {
+                    Kind::File(Content { bytes: stored, segments: None })
+                }
+            }
+            EntryType::Regular | EntryType::Continuous | EntryType::Directory => Kind::Directory,
             EntryType::Link => Kind::HardLink { target: link()? },
             EntryType::Symlink => Kind::SymbolicLink { target: link()? },
-            EntryType::Directory => Kind::Directory,
             EntryType::Char => device().map(|(major, minor)| Kind::CharacterDevice { major, minor })?,
             EntryType::Block => device().map(|(major, minor)| Kind::BlockDevice { major, minor })?,
             EntryType::Fifo => Kind::Fifo,
-            EntryType::GNUSparse => return Err(unsupported("is stored sparse; pack the image without --sparse")),
-            _ => return Err(unsupported("is of a kind that isn't supported")),
+            _ => return Err(unsupported("is of a kind that can't be unpacked")),
         };
-        // As GNU tar does: only files have data, whatever a link's header says its target's size is.
-        let data = if let Kind::File { bytes } = kind { bytes } else { 0 };
-        self.data_left = data;
-        self.padding = padding(data);
+        self.data_left = if let Kind::File(content) = &kind { content.stored() } else { 0 };
         let number = |own: Option<u64>, field: io::Result<u64>| {
             let number = own.map_or(field, Ok).ok().and_then(|n| u32::try_from(n).ok());
             number.ok_or_else(|| unsupported("has an owner that isn't a number of 32 bits"))
@@ -148,10 +227,17 @@ impl<R: Read> Archive<R> {
             mode: header.mode().map_err(|_| unsupported("has an unreadable mode"))? & 0o7777,
             uid: number(extensions.uid, header.uid())?,
             gid: number(extensions.gid, header.gid())?,
-            mtime: extensions.mtime.unwrap_or_else(|| Time {
-                seconds: header.mtime().ok().and_then(|s| i64::try_from(s).ok()).unwrap_or(0),
-                nanoseconds: 0,
-            }),
+            mtime: match extensions.mtime {
+                Some(time) => time,
+                None => Time {
+                    seconds: header
+                        .mtime()
+                        .ok()
+                        .and_then(|seconds| i64::try_from(seconds).ok())
+                        .ok_or_else(|| unsupported("has an unreadable time"))?,
+                    nanoseconds: 0,
+                },
+            },
             xattrs: extensions.xattrs,
             kind,
             path,
@@ -165,6 +251,7 @@ impl<R: Read> Archive<R> {
         }
         let bytes = header.as_bytes();
         if bytes.iter().all(|b| *b == 0) {
+            self.marked = true;
             return Ok(None);
         }
         // The checksum counts its own field (148..156) as spaces.
@@ -181,12 +268,11 @@ impl<R: Read> Archive<R> {
 
     fn extension(&mut self, header: &Header) -> Result<Vec<u8>, ArchiveError> {
         let size = header.entry_size().map_err(|_| self.damaged("an extension header of unreadable size"))?;
-        if size > MAX_EXTENSION_BYTES {
-            return Err(self.damaged("an extension header larger than 1 MiB"));
-        }
-        let mut bytes = vec![0; usize::try_from(size).map_err(|_| ArchiveError::Cut)?];
+        let length = usize::try_from(size).ok().filter(|_| size <= MAX_EXTENSION_BYTES);
+        let Some(length) = length else { return Err(self.damaged("an extension header larger than 1 MiB")) };
+        let mut bytes = vec![0; length];
         if !self.fill(&mut bytes)? && size > 0 {
-            return Err(ArchiveError::Cut);
+            return Err(self.cut());
         }
         self.padding = padding(size);
         Ok(bytes)
@@ -196,10 +282,14 @@ impl<R: Read> Archive<R> {
         let left = self.data_left.saturating_add(self.padding);
         self.data_left = 0;
         self.padding = 0;
-        if left > 0 && io::copy(&mut (&mut self.source).take(left), &mut io::sink())? != left {
-            return Err(ArchiveError::Cut);
+        if left == 0 {
+            return Ok(());
         }
-        Ok(())
+        match io::copy(&mut (&mut self.source).take(left), &mut io::sink()) {
+            Ok(skipped) if skipped == left => Ok(()),
+            Ok(_) => Err(self.cut()),
+            Err(e) => Err(self.unread(e)),
+        }
     }
 
     /// Fills all of `buffer`; `false` if the stream was at its end.
@@ -208,10 +298,10 @@ impl<R: Read> Archive<R> {
         while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
             match self.source.read(rest) {
                 Ok(0) if filled == 0 => return Ok(false),
-                Ok(0) => return Err(ArchiveError::Cut),
+                Ok(0) => return Err(self.cut()),
                 Ok(count) => filled += count,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e.into()),
+                Err(e) => return Err(self.unread(e)),
             }
         }
         Ok(true)
@@ -219,6 +309,14 @@ impl<R: Read> Archive<R> {
 
     fn damaged(&self, what: &'static str) -> ArchiveError {
         ArchiveError::Damaged { after: self.last.clone(), what }
+    }
+
+    fn cut(&self) -> ArchiveError {
+        ArchiveError::Cut { after: self.last.clone() }
+    }
+
+    fn unread(&self, source: io::Error) -> ArchiveError {
+        ArchiveError::Read { after: self.last.clone(), source }
     }
 }
 
@@ -241,6 +339,7 @@ struct Extensions {
     gid: Option<u64>,
     mtime: Option<Time>,
     xattrs: Vec<(OsString, Vec<u8>)>,
+    sparse: SparseHeaders,
     unsupported: Option<&'static str>,
 }
 
@@ -255,19 +354,29 @@ impl Extensions {
                 b"uid" => self.uid = Some(text()?.parse().ok()?),
                 b"gid" => self.gid = Some(text()?.parse().ok()?),
                 b"mtime" => self.mtime = Some(time(text()?)?),
+                b"SCHILY.acl.access" => self.acl(acl::ACCESS, value),
+                b"SCHILY.acl.default" => self.acl(acl::DEFAULT, value),
+                // A C string, also in the attribute.
+                b"RHT.security.selinux" => {
+                    self.xattrs.push(("security.selinux".into(), [value.trim_ascii_end(), b"\0"].concat()));
+                }
                 _ => {
                     if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                         self.xattrs.push((OsString::from_vec(name.to_vec()), value.to_vec()));
-                    } else if key.starts_with(b"SCHILY.acl.") {
-                        self.unsupported =
-                            Some("carries an ACL as text; pack it as an attribute (--xattrs-include='*', not --acls)");
-                    } else if key.starts_with(b"GNU.sparse.") {
-                        self.unsupported = Some("is stored sparse; pack the image without --sparse");
+                    } else if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                        self.sparse.take(key, value)?;
                     }
                 }
             }
         }
         Some(())
+    }
+
+    fn acl(&mut self, name: &str, text: &[u8]) {
+        match acl::attribute(text) {
+            Ok(value) => self.xattrs.push((name.into(), value)),
+            Err(what) => self.unsupported = Some(what),
+        }
     }
 }
 
@@ -314,37 +423,26 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// Any bytes as a tar stream. What can be unpacked of it, by where it goes in the root; or why none of it can be.
-#[cfg(fuzzing)]
-pub(crate) fn fuzz(bytes: &[u8]) -> Result<Vec<PathBuf>, String> {
-    use super::root::inside;
-    let mut archive = Archive::new(bytes);
-    let mut paths = vec![];
-    while let Some(member) = archive.next_member().map_err(|error| error.to_string())? {
-        assert!(member.mode <= 0o7777 && member.mtime.nanoseconds < 1_000_000_000, "{member:?}");
-        let path = inside(&member.path).map_err(|error| error.to_string())?;
-        assert!(
-            !path.is_absolute() && !path.components().any(|part| part == std::path::Component::ParentDir),
-            "{path:?}"
-        );
-        match member.kind {
-            Kind::File { bytes } => {
-                let copied = io::copy(&mut archive, &mut io::sink()).map_err(|error| error.to_string())?;
-                assert!(copied <= bytes);
-            }
-            Kind::HardLink { target } => drop(inside(&target).map_err(|error| error.to_string())?),
-            _ => {}
-        }
-        paths.push(path);
-    }
-    Ok(paths)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn paths_are_taken_as_inside() {
+        for (name, path, want) in [
+            ("as tar writes them", "./usr/bin/env", Some("usr/bin/env")),
+            ("absolute", "/etc/passwd", Some("etc/passwd")),
+            ("the root", "./", Some("")),
+            ("dots in between", "a/./b//c", Some("a/b/c")),
+            ("upwards", "../etc/passwd", None),
+            ("upwards in the middle", "a/../../etc", None),
+            ("a NUL", "a\0b", None),
+        ] {
+            assert_eq!(inside(Path::new(path)).ok(), want.map(PathBuf::from), "{name}");
+        }
+    }
 
     #[test]
     fn pax_values_are_binary() {
@@ -383,6 +481,46 @@ mod tests {
         }
     }
 
+    #[test]
+    fn files_with_holes_as_gnu_tar_writes_them() {
+        use std::fs::File;
+        use std::os::unix::fs::FileExt;
+        use std::process::Command;
+
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = File::create(dir.path().join("sparse")).expect("made");
+        // More segments than one header holds, data at neither end.
+        for at in (1..40u64).map(|n| n << 20) {
+            file.write_all_at(&at.to_le_bytes(), at).expect("written");
+        }
+        file.set_len(50 << 20).expect("extended");
+        for format in [
+            &["--format=gnu"][..],
+            &["--format=pax", "--sparse-version=0.0"],
+            &["--format=pax", "--sparse-version=0.1"],
+            &["--format=pax", "--sparse-version=1.0"],
+        ] {
+            let arguments = ["--sparse", "--create", "--directory", dir.path().to_str().expect("UTF-8")];
+            let made = Command::new("tar").args(arguments).args(format).arg("sparse").output().expect("tar runs");
+            assert!(made.status.success(), "{format:?}: {made:?}");
+            assert!(made.stdout.len() < 1 << 20, "{format:?}: tar wrote holes");
+            let mut archive = Archive::new(&made.stdout[..]);
+            let member = archive.next_member().expect("read").expect("a member");
+            assert_eq!(member.path, Path::new("sparse"), "{format:?}");
+            let Kind::File(content) = member.kind else { panic!("{format:?}: not a file") };
+            assert_eq!(content.bytes, 50 << 20, "{format:?}");
+            let mut whole = vec![0; 50 << 20];
+            for Segment { offset, length } in content.segments() {
+                let offset = usize::try_from(offset).expect("small");
+                let place = &mut whole[offset..offset + usize::try_from(length).expect("small")];
+                archive.read_exact(place).expect("its data");
+            }
+            assert!(whole == std::fs::read(dir.path().join("sparse")).expect("read"), "{format:?}");
+            assert_eq!(archive.next_member().expect("read"), None, "{format:?}");
+            assert!(archive.has_end_mark(), "{format:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..4096)) {
@@ -407,9 +545,9 @@ mod tests {
             stream.extend([0x31; 2048]);
             let mut archive = Archive::new(&stream[..]);
             while let Ok(Some(member)) = archive.next_member() {
-                if let Kind::File { bytes } = member.kind {
+                if let Kind::File(content) = member.kind {
                     let copied = io::copy(&mut archive, &mut io::sink()).expect("from memory");
-                    prop_assert!(copied <= bytes);
+                    prop_assert!(copied <= content.bytes);
                 }
             }
         }
