@@ -14,6 +14,7 @@ mod bake;
 mod cache;
 mod command;
 pub mod debian;
+mod ext4;
 mod frames;
 mod from_packages;
 #[cfg(fuzzing)]
