@@ -113,7 +113,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Pack { tar, name, version, store, key, cmdline, level } => {
             let key = drophammer_images::load_key(&key)?;
             let options = PackOptions { level, ..PackOptions::new(&name, &version, &cmdline) };
-            let packed = drophammer_images::pack(&tar, &store, &options, &key)?;
+            let packed = drophammer_images::pack(&tar, &store, &options, &key, &|_| {})?;
             if args.json {
                 return output::json(&summary(&packed.manifest));
             }
@@ -125,9 +125,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
             if args.json {
                 return output::json(&summary(&manifest));
             }
-            let frames = manifest.chunks.frames.len();
+            let chunks = manifest.chunks().count();
             output::line(&format!(
-                "{}: {frames} chunks, all as {} signed them",
+                "{}: {chunks} chunks, all as {} signed them",
                 manifest.reference(),
                 manifest.signed_by()
             ))
@@ -177,7 +177,7 @@ fn summary(manifest: &Verified<Manifest>) -> ImageSummary {
         version: manifest.version.clone(),
         description: manifest.description.clone(),
         created: manifest.created,
-        download_bytes: manifest.chunks.frames.iter().map(|f| u64::from(f.length)).sum(),
+        download_bytes: manifest.download_bytes(),
         installed_bytes: manifest.installed_bytes,
         signed_by: manifest.signed_by(),
     }

@@ -12,7 +12,7 @@ use drophammer_lab::nbd::POISON;
 use drophammer_lab::qemu::{DiskKind, Firmware, MachineSpec};
 use drophammer_protocol::event::Phase;
 use drophammer_protocol::machine::{State, TakeBack};
-use drophammer_protocol::manifest::Manifest;
+use drophammer_protocol::manifest::{Manifest, PACKS};
 use drophammer_protocol::sign::Signed;
 
 /// A store of one's own with the kit's tiny image in it; returns the store and the image's directory.
@@ -21,9 +21,12 @@ fn store(dir: &Path) -> (PathBuf, PathBuf) {
     let newest = newest(&kit().images_dir.join("tiny"));
     let image = store.join("tiny").join(newest.file_name().expect("a version"));
     fs::create_dir_all(&image).expect("made");
-    for entry in fs::read_dir(&newest).expect("the tiny image") {
-        let path = entry.expect("an entry").path();
-        fs::copy(&path, image.join(path.file_name().expect("a name"))).expect("copied");
+    fs::create_dir_all(store.join(PACKS)).expect("made");
+    let packs = manifest(&newest).packs.into_iter().map(|pack| kit().images_dir.join(PACKS).join(pack.sha256));
+    let packs = packs.map(|path| (path, store.join(PACKS)));
+    let beside = fs::read_dir(&newest).expect("the tiny image").map(|entry| entry.expect("an entry").path());
+    for (path, to) in beside.map(|path| (path, image.clone())).chain(packs) {
+        fs::copy(&path, to.join(path.file_name().expect("a name"))).expect("copied");
     }
     (store, image)
 }
@@ -43,26 +46,33 @@ fn manifest(image: &Path) -> Manifest {
 fn a_damaged_image_ends_in_words_and_an_unbootable_disk() {
     let dir = tempfile::tempdir().expect("a directory");
     let (store, image) = store(dir.path());
-    let chunks = manifest(&image).chunks;
-    let path = image.join(&chunks.file);
+    let manifest = manifest(&image);
+    let form = manifest.block.as_ref().expect("a block form");
+    let path = store.join(PACKS).join(&manifest.packs[0].sha256);
     let good = fs::read(&path).expect("read");
     // One failure is enough, so that each kind of damage costs one install.
     let rig = Rig::start(1, 1, &store);
     let machine = rig.waiting(1, Firmware::Bios);
 
-    let middle = &chunks.frames[chunks.frames.len() / 2];
-    let last = chunks.frames.last().expect("frames");
+    let chunks: Vec<_> = form.chunks().collect();
+    let middle = chunks[chunks.len() / 2];
+    let last = chunks.last().expect("chunks");
     let flipped = |at: u64| {
         let mut bad = good.clone();
         bad[usize::try_from(at).expect("small")] ^= 1;
         bad
     };
-    let cut = |to: u64| good[..usize::try_from(to).expect("small")].to_vec();
+    // As long as it should be: what is shorter isn't even offered.
+    let cut = |to: u64| {
+        let mut bad = good.clone();
+        bad[usize::try_from(to).expect("small")..].fill(0);
+        bad
+    };
     for (name, bad) in [
         ("a bit in the middle", flipped(middle.offset + u64::from(middle.length) / 2)),
         ("a bit in the last chunk", flipped(last.offset + 1)),
-        ("cut inside a chunk", cut(middle.offset + 100)),
-        ("cut at a chunk's edge", cut(last.offset)),
+        ("zeros from the middle of a chunk on", cut(middle.offset + 100)),
+        ("zeros from a chunk's edge on", cut(last.offset)),
     ] {
         fs::write(&path, bad).expect("damaged");
         rig.allocate(&machine, "tiny");
@@ -153,6 +163,6 @@ fn packing_and_checking_agree_on_what_is_whole() {
     let tar = dir.path().join("empty.tar");
     fs::write(&tar, []).expect("written");
     let options = PackOptions::new("../escape", "1", "");
-    let error = drophammer_images::pack(&tar, dir.path(), &options, &key).expect_err("not a name");
+    let error = drophammer_images::pack(&tar, dir.path(), &options, &key, &|_| {}).expect_err("not a name");
     assert!(error.to_string().contains("../escape"), "{error:#}");
 }

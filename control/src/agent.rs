@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
-use drophammer_protocol::api::{Enrol, Enrolled, Events, EventsStored, PhonedHome};
+use drophammer_protocol::api::{Enrol, Enrolled, Events, EventsStored, IMAGES, PhonedHome};
 use drophammer_protocol::erase::{Depth, Psid};
 use drophammer_protocol::event::{Phase, Step};
 use drophammer_protocol::id::{BootId, MachineId, OrderId};
 use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::machine::State;
-use drophammer_protocol::order::{Erase, Fresh, Install, Order, Task};
+use drophammer_protocol::order::{Erase, Fresh, Install, Order, ReadBack, Task};
 use drophammer_protocol::ticket::PhoneHome;
 use uuid::Uuid;
 
@@ -232,8 +232,9 @@ impl Control {
             What::Install(plan) => Task::Install(Box::new(Install {
                 disk: plan.disk.clone(),
                 image: plan.image.clone(),
-                image_url: format!("{}/images/{}", reach.boot_server.trim_end_matches('/'), plan.image),
+                stores: vec![format!("{}{IMAGES}", reach.boot_server.trim_end_matches('/'))],
                 manifest_sha256: plan.manifest_sha256.clone(),
+                read_back: ReadBack::default(),
                 hostname: plan.hostname.clone(),
                 ssh_keys: plan.ssh_keys.clone(),
                 cmdline: policy.install_cmdline.clone(),

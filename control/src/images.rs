@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 
 use anyhow::{Context, Result, bail, ensure};
 use drophammer_protocol::api::ImageSummary;
-use drophammer_protocol::manifest::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, is_plain_name};
+use drophammer_protocol::manifest::{self, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, PACKS, is_plain_name};
 use drophammer_protocol::sign::{PublicKey, Signed};
 use sha2::{Digest, Sha256};
 
@@ -151,20 +151,22 @@ fn read(dir: &Path, keys: &[PublicKey]) -> Result<Image> {
     read.with_context(|| format!("reading {}", path.display()))?;
     ensure!(text.len() as u64 <= MAX_MANIFEST_BYTES, "its manifest is larger than {MAX_MANIFEST_BYTES} bytes");
     let signed: Signed<Manifest> = serde_json::from_str(&text).context("reading its manifest")?;
-    let manifest = signed.open(keys).context("checking the signature of its manifest")?;
-    manifest.check().context("checking its manifest")?;
+    let manifest = manifest::open_signed(&signed, keys).context("checking its manifest")?;
     let place = dir.parent().map(|name| (name.file_name(), dir.file_name()));
     if place != Some((Some(manifest.name.as_ref()), Some(manifest.version.as_ref()))) {
         bail!("its manifest is of {}, which belongs in another directory", manifest.reference());
     }
-    let download_bytes = manifest.chunks.frames.iter().map(|f| u64::from(f.length)).sum();
-    let chunks = dir.join(&manifest.chunks.file);
-    let there = fs::metadata(&chunks).with_context(|| format!("looking for {}", chunks.display()))?.len();
-    ensure!(
-        there == download_bytes,
-        "{} has {there} bytes and should have {download_bytes}: publish the image again",
-        chunks.display()
-    );
+    let packs = dir.ancestors().nth(2).unwrap_or(dir).join(PACKS);
+    for pack in &manifest.packs {
+        let path = packs.join(&pack.sha256);
+        let there = fs::metadata(&path).with_context(|| format!("looking for {}", path.display()))?.len();
+        ensure!(
+            there == pack.bytes,
+            "{} has {there} bytes and should have {}: publish the image again",
+            path.display(),
+            pack.bytes
+        );
+    }
     Ok(Image {
         manifest_sha256: hex::encode(Sha256::digest(signed.payload.as_bytes())),
         summary: ImageSummary {
@@ -172,7 +174,7 @@ fn read(dir: &Path, keys: &[PublicKey]) -> Result<Image> {
             version: manifest.version.clone(),
             description: manifest.description.clone(),
             created: manifest.created,
-            download_bytes,
+            download_bytes: manifest.download_bytes(),
             installed_bytes: manifest.installed_bytes,
             signed_by: manifest.signed_by(),
         },
@@ -182,20 +184,23 @@ fn read(dir: &Path, keys: &[PublicKey]) -> Result<Image> {
 #[cfg(test)]
 mod tests {
     use drophammer_protocol::fixtures;
-    use drophammer_protocol::manifest::Chunk;
     use ed25519_dalek::SigningKey;
 
     use super::*;
 
     fn manifest(name: &str, version: &str, created: u64) -> Manifest {
-        let frames = vec![Chunk { offset: 0, length: 4, unpacked: 100, sha256: String::new() }];
-        Manifest { created, ..fixtures::manifest(name, version, frames, 100) }
+        Manifest { created, ..fixtures::manifest(name, version) }
     }
 
     fn publish(images: &Path, place: &str, manifest: &Manifest, key: &SigningKey) {
-        let dir = images.join(place);
-        fs::create_dir_all(&dir).expect("creates");
-        fs::write(dir.join("rootfs.tar.zst"), b"zstd").expect("writes");
+        let (dir, packs) = (images.join(place), images.join(PACKS));
+        for dir in [&dir, &packs] {
+            fs::create_dir_all(dir).expect("creates");
+        }
+        for pack in &manifest.packs {
+            let file = fs::File::create(packs.join(&pack.sha256)).expect("creates");
+            file.set_len(pack.bytes).expect("as long as it should be");
+        }
         let signed = serde_json::to_string(&Signed::seal(manifest, key)).expect("serializes");
         fs::write(dir.join(MANIFEST_FILE), signed).expect("writes");
     }
@@ -210,8 +215,10 @@ mod tests {
         publish(path, "alpine/3", &manifest("alpine", "3", 50), &ours);
         publish(path, "evil/1", &manifest("evil", "1", 900), &theirs);
         publish(path, "debian/99", &manifest("debian", "12.9", 100), &ours);
-        publish(path, "cut/1", &manifest("cut", "1", 100), &ours);
-        fs::write(path.join("cut/1/rootfs.tar.zst"), b"z").expect("writes");
+        let mut cut = manifest("cut", "1", 100);
+        cut.packs[0].sha256 = "f".repeat(64);
+        publish(path, "cut/1", &cut, &ours);
+        fs::write(path.join(PACKS).join(&cut.packs[0].sha256), b"z").expect("writes");
         fs::create_dir_all(path.join("empty/1")).expect("creates");
         publish(path, ".staging/1", &manifest("staging", "1", 100), &ours);
         let images = Images::new(path.to_owned(), vec![PublicKey::of(&ours)]);

@@ -50,11 +50,11 @@ fn tar_of(items: &[Item]) -> Vec<u8> {
 }
 
 fn read(bytes: &[u8]) -> Result<Contents, Unfit> {
-    Contents::read(&mut &bytes[..])
+    Contents::read(bytes, |_, _| Ok(()))
 }
 
 fn said<T>(result: Result<T, Unfit>) -> String {
-    result.err().map(|e| e.to_string()).unwrap_or_default()
+    result.err().map(|e| format!("{:#}", anyhow::Error::from(e))).unwrap_or_default()
 }
 
 const KERNEL: Item = File("boot/vmlinuz-6.1", b"kernel");
@@ -85,19 +85,24 @@ fn a_tar_that_machines_could_unpack_differently_is_refused() {
         ("an owner that is none", kernel(108, b"root"), "has an owner that isn't a number of 32 bits"),
         ("a group that is none", kernel(116, b"root"), "has an owner that isn't a number of 32 bits"),
         ("an owner of 33 bits", tar_of(&[Pax(b"18 uid=4294967296\n"), KERNEL]), "has an owner that isn't"),
-        ("a time that is none", tar_of(&[Pax(b"11 mtime=x\n"), KERNEL]), "has an unreadable time"),
+        ("a time that is none", tar_of(&[Pax(b"11 mtime=x\n"), KERNEL]), "malformed PAX records"),
         ("a time before 1970", tar_of(&[Pax(b"14 mtime=-1.5\n"), KERNEL]), ""),
-        ("a directory with data", kernel(156, b"5"), "has data although it isn't a file"),
-        ("a file named as a directory", tar_of(&[File("boot/", b"x")]), "is a file whose name ends in a slash"),
+        ("a directory with data", kernel(156, b"5"), "has a damaged header"),
+        ("a file named as a directory", tar_of(&[File("boot/", b"x")]), "has a damaged header"),
         ("a device without numbers", saying(&tar_of(&[Kind("a", b'3')]), 0, 329, b"x"), "is a device without numbers"),
         ("a link to nothing", tar_of(&[Link("boot/vmlinuz-6.2", "")]), "is a link to nothing"),
-        ("a root that is a link", tar_of(&[Link("./", "boot")]), "is the root and not a directory"),
+        ("a root that is a link", tar_of(&[Link("./", "boot")]), "the root of the tar isn't a directory"),
         ("a comment on all of it", global(b"13 comment=x\n"), ""),
-        ("a size for all of it", global(b"9 size=1\n"), "has a global header other than a comment"),
+        ("a size for all of it", global(b"9 size=1\n"), "global PAX headers other than a comment"),
         ("padded to a record", with(|b| b.resize(10_240, 0)), ""),
-        ("upwards", tar_of(&[File("../etc/passwd", b"x")]), "isn't a path inside the image"),
-        ("upwards later on", tar_of(&[File("boot/../../etc/passwd", b"x")]), "isn't a path inside the image"),
-        ("absolute", tar_of(&[File("/etc/passwd", b"x")]), "isn't a path inside the image"),
+        ("upwards", tar_of(&[File("../etc/passwd", b"x")]), "leads out of the image"),
+        ("upwards later on", tar_of(&[File("boot/../../etc/passwd", b"x")]), "leads out of the image"),
+        ("absolute", tar_of(&[File("/etc/passwd", b"x")]), ""),
+        (
+            "a file over a directory",
+            tar_of(&[Dir("etc"), File("etc", b"x")]),
+            "\"etc\" in the tar would replace a directory",
+        ),
         (
             "through a symbolic link",
             tar_of(&[Link("etc", "/tmp"), File("etc/passwd", b"x")]),
@@ -108,18 +113,18 @@ fn a_tar_that_machines_could_unpack_differently_is_refused() {
         ("hard link to what comes later", tar_of(&[Hard("a", "b"), File("b", b"x")]), "is a hard link to \"b\""),
         ("hard link to a directory", tar_of(&[Dir("b"), Hard("a", "b")]), "is a hard link to \"b\""),
         ("a kind nobody knows", tar_of(&[Kind("a", b'Q')]), "is of a kind"),
-        ("sparse in GNU's form", tar_of(&[Kind("a", b'S')]), "\"a\" in the tar is stored sparse"),
+        ("sparse in GNU's form", tar_of(&[Kind("a", b'S')]), ""),
         (
             "sparse in pax's form",
             tar_of(&[Pax(b"22 GNU.sparse.major=1\n"), File("a", b"x")]),
-            "\"a\" in the tar is stored sparse",
+            "a file with holes and without a size",
         ),
         (
-            "an ACL as text",
+            "an ACL that isn't one",
             tar_of(&[Pax(b"33 SCHILY.acl.access=user::rw-,g\n"), File("a", b"x")]),
-            "\"a\" in the tar has an ACL as text",
+            "has an ACL that isn't understood",
         ),
-        ("cut in the middle of a file", whole[..1600].to_vec(), "reading the tar after"),
+        ("cut in the middle of a file", whole[..1540].to_vec(), "ends in the middle of a file"),
         ("cut between files", whole[..2048].to_vec(), "no end mark"),
         ("half an end mark", with(|b| b.truncate(b.len() - 512)), "no end mark"),
         ("no tar at all", Vec::new(), "no end mark"),

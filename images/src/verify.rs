@@ -1,39 +1,38 @@
 //! Checking a published image without a network: all that a machine checks while it installs, and what it can only find
 //! out afterwards.
 
-use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use drophammer_protocol::manifest::{Chunk, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, ManifestError};
-use drophammer_protocol::sign::{PublicKey, SignError, Signed, Verified};
+use drophammer_protocol::manifest::{
+    self, Attachment, BlockForm, Chunk, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, ManifestError, Piece, TarForm,
+};
+use drophammer_protocol::sign::{PublicKey, Verified};
 use sha2::{Digest, Sha256};
 
 use crate::scan::{Contents, Unfit};
+use crate::store;
+use crate::zeros::hash_zeros;
 
 /// Why an image isn't to be installed.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
     #[error("reading {}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{} is larger than any manifest may be ({MAX_MANIFEST_BYTES} bytes)", .0.display())]
-    Huge(PathBuf),
-    #[error("{} isn't a signed manifest: {why}", path.display())]
-    NotAManifest { path: PathBuf, why: String },
-    #[error("the manifest isn't to be believed")]
-    Signature(#[from] SignError),
-    #[error("the manifest is signed but can't be used")]
-    Manifest(#[from] ManifestError),
+    #[error("the manifest in {}", path.display())]
+    Manifest { path: PathBuf, source: ManifestError },
     #[error("the manifest is that of {signed}, not of {place}: images were mixed up or renamed")]
     Misplaced { signed: String, place: String },
-    #[error("{file} has {got} bytes instead of {want}")]
-    Length { file: String, got: u64, want: u64 },
-    #[error("frame {index} of {count} (at byte {offset}) was altered: its SHA-256 isn't that of the manifest")]
-    Frame { index: usize, count: usize, offset: u64 },
-    #[error("frame {index} doesn't unpack to the {want} bytes that the manifest promises")]
-    Unpacked { index: usize, want: u32 },
-    #[error("the frames are right one by one, but the tar that they make isn't the one of the manifest")]
-    Tar,
+    #[error("{} has {got} bytes instead of {want}", path.display())]
+    Length { path: PathBuf, got: u64, want: u64 },
+    #[error("{what} was altered: its SHA-256 isn't that of the manifest")]
+    Altered { what: String },
+    #[error("{what} doesn't unpack to what the manifest promises")]
+    Unpacked { what: String },
+    #[error("the chunks of the {form} form are right one by one, but together they aren't what the manifest says")]
+    Whole { form: &'static str },
     #[error("the tar can't be unpacked as an image")]
     Unfit(#[from] Unfit),
     #[error("{path} in the image isn't the file of the manifest")]
@@ -42,28 +41,20 @@ pub enum Problem {
     BootFiles,
 }
 
-/// Checks everything there is to check about the image in `dir`.
+/// Checks everything there is to check about the image in `dir`, which is in a store.
 pub fn verify(dir: &Path, trusted: &[PublicKey]) -> Result<Verified<Manifest>, Problem> {
     let manifest = open_manifest(dir, trusted)?;
-    let mut tar = TarOfFrames::open(dir, &manifest)?;
-    let contents = Contents::read(&mut tar);
-    // A bad frame shows as an unreadable tar; the frame is the cause.
-    if let Some(problem) = tar.problem {
-        return Err(problem);
+    let dir = absolute(dir)?;
+    let store = dir.ancestors().nth(2).unwrap_or(&dir);
+    let packs = Packs::open(store, &manifest)?;
+    if let Some(sbom) = &manifest.sbom {
+        attachment(&dir, sbom)?;
     }
-    let contents = contents?;
-    if hex::encode(tar.hash.finalize()) != manifest.chunks.tar_sha256 {
-        return Err(Problem::Tar);
+    if let Some(form) = &manifest.block {
+        packs.check_block(form)?;
     }
-    let boot = &manifest.boot;
-    let bios = boot.bios.iter().flat_map(|bios| [&bios.boot_img, &bios.core_img]);
-    for file in [&boot.kernel].into_iter().chain(&boot.initrd).chain(bios).chain(&boot.uefi) {
-        if contents.sha256(&file.path).as_ref() != Some(&file.sha256) {
-            return Err(Problem::BootFile { path: file.path.clone() });
-        }
-    }
-    if contents.boot_files(&boot.cmdline)? != *boot {
-        return Err(Problem::BootFiles);
+    if let Some(form) = &manifest.tar {
+        packs.check_tar(form, &manifest)?;
     }
     Ok(manifest)
 }
@@ -74,15 +65,9 @@ pub(crate) fn open_manifest(dir: &Path, trusted: &[PublicKey]) -> Result<Verifie
     let failed = |source| Problem::Read { path: path.clone(), source };
     let mut text = Vec::new();
     File::open(&path).map_err(failed)?.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut text).map_err(failed)?;
-    if text.len() as u64 > MAX_MANIFEST_BYTES {
-        return Err(Problem::Huge(path));
-    }
-    let signed: Signed<Manifest> =
-        serde_json::from_slice(&text).map_err(|e| Problem::NotAManifest { path: path.clone(), why: e.to_string() })?;
-    let manifest = signed.open(trusted)?;
-    manifest.check()?;
+    let manifest = manifest::open(&text, trusted).map_err(|source| Problem::Manifest { path: path.clone(), source })?;
     // An old image under a new version's name is validly signed and still not what was asked for.
-    let dir = std::fs::canonicalize(dir).map_err(failed)?;
+    let dir = absolute(dir)?;
     let mut parts = dir.iter().rev().map(|part| part.to_string_lossy().into_owned());
     let version = parts.next().unwrap_or_default();
     let place = format!("{}/{version}", parts.next().unwrap_or_default());
@@ -92,73 +77,135 @@ pub(crate) fn open_manifest(dir: &Path, trusted: &[PublicKey]) -> Result<Verifie
     Ok(manifest)
 }
 
-/// The tar, frame by frame; no byte of a frame is unpacked before its hash is right.
-struct TarOfFrames<'a> {
-    file: BufReader<File>,
-    path: PathBuf,
-    frames: &'a [Chunk],
+fn absolute(dir: &Path) -> Result<PathBuf, Problem> {
+    fs::canonicalize(dir).map_err(|source| Problem::Read { path: dir.to_owned(), source })
+}
+
+fn attachment(dir: &Path, attachment: &Attachment) -> Result<(), Problem> {
+    let path = dir.join(&attachment.file);
+    let bytes = fs::read(&path).map_err(|source| Problem::Read { path: path.clone(), source })?;
+    if hex::encode(Sha256::digest(&bytes)) != attachment.sha256 {
+        return Err(Problem::Altered { what: path.display().to_string() });
+    }
+    Ok(())
+}
+
+/// The packs of an image, open and of the right length.
+struct Packs(Vec<(File, PathBuf)>);
+
+impl Packs {
+    fn open(store: &Path, manifest: &Manifest) -> Result<Self, Problem> {
+        let mut packs = Vec::new();
+        for pack in &manifest.packs {
+            let path = store::pack_path(store, pack);
+            let failed = |source| Problem::Read { path: path.clone(), source };
+            let file = File::open(&path).map_err(failed)?;
+            let got = file.metadata().map_err(failed)?.len();
+            if got != pack.bytes {
+                return Err(Problem::Length { path, got, want: pack.bytes });
+            }
+            packs.push((file, path));
+        }
+        Ok(Self(packs))
+    }
+
+    /// What a chunk unpacks to. Nothing is unpacked before its hash is right.
+    fn content(&self, chunk: &Chunk, what: impl Fn() -> String) -> Result<Vec<u8>, Problem> {
+        let mut frame = vec![0; chunk.length as usize];
+        if let Some((file, path)) = self.0.get(chunk.pack as usize) {
+            let read = file.read_exact_at(&mut frame, chunk.offset);
+            read.map_err(|source| Problem::Read { path: path.clone(), source })?;
+        }
+        if hex::encode(Sha256::digest(&frame)) != chunk.sha256 {
+            return Err(Problem::Altered { what: what() });
+        }
+        let want = chunk.unpacked as usize;
+        zstd::bulk::decompress(&frame, want)
+            .ok()
+            .filter(|content| content.len() == want && hex::encode(Sha256::digest(content)) == chunk.content_sha256)
+            .ok_or_else(|| Problem::Unpacked { what: what() })
+    }
+
+    fn check_block(&self, form: &BlockForm) -> Result<(), Problem> {
+        let mut hash = Sha256::new();
+        let mut at = 0;
+        for (index, piece) in form.pieces.iter().enumerate() {
+            hash_zeros(&mut hash, piece.at() - at);
+            match piece {
+                Piece::Chunk { chunk, at } => {
+                    let what = || {
+                        format!("piece {index} of {} of the block form, at byte {at} of the disk", form.pieces.len())
+                    };
+                    hash.update(self.content(chunk, what)?);
+                }
+                Piece::Zeros { length, .. } => hash_zeros(&mut hash, *length),
+            }
+            at = piece.at() + piece.length();
+        }
+        hash_zeros(&mut hash, form.bytes - at);
+        if hex::encode(hash.finalize()) == form.sha256 { Ok(()) } else { Err(Problem::Whole { form: "block" }) }
+    }
+
+    fn check_tar(&self, form: &TarForm, manifest: &Manifest) -> Result<(), Problem> {
+        let mut tar = TarOfChunks {
+            packs: self,
+            chunks: &form.chunks,
+            next: 0,
+            content: Vec::new(),
+            read: 0,
+            hash: Sha256::new(),
+            problem: None,
+        };
+        let contents = Contents::read(&mut tar, |_, _| Ok(()));
+        // A bad chunk shows as an unreadable tar; the chunk is the cause.
+        if let Some(problem) = tar.problem {
+            return Err(problem);
+        }
+        let contents = contents?;
+        if hex::encode(tar.hash.finalize()) != form.sha256 {
+            return Err(Problem::Whole { form: "tar" });
+        }
+        let boot = &manifest.boot;
+        let bios = boot.bios.iter().flat_map(|bios| [&bios.boot_img, &bios.core_img]);
+        for file in [&boot.kernel].into_iter().chain(&boot.initrd).chain(bios).chain(&boot.uefi) {
+            if contents.sha256(&file.path).as_ref() != Some(&file.sha256) {
+                return Err(Problem::BootFile { path: file.path.clone() });
+            }
+        }
+        if contents.boot_files(&boot.cmdline)? != *boot {
+            return Err(Problem::BootFiles);
+        }
+        Ok(())
+    }
+}
+
+/// The tar, chunk by chunk.
+struct TarOfChunks<'a> {
+    packs: &'a Packs,
+    chunks: &'a [Chunk],
     next: usize,
-    packed: Vec<u8>,
-    unpacked: Vec<u8>,
+    content: Vec<u8>,
     read: usize,
     hash: Sha256,
     problem: Option<Problem>,
 }
 
-impl<'a> TarOfFrames<'a> {
-    fn open(dir: &Path, manifest: &'a Manifest) -> Result<Self, Problem> {
-        let path = dir.join(&manifest.chunks.file);
-        let failed = |source| Problem::Read { path: path.clone(), source };
-        let file = File::open(&path).map_err(failed)?;
-        let got = file.metadata().map_err(failed)?.len();
-        let want = manifest.chunks.frames.iter().map(|frame| u64::from(frame.length)).sum();
-        if got != want {
-            return Err(Problem::Length { file: manifest.chunks.file.clone(), got, want });
-        }
-        Ok(Self {
-            file: BufReader::with_capacity(1 << 20, file),
-            path,
-            frames: &manifest.chunks.frames,
-            next: 0,
-            packed: Vec::new(),
-            unpacked: Vec::new(),
-            read: 0,
-            hash: Sha256::new(),
-            problem: None,
-        })
-    }
-
-    fn unpack(&mut self, index: usize, frame: &Chunk) -> Result<(), Problem> {
-        self.packed.clear();
-        (&mut self.file)
-            .take(u64::from(frame.length))
-            .read_to_end(&mut self.packed)
-            .map_err(|source| Problem::Read { path: self.path.clone(), source })?;
-        if hex::encode(Sha256::digest(&self.packed)) != frame.sha256 {
-            return Err(Problem::Frame { index, count: self.frames.len(), offset: frame.offset });
-        }
-        let want = frame.unpacked as usize;
-        self.unpacked = zstd::bulk::decompress(&self.packed, want)
-            .ok()
-            .filter(|unpacked| unpacked.len() == want)
-            .ok_or(Problem::Unpacked { index, want: frame.unpacked })?;
-        self.hash.update(&self.unpacked);
-        self.read = 0;
-        Ok(())
-    }
-}
-
-impl Read for TarOfFrames<'_> {
+impl Read for TarOfChunks<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.read == self.unpacked.len() {
-            let Some(frame) = self.frames.get(self.next) else { return Ok(0) };
-            if let Err(problem) = self.unpack(self.next, frame) {
-                self.problem = Some(problem);
-                return Err(io::Error::other("a frame is wrong"));
+        if self.read == self.content.len() {
+            let Some(chunk) = self.chunks.get(self.next) else { return Ok(0) };
+            let what = || format!("chunk {} of {} of the tar form", self.next, self.chunks.len());
+            match self.packs.content(chunk, what) {
+                Ok(content) => self.content = content,
+                Err(problem) => {
+                    self.problem = Some(problem);
+                    return Err(io::Error::other("a chunk is wrong"));
+                }
             }
-            self.next += 1;
+            self.hash.update(&self.content);
+            (self.read, self.next) = (0, self.next + 1);
         }
-        let rest = self.unpacked.get(self.read..).unwrap_or_default();
+        let rest = self.content.get(self.read..).unwrap_or_default();
         let n = rest.len().min(buffer.len());
         buffer[..n].copy_from_slice(&rest[..n]);
         self.read += n;

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow};
 use drophammer_images::{BuildOptions, PackOptions, Recipe, cache_dir};
 use drophammer_initramfs::{Flavour, Options, Set, UkiOptions};
-use drophammer_protocol::manifest::MANIFEST_FILE;
+use drophammer_protocol::manifest::{self, MANIFEST_FILE};
 use drophammer_protocol::sign::PublicKey;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -139,7 +139,8 @@ const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn publish(image: Image, kit: &Kit, say: &mut dyn FnMut(&str)) -> Result<()> {
     let recipe = Recipe::load(image.name())?;
-    let text = serde_json::to_vec(&recipe).context("naming the recipe")?;
+    // An image of an older format isn't one any more.
+    let text = serde_json::to_vec(&(manifest::FORMAT, &recipe)).context("naming the recipe")?;
     let recipe_hash = hex::encode(Sha256::digest(text));
     let record = kit.images_dir.join("published.json");
     let mut published: Published =
@@ -166,7 +167,7 @@ fn publish(image: Image, kit: &Kit, say: &mut dyn FnMut(&str)) -> Result<()> {
     }
     let key = drophammer_images::load_key(&kit.secret_key)?;
     let options = PackOptions::new(image.name(), &version, &built.cmdline);
-    drophammer_images::pack(&tar, &kit.images_dir, &options, &key)?;
+    drophammer_images::pack(&tar, &kit.images_dir, &options, &key, &|_| {})?;
     say(&format!("image {}/{version}", image.name()));
     published.0.insert(image.name().to_owned(), Entry { recipe: recipe_hash, version, looked: now });
     let text = serde_json::to_vec_pretty(&published).context("recording what was published")?;

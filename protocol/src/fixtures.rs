@@ -4,7 +4,7 @@ use crate::certificate::{Attempt, Drive, ErasureCertificate, Link, Promise, Verd
 use crate::erase::{Depth, Medium, Method, Policy};
 use crate::id::{BootId, MachineId, OrderId};
 use crate::inventory::{Bus, Disk, DiskId, Firmware, FirmwareKind, Inventory, System};
-use crate::manifest::{BootFiles, Chunk, Chunks, ImageFile, Manifest};
+use crate::manifest::{self, BootFiles, Chunk, ImageFile, Manifest, Pack, TarForm};
 use crate::order::Erase;
 
 /// An NVMe drive.
@@ -111,16 +111,25 @@ pub fn certificate(machine: MachineId, boot: BootId, order: OrderId, link: Link,
     }
 }
 
-/// An image of these frames, which together unpack to `tar_bytes`.
-pub fn manifest(name: &str, version: &str, frames: Vec<Chunk>, tar_bytes: u64) -> Manifest {
+/// A chunk of the one pack of [`manifest`].
+pub fn chunk(offset: u64, length: u32, unpacked: u32) -> Chunk {
+    Chunk { pack: 0, offset, length, sha256: "d".repeat(64), unpacked, content_sha256: "e".repeat(64) }
+}
+
+/// An image of 100 bytes.
+pub fn manifest(name: &str, version: &str) -> Manifest {
     Manifest {
+        format: manifest::FORMAT,
         name: name.into(),
         version: version.into(),
         description: format!("{name} {version}"),
         arch: "x86_64".into(),
         created: 0,
+        expires: None,
         installed_bytes: 1 << 20,
-        chunks: Chunks { file: "rootfs.tar.zst".into(), tar_bytes, tar_sha256: String::new(), frames },
+        packs: vec![Pack { sha256: "c".repeat(64), bytes: 1 << 20 }],
+        block: None,
+        tar: Some(TarForm { bytes: 100, sha256: "a".repeat(64), chunks: vec![chunk(0, 10, 100)] }),
         boot: BootFiles {
             kernel: ImageFile { path: "/boot/vmlinuz".into(), sha256: String::new() },
             initrd: None,
@@ -128,5 +137,6 @@ pub fn manifest(name: &str, version: &str, frames: Vec<Chunk>, tar_bytes: u64) -
             bios: None,
             uefi: None,
         },
+        sbom: None,
     }
 }

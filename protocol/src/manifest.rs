@@ -1,29 +1,51 @@
-//! What an image builder signs: which bytes make up an image, and what in it starts a machine.
+//! What an image builder signs: which bytes make up an image, in which forms, and what in it starts a machine.
 //!
-//! A published image is a directory that any HTTP server can hold:
+//! A store of published images is a directory that any HTTP server can hold:
 //!
 //! ```text
 //! <name>/<version>/manifest.json   Signed<Manifest>
-//! <name>/<version>/<chunks.file>   independent zstd frames, one after the other
+//! <name>/<version>/sbom.spdx.json  the packages in it
+//! packs/<SHA-256 of the pack>      chunks, one after the other
 //! ```
 //!
-//! Every frame has its own hash, so a machine can check it before it is decompressed or written, fetch any of them by
-//! range, and go on where it was cut off.
+//! An image comes in up to two forms. The *block form* is a file system that was made once, by whoever published it, and
+//! is written to a partition as it is; the *tar form* is unpacked into whatever file system the machine has made. Both are
+//! cut into chunks of up to 4 MiB. A chunk is one zstd frame of its own, with a hash of it packed (so that it's checked
+//! before it's decompressed or written) and one of it unpacked (so that a disk can be compared with it afterwards), and can
+//! be fetched by range from any mirror. Chunks live in *packs*, files that never change: a new version of an image refers
+//! to the packs of older ones for every chunk that they share, and brings one pack with the rest.
+//!
+//! The JSON has one form: fields in the order in which they are declared here, no white space, nothing unknown. What
+//! differs from it by a byte isn't a manifest.
 
 use serde::{Deserialize, Serialize};
 
-use crate::sign::Signable;
+use crate::sign::{PublicKey, SignError, Signable, Signed, Verified};
 
 pub const MANIFEST_FILE: &str = "manifest.json";
 
-/// No frame unpacks to more than this: what a machine has to hold in memory at once is known before it fetches.
+/// Directory of the packs in a store. No image can be called so.
+pub const PACKS: &str = "packs";
+
+/// The version of all this. A manifest of another isn't understood.
+pub const FORMAT: u32 = 2;
+
+/// No chunk unpacks to more than this: what a machine has to hold in memory at once is known before it fetches.
 pub const MAX_CHUNK_BYTES: u32 = 4 << 20;
 
+/// zstd makes what it can't compress a little longer, by less than this.
+const MAX_GROWTH: u32 = (MAX_CHUNK_BYTES >> 8) + 64;
+
 /// A manifest larger than this isn't read.
-pub const MAX_MANIFEST_BYTES: u64 = 16 << 20;
+pub const MAX_MANIFEST_BYTES: u64 = 32 << 20;
+
+/// Pieces of the block form begin and end at multiples of this.
+pub const BLOCK_BYTES: u64 = 4096;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Manifest {
+    pub format: u32,
     pub name: String,
     pub version: String,
     /// `PRETTY_NAME` of its os-release, or a description.
@@ -31,39 +53,117 @@ pub struct Manifest {
     pub arch: String,
     /// Seconds since 1970.
     pub created: u64,
+    /// From then on it isn't installed any more; in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expires: Option<u64>,
     /// Space that the unpacked files need, without the file system's own.
     pub installed_bytes: u64,
-    pub chunks: Chunks,
+    pub packs: Vec<Pack>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub block: Option<BlockForm>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tar: Option<TarForm>,
     pub boot: BootFiles,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sbom: Option<Attachment>,
 }
 
 impl Signable for Manifest {
-    const CONTEXT: &'static str = "drophammer image manifest 1";
+    const CONTEXT: &'static str = "drophammer image manifest 2";
 }
 
-/// The root file system as a tar stream, cut into independent zstd frames.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Chunks {
-    /// File name beside the manifest.
-    pub file: String,
-    pub tar_bytes: u64,
-    /// SHA-256 of the whole tar stream.
-    pub tar_sha256: String,
-    pub frames: Vec<Chunk>,
+/// A file of chunks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pack {
+    pub sha256: String,
+    pub bytes: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Chunk {
+    /// Which of [`Manifest::packs`] it's in, and where.
+    pub pack: u32,
     pub offset: u64,
     pub length: u32,
-    /// Size when unpacked.
-    pub unpacked: u32,
     /// SHA-256 of the frame as it is fetched.
+    pub sha256: String,
+    /// Size and SHA-256 when unpacked.
+    pub unpacked: u32,
+    pub content_sha256: String,
+}
+
+/// The root file system as it lies on a disk, as small as it can be. Every checksum in it holds for any UUID
+/// (`metadata_csum_seed`), so a machine gives it one of its own, and lets it grow.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockForm {
+    pub filesystem: Filesystem,
+    pub bytes: u64,
+    /// SHA-256 of all of it, with zeros where nothing has to be written.
+    pub sha256: String,
+    /// In order. What lies between them may hold anything.
+    pub pieces: Vec<Piece>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Filesystem {
+    Ext4,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Piece {
+    Chunk {
+        at: u64,
+        chunk: Chunk,
+    },
+    /// Has to read as zeros.
+    Zeros {
+        at: u64,
+        length: u64,
+    },
+}
+
+impl Piece {
+    pub fn at(&self) -> u64 {
+        match self {
+            Self::Chunk { at, .. } | Self::Zeros { at, .. } => *at,
+        }
+    }
+
+    pub fn length(&self) -> u64 {
+        match self {
+            Self::Chunk { chunk, .. } => chunk.unpacked.into(),
+            Self::Zeros { length, .. } => *length,
+        }
+    }
+}
+
+/// The root file system as a tar stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TarForm {
+    pub bytes: u64,
+    /// SHA-256 of the whole stream.
+    pub sha256: String,
+    pub chunks: Vec<Chunk>,
+}
+
+/// A file beside the manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attachment {
+    pub file: String,
+    pub bytes: u64,
     pub sha256: String,
 }
 
 /// A file of the image, by absolute path in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ImageFile {
     pub path: String,
     pub sha256: String,
@@ -71,6 +171,7 @@ pub struct ImageFile {
 
 /// What starts the installed system, found and hashed when the image was packed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BootFiles {
     pub kernel: ImageFile,
     pub initrd: Option<ImageFile>,
@@ -83,22 +184,60 @@ pub struct BootFiles {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BiosBoot {
     pub boot_img: ImageFile,
     pub core_img: ImageFile,
 }
 
-/// Why a validly signed manifest is refused all the same.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+/// Why a manifest isn't used.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ManifestError {
-    #[error("chunk {0} is empty or unpacks to more than {MAX_CHUNK_BYTES} bytes")]
-    ChunkSize(usize),
-    #[error("chunk {0} doesn't start where the one before it ends")]
-    Gap(usize),
-    #[error("the chunks unpack to {got} bytes, not to the {want} that the tar has")]
+    #[error("it is larger than any manifest may be ({MAX_MANIFEST_BYTES} bytes)")]
+    Huge,
+    #[error("it isn't a signed manifest: {0}")]
+    NotAManifest(String),
+    #[error("it isn't to be believed: {0}")]
+    Signature(#[from] SignError),
+    #[error("it isn't in the one form that a manifest has, though it was signed so")]
+    Form,
+    #[error("it is of format {0}, and this program knows format {FORMAT}: install the version that belongs to it")]
+    Format(u32),
+    #[error("{0:?} is not a plain name")]
+    Name(String),
+    #[error("{0:?} is not a SHA-256 in small letters")]
+    Hash(String),
+    #[error("it has neither a block form nor a tar form")]
+    Formless,
+    #[error("{0} is empty or unpacks to more than {MAX_CHUNK_BYTES} bytes")]
+    ChunkSize(String),
+    #[error("{0} lies outside of its pack")]
+    Outside(String),
+    #[error("{0} begins before the piece in front of it ends, ends behind the image, or in the middle of a block")]
+    Misplaced(String),
+    #[error("the chunks of the tar form unpack to {got} bytes, not to the {want} that the tar has")]
     Length { got: u64, want: u64 },
-    #[error("{0:?} is not a plain file name")]
-    FileName(String),
+}
+
+/// The manifest in `text`, if one of `trusted` signed it and it is sound.
+pub fn open(text: &[u8], trusted: &[PublicKey]) -> Result<Verified<Manifest>, ManifestError> {
+    if text.len() as u64 > MAX_MANIFEST_BYTES {
+        return Err(ManifestError::Huge);
+    }
+    let signed: Signed<Manifest> =
+        serde_json::from_slice(text).map_err(|e| ManifestError::NotAManifest(e.to_string()))?;
+    open_signed(&signed, trusted)
+}
+
+/// The same of what has been parsed already.
+pub fn open_signed(signed: &Signed<Manifest>, trusted: &[PublicKey]) -> Result<Verified<Manifest>, ManifestError> {
+    let manifest = signed.open(trusted)?;
+    let again = serde_json::to_string(&*manifest).map_err(|e| ManifestError::NotAManifest(e.to_string()))?;
+    if again != signed.payload {
+        return Err(ManifestError::Form);
+    }
+    manifest.check()?;
+    Ok(manifest)
 }
 
 impl Manifest {
@@ -107,32 +246,114 @@ impl Manifest {
         format!("{}/{}", self.name, self.version)
     }
 
-    /// Everything that a machine relies on while it streams. Cheap; called before the first chunk is fetched.
+    /// Every chunk of every form.
+    pub fn chunks(&self) -> impl Iterator<Item = &Chunk> {
+        let pieces = self.block.iter().flat_map(|block| &block.pieces);
+        let blocks = pieces.filter_map(|piece| match piece {
+            Piece::Chunk { chunk, .. } => Some(chunk),
+            Piece::Zeros { .. } => None,
+        });
+        blocks.chain(self.tar.iter().flat_map(|tar| &tar.chunks))
+    }
+
+    /// What a machine fetches at most, by the form that it prefers.
+    pub fn download_bytes(&self) -> u64 {
+        let of = |chunks: &mut dyn Iterator<Item = &Chunk>| chunks.map(|chunk| u64::from(chunk.length)).sum();
+        match (&self.block, &self.tar) {
+            (Some(block), _) => of(&mut block.chunks()),
+            (None, Some(tar)) => of(&mut tar.chunks.iter()),
+            (None, None) => 0,
+        }
+    }
+
+    /// Everything that a machine relies on while it fetches. Cheap; called before the first chunk is fetched.
     pub fn check(&self) -> Result<(), ManifestError> {
-        for name in [&self.name, &self.version, &self.chunks.file] {
-            if !is_plain_name(name) {
-                return Err(ManifestError::FileName(name.clone()));
-            }
+        if self.format != FORMAT {
+            return Err(ManifestError::Format(self.format));
         }
-        let (mut end, mut unpacked) = (0u64, 0u64);
-        for (index, chunk) in self.chunks.frames.iter().enumerate() {
-            if chunk.length == 0
-                || chunk.unpacked == 0
-                || chunk.unpacked > MAX_CHUNK_BYTES
-                || chunk.length > 2 * MAX_CHUNK_BYTES
-            {
-                return Err(ManifestError::ChunkSize(index));
-            }
-            if chunk.offset != end {
-                return Err(ManifestError::Gap(index));
-            }
-            end += u64::from(chunk.length);
-            unpacked += u64::from(chunk.unpacked);
+        let named = [&self.name, &self.version].into_iter().chain(self.sbom.iter().map(|sbom| &sbom.file));
+        if let Some(name) = named.into_iter().find(|name| !is_plain_name(name)) {
+            return Err(ManifestError::Name(name.clone()));
         }
-        if unpacked != self.chunks.tar_bytes {
-            return Err(ManifestError::Length { got: unpacked, want: self.chunks.tar_bytes });
+        if self.name == PACKS {
+            return Err(ManifestError::Name(self.name.clone()));
+        }
+        if self.block.is_none() && self.tar.is_none() {
+            return Err(ManifestError::Formless);
+        }
+        let forms = self.block.iter().map(|block| &block.sha256).chain(self.tar.iter().map(|tar| &tar.sha256));
+        let hashes = self.packs.iter().map(|pack| &pack.sha256).chain(forms);
+        if let Some(hash) = hashes.chain(self.sbom.iter().map(|sbom| &sbom.sha256)).find(|hash| !is_hash(hash)) {
+            return Err(ManifestError::Hash(hash.clone()));
+        }
+        if let Some(block) = &self.block {
+            block.check(&self.packs)?;
+        }
+        if let Some(tar) = &self.tar {
+            tar.check(&self.packs)?;
         }
         Ok(())
+    }
+}
+
+impl BlockForm {
+    pub fn chunks(&self) -> impl Iterator<Item = &Chunk> {
+        self.pieces.iter().filter_map(|piece| match piece {
+            Piece::Chunk { chunk, .. } => Some(chunk),
+            Piece::Zeros { .. } => None,
+        })
+    }
+
+    fn check(&self, packs: &[Pack]) -> Result<(), ManifestError> {
+        let mut end = 0;
+        for (index, piece) in self.pieces.iter().enumerate() {
+            let name = || format!("piece {index} of the block form");
+            if let Piece::Chunk { chunk, .. } = piece {
+                chunk.check(packs, name)?;
+            }
+            let next = piece.at().checked_add(piece.length()).filter(|next| *next <= self.bytes);
+            let whole = piece.at().is_multiple_of(BLOCK_BYTES) && piece.length().is_multiple_of(BLOCK_BYTES);
+            match next {
+                Some(next) if whole && piece.at() >= end && next > piece.at() => end = next,
+                _ => return Err(ManifestError::Misplaced(name())),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TarForm {
+    fn check(&self, packs: &[Pack]) -> Result<(), ManifestError> {
+        let mut unpacked = 0;
+        for (index, chunk) in self.chunks.iter().enumerate() {
+            chunk.check(packs, || format!("chunk {index} of the tar form"))?;
+            unpacked += u64::from(chunk.unpacked);
+        }
+        if unpacked != self.bytes {
+            return Err(ManifestError::Length { got: unpacked, want: self.bytes });
+        }
+        Ok(())
+    }
+}
+
+impl Chunk {
+    fn check(&self, packs: &[Pack], name: impl Fn() -> String) -> Result<(), ManifestError> {
+        if self.length == 0
+            || self.unpacked == 0
+            || self.unpacked > MAX_CHUNK_BYTES
+            || self.length > MAX_CHUNK_BYTES + MAX_GROWTH
+        {
+            return Err(ManifestError::ChunkSize(name()));
+        }
+        let pack = usize::try_from(self.pack).ok().and_then(|index| packs.get(index));
+        let end = self.offset.checked_add(self.length.into());
+        if pack.zip(end).is_none_or(|(pack, end)| end > pack.bytes) {
+            return Err(ManifestError::Outside(name()));
+        }
+        match [&self.sha256, &self.content_sha256].into_iter().find(|hash| !is_hash(hash)) {
+            Some(hash) => Err(ManifestError::Hash(hash.clone())),
+            None => Ok(()),
+        }
     }
 }
 
@@ -144,27 +365,105 @@ pub fn is_plain_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'+'))
 }
 
+/// A SHA-256 as it's written everywhere here.
+pub fn is_hash(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::fixtures::manifest;
+    use ed25519_dalek::SigningKey;
 
-    fn chunk(offset: u64, length: u32, unpacked: u32) -> Chunk {
-        Chunk { offset, length, unpacked, sha256: String::new() }
+    use super::*;
+    use crate::fixtures::{chunk, manifest};
+
+    fn tar(bytes: u64, chunks: Vec<Chunk>) -> TarForm {
+        TarForm { bytes, sha256: "a".repeat(64), chunks }
     }
 
     #[test]
-    fn frames_must_tile_the_file() {
-        for (name, frames, tar, want) in [
-            ("two that touch", vec![chunk(0, 10, 100), chunk(10, 5, 50)], 150, Ok(())),
-            ("a hole", vec![chunk(0, 10, 100), chunk(11, 5, 50)], 150, Err(ManifestError::Gap(1))),
-            ("an overlap", vec![chunk(0, 10, 100), chunk(9, 5, 50)], 150, Err(ManifestError::Gap(1))),
-            ("late start", vec![chunk(1, 10, 100)], 100, Err(ManifestError::Gap(0))),
-            ("a bomb", vec![chunk(0, 10, MAX_CHUNK_BYTES + 1)], 0, Err(ManifestError::ChunkSize(0))),
-            ("an empty one", vec![chunk(0, 0, 100)], 100, Err(ManifestError::ChunkSize(0))),
-            ("one missing", vec![chunk(0, 10, 100)], 150, Err(ManifestError::Length { got: 100, want: 150 })),
+    fn what_a_machine_relies_on() {
+        let good = manifest("debian", "12.1");
+        let with_tar = |form| Manifest { tar: Some(form), ..good.clone() };
+        let with_pieces = |pieces: Vec<Piece>| {
+            let block = BlockForm { filesystem: Filesystem::Ext4, bytes: 1 << 20, sha256: "b".repeat(64), pieces };
+            Manifest { block: Some(block), ..good.clone() }
+        };
+        let zeros = |at, length| Piece::Zeros { at, length };
+        let outside = |what: &str| Err(ManifestError::Outside(what.into()));
+        let misplaced = |index: usize| Err(ManifestError::Misplaced(format!("piece {index} of the block form")));
+        let size = Err(ManifestError::ChunkSize("chunk 0 of the tar form".into()));
+        let first = "chunk 0 of the tar form";
+        for (name, manifest, want) in [
+            ("as it is", good.clone(), Ok(())),
+            ("another format", Manifest { format: 3, ..good.clone() }, Err(ManifestError::Format(3))),
+            (
+                "a name that leads elsewhere",
+                Manifest { name: "..".into(), ..good.clone() },
+                Err(ManifestError::Name("..".into())),
+            ),
+            (
+                "the name of the packs",
+                Manifest { name: PACKS.into(), ..good.clone() },
+                Err(ManifestError::Name(PACKS.into())),
+            ),
+            ("no form", Manifest { block: None, tar: None, ..good.clone() }, Err(ManifestError::Formless)),
+            ("two that make up the tar", with_tar(tar(150, vec![chunk(0, 10, 100), chunk(10, 5, 50)])), Ok(())),
+            ("the same twice", with_tar(tar(200, vec![chunk(0, 10, 100), chunk(0, 10, 100)])), Ok(())),
+            (
+                "one missing",
+                with_tar(tar(150, vec![chunk(0, 10, 100)])),
+                Err(ManifestError::Length { got: 100, want: 150 }),
+            ),
+            ("a bomb", with_tar(tar(0, vec![chunk(0, 10, MAX_CHUNK_BYTES + 1)])), size.clone()),
+            ("a huge frame", with_tar(tar(0, vec![chunk(0, 5 << 20, 100)])), size.clone()),
+            ("an empty one", with_tar(tar(0, vec![chunk(0, 0, 100)])), size),
+            ("behind its pack", with_tar(tar(100, vec![chunk(1 << 20, 1, 100)])), outside(first)),
+            ("over the end of its pack", with_tar(tar(100, vec![chunk((1 << 20) - 1, 2, 100)])), outside(first)),
+            ("beyond all numbers", with_tar(tar(100, vec![chunk(u64::MAX, 2, 100)])), outside(first)),
+            ("of no pack", with_tar(tar(100, vec![Chunk { pack: 1, ..chunk(0, 1, 100) }])), outside(first)),
+            (
+                "a hash that isn't one",
+                with_tar(tar(100, vec![Chunk { sha256: "X".into(), ..chunk(0, 1, 100) }])),
+                Err(ManifestError::Hash("X".into())),
+            ),
+            ("pieces with room between", with_pieces(vec![zeros(0, 4096), zeros(8192, 4096)]), Ok(())),
+            ("pieces that overlap", with_pieces(vec![zeros(0, 8192), zeros(4096, 4096)]), misplaced(1)),
+            ("out of order", with_pieces(vec![zeros(8192, 4096), zeros(0, 4096)]), misplaced(1)),
+            ("half a block", with_pieces(vec![zeros(0, 512)]), misplaced(0)),
+            ("at half a block", with_pieces(vec![zeros(512, 4096)]), misplaced(0)),
+            ("nothing", with_pieces(vec![zeros(0, 0)]), misplaced(0)),
+            ("behind the image", with_pieces(vec![zeros(1 << 20, 4096)]), misplaced(0)),
+            ("beyond all numbers", with_pieces(vec![zeros(u64::MAX - 4095, 4096)]), misplaced(0)),
         ] {
-            assert_eq!(manifest("debian", "12.1", frames, tar).check(), want, "{name}");
+            assert_eq!(manifest.check(), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn it_has_one_form() {
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let trusted = [PublicKey::of(&key)];
+        let manifest = manifest("debian", "12.1");
+        let text = |signed: &Signed<Manifest>| serde_json::to_vec(signed).expect("JSON");
+        let signed = Signed::seal(&manifest, &key);
+        assert_eq!(open(&text(&signed), &trusted).map(Verified::into_inner), Ok(manifest.clone()));
+        assert_eq!(open(&text(&signed), &[]), Err(ManifestError::Signature(SignError::Untrusted(trusted[0]))));
+        assert!(matches!(open(b"{}", &trusted), Err(ManifestError::NotAManifest(_))));
+        // Signed by whoever may, and still not as everybody else would write it.
+        let canonical = signed.payload.clone();
+        for (name, payload, want) in [
+            ("a space", canonical.replacen(':', ": ", 1), "one form"),
+            ("a field more", canonical.replacen('{', "{\"extra\":1,", 1), "isn't understood"),
+            (
+                "a field that says nothing",
+                canonical.replacen(",\"installed", ",\"expires\":null,\"installed", 1),
+                "one form",
+            ),
+        ] {
+            let signed = Signed::<Manifest>::seal_text(payload, &key);
+            let said = open(&text(&signed), &trusted).expect_err(name).to_string();
+            assert!(said.contains(want), "{name}: {said}");
         }
     }
 

@@ -75,17 +75,30 @@ pub struct Install {
     pub disk: DiskId,
     /// `name/version`, for people.
     pub image: String,
-    /// Where the signed manifest and the chunks are. Whoever serves them needn't be trusted.
-    pub image_url: String,
+    /// Where the signed manifest and the packs are: the same in each, laid out as [`crate::manifest`] says. Whoever serves
+    /// them needn't be trusted.
+    pub stores: Vec<String>,
     /// SHA-256 of the manifest's signed payload: the server says which version it means, so that an older, validly
     /// signed one can't be put in its place.
     pub manifest_sha256: String,
+    /// How much of what was written is compared with what was signed, once it's on the disk.
+    #[serde(default)]
+    pub read_back: ReadBack,
     pub hostname: String,
     pub ssh_keys: Vec<String>,
     /// Extra kernel arguments, such as the console.
     pub cmdline: String,
     /// What the installed system needs to say that it's up.
     pub phone_home: crate::ticket::PhoneHome,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadBack {
+    /// Some of it, chosen at random.
+    #[default]
+    Sampled,
+    Full,
 }
 
 /// How an order ended.

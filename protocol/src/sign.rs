@@ -91,8 +91,13 @@ pub struct Signed<T> {
 
 impl<T: Signable> Signed<T> {
     pub fn seal(statement: &T, key: &SigningKey) -> Self {
-        let payload =
-            serde_json::to_string(statement).expect("protocol types have string keys and no failing Serialize");
+        Self::seal_text(
+            serde_json::to_string(statement).expect("protocol types have string keys and no failing Serialize"),
+            key,
+        )
+    }
+
+    pub(crate) fn seal_text(payload: String, key: &SigningKey) -> Self {
         let signature = hex::encode(key.sign(&message::<T>(&payload)).to_bytes());
         Self { payload, key: PublicKey::of(key), signature, kind: PhantomData }
     }

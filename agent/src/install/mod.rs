@@ -1,13 +1,14 @@
 //! From an order and an empty disk to a machine that starts its own system.
 //!
 //! ```text
-//! manifest (signature, hash, fit) → layout → mke2fs → fetch ‖ verify+decompress ‖ unpack → configure → boot files
-//!   → kernel into memory → unmount → backup GPT → primary GPT → boot sector → read back
+//! manifest (signature, hash, fit) → layout → fetch ‖ verify ‖ decompress ‖ write → read back → name, grow → configure
+//!   → boot files → kernel into memory → unmount → backup GPT → primary GPT → boot sector → read back
 //! ```
 //!
 //! Up to `Target::take` nothing is touched and a refusal is the worst that happens. From there on the disk holds no
 //! partition table until everything on it is complete and durable: whatever goes wrong, and whenever, it doesn't boot.
 
+mod blocks;
 mod bootloader;
 mod configure;
 mod esp;
@@ -15,7 +16,9 @@ mod fetch;
 mod gpt;
 mod layout;
 mod mkfs;
+mod pull;
 mod root;
+mod sources;
 mod stream;
 mod systemd;
 mod target;
@@ -35,7 +38,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use drophammer_protocol::event::Phase;
 use drophammer_protocol::inventory::FirmwareKind;
-use drophammer_protocol::manifest::Manifest;
+use drophammer_protocol::manifest::{self, BlockForm, Manifest, TarForm};
 use drophammer_protocol::order::{Install, Installed};
 use drophammer_protocol::sign::{PublicKey, Signed, Verified};
 use drophammer_protocol::words::{bytes, count};
@@ -45,12 +48,12 @@ use self::esp::EspFile;
 use self::fetch::Patience;
 use self::gpt::ActiveFlag;
 use self::layout::{Geometry, Layout, Seed};
-use self::stream::Streamed;
+use self::sources::Sources;
 use self::target::Target;
 use crate::disk::{self, Access, OpenDisk, OpenError};
 use crate::kexec;
 use crate::reporter::Reporter;
-use crate::sys::block;
+use crate::sys::{block, ext4};
 
 /// Whom to believe. The client trusts the ticket's CA alone; plain HTTP is as good, for nothing is used unverified.
 #[derive(Clone, Debug)]
@@ -93,14 +96,16 @@ impl Ready {
 
 /// Installs as ordered. Reports what it's going to do before it does it.
 pub(crate) fn carry_out(order: &Install, trust: &Trust, reporter: &Reporter) -> Result<Ready, InstallError> {
-    let manifest = manifest(order, trust)?;
+    let interrupted = |what: String| reporter.note(Phase::Image, what);
+    let sources = Sources::new(&trust.http, &order.stores, Patience::ORDINARY, &interrupted);
+    let manifest = manifest(order, trust, &sources)?;
     let (disk, plan) = plan(order, &manifest)?;
     reporter.started(
         Phase::Layout,
         format!("{} on {} ({}): {}", manifest.reference(), order.disk, disk.facts.name, plan.layout),
     );
     let target = Target::take(disk, plan.layout.clone())?;
-    match build(&target, order, &manifest, &plan, trust, reporter) {
+    match build(&target, order, &manifest, &plan, &sources, reporter) {
         Ok(built) => {
             let bootable = target.finish(&built.tables)?;
             reporter.done(Phase::Configure, "the disk is bootable, its tables were read back");
@@ -108,7 +113,7 @@ pub(crate) fn carry_out(order: &Install, trust: &Trust, reporter: &Reporter) -> 
                 root_uuid: plan.layout.root_uuid.to_string(),
                 kernel: manifest.boot.kernel.path.clone(),
                 cmdline: plan.command_line,
-                bytes_fetched: built.streamed.bytes_fetched,
+                bytes_fetched: sources.fetched(),
                 bytes_written: bootable.bytes_written,
                 peak_memory_bytes: peak_memory_bytes(),
             };
@@ -119,17 +124,21 @@ pub(crate) fn carry_out(order: &Install, trust: &Trust, reporter: &Reporter) -> 
 }
 
 /// The manifest that the order means, and no other.
-fn manifest(order: &Install, trust: &Trust) -> Result<Verified<Manifest>, InstallError> {
-    let refused = |why: String| InstallError::Refused(format!("image {} from {}: {why}", order.image, order.image_url));
-    let bytes = fetch::manifest(&trust.http, &order.image_url)?;
-    let signed: Signed<Manifest> =
-        serde_json::from_slice(&bytes).map_err(|e| refused(format!("what lies there isn't a signed manifest: {e}")))?;
-    let got = hex::encode(Sha256::digest(&signed.payload));
-    if !got.eq_ignore_ascii_case(&order.manifest_sha256) {
-        return Err(refused(format!("its manifest has SHA-256 {got}, the order says {}", order.manifest_sha256)));
-    }
-    let manifest = signed.open(&trust.image_keys).map_err(|e| refused(format!("its manifest: {e}")))?;
-    manifest.check().map_err(|e| refused(format!("its manifest: {e}")))?;
+fn manifest(order: &Install, trust: &Trust, sources: &Sources<'_>) -> Result<Verified<Manifest>, InstallError> {
+    let refused = |why: String| InstallError::Refused(format!("image {}: {why}", order.image));
+    let bytes = sources
+        .manifest(&order.image, |bytes| {
+            let signed: Signed<Manifest> =
+                serde_json::from_slice(bytes).map_err(|e| format!("what lies there isn't a signed manifest: {e}"))?;
+            let got = hex::encode(Sha256::digest(&signed.payload));
+            if got.eq_ignore_ascii_case(&order.manifest_sha256) {
+                Ok(())
+            } else {
+                Err(format!("the manifest there has SHA-256 {got}, the order says {}", order.manifest_sha256))
+            }
+        })
+        .map_err(|e| refused(format!("{e:#}")))?;
+    let manifest = manifest::open(&bytes, &trust.image_keys).map_err(|e| refused(format!("its manifest: {e}")))?;
     if manifest.arch != std::env::consts::ARCH {
         return Err(refused(format!("it is for {}, this machine is {}", manifest.arch, std::env::consts::ARCH)));
     }
@@ -169,7 +178,6 @@ fn plan(order: &Install, manifest: &Verified<Manifest>) -> Result<(OpenDisk, Pla
 
 /// A disk on which everything is in its place but the tables.
 struct Built {
-    streamed: Streamed,
     tables: [gpt::Piece; 3],
     start: anyhow::Result<kexec::Loaded>,
 }
@@ -179,24 +187,15 @@ fn build(
     order: &Install,
     manifest: &Verified<Manifest>,
     plan: &Plan,
-    trust: &Trust,
+    sources: &Sources<'_>,
     reporter: &Reporter,
 ) -> anyhow::Result<Built> {
     let layout = target.layout();
-    let node = target.node(&layout.root)?;
-    mkfs::ext4(&plan.mke2fs, &node, layout.length_bytes(&layout.root), layout.root_uuid)?;
-    let root = target.mount_root()?;
-    reporter.done(Phase::Layout, "the root file system is made and mounted; the disk has no partition table yet");
-
-    let frames = manifest.chunks.frames.len();
-    reporter.started(Phase::Image, format!("{} in {frames} chunks from {}", manifest.reference(), order.image_url));
-    let streamed = stream::image(manifest, &order.image_url, &trust.http, Patience::ORDINARY, &root, reporter)
-        .with_context(|| format!("writing image {}", manifest.reference()))?;
-    let unpacked = streamed.unpacked;
-    reporter.done(
-        Phase::Image,
-        format!("{} files and directories, {} in files, all verified", unpacked.members, bytes(unpacked.file_bytes)),
-    );
+    let root = match (&manifest.block, &manifest.tar) {
+        (Some(form), _) => write_blocks(target, order, manifest, form, sources, reporter)?,
+        (None, Some(form)) => unpack_tar(target, order, manifest, form, &plan.mke2fs, sources, reporter)?,
+        (None, None) => anyhow::bail!("the image has no form"),
+    };
 
     reporter.started(Phase::Configure, format!("{} with {}", order.hostname, count(order.ssh_keys.len(), "SSH key")));
     let mut agent = File::open("/proc/self/exe").context("opening the agent's own program")?;
@@ -225,7 +224,66 @@ fn build(
     }
     drop((kernel, initrd, root));
     target.unmount_root()?;
-    Ok(Built { streamed, tables, start })
+    Ok(Built { tables, start })
+}
+
+/// The root file system as it was published, with a name of its own, and as large as its partition.
+fn write_blocks(
+    target: &Target,
+    order: &Install,
+    manifest: &Manifest,
+    form: &BlockForm,
+    sources: &Sources<'_>,
+    reporter: &Reporter,
+) -> anyhow::Result<root::Root> {
+    let layout = target.layout();
+    reporter.started(
+        Phase::Image,
+        format!("{} as a file system, in {}", manifest.reference(), pieces(form.pieces.len(), order)),
+    );
+    blocks::image(manifest, form, sources, &target.node(&layout.root)?, order.read_back, reporter)
+        .with_context(|| format!("writing image {} to drive {}", manifest.reference(), order.disk.serial))?;
+    let root = target.mount_root()?;
+    let name = || -> anyhow::Result<()> {
+        ext4::set_uuid(root.handle(), layout.root_uuid)?;
+        let blocks = layout.length_bytes(&layout.root) / ext4::block_bytes(root.handle())?;
+        Ok(ext4::grow(root.handle(), blocks)?)
+    };
+    name().context("making the image's file system this machine's own")?;
+    reporter.done(
+        Phase::Image,
+        format!("{} written and verified, grown to {}", bytes(form.bytes), bytes(layout.length_bytes(&layout.root))),
+    );
+    Ok(root)
+}
+
+/// A root file system made here, and the tar unpacked into it.
+fn unpack_tar(
+    target: &Target,
+    order: &Install,
+    manifest: &Manifest,
+    form: &TarForm,
+    mke2fs: &Path,
+    sources: &Sources<'_>,
+    reporter: &Reporter,
+) -> anyhow::Result<root::Root> {
+    let layout = target.layout();
+    mkfs::ext4(mke2fs, &target.node(&layout.root)?, layout.length_bytes(&layout.root), layout.root_uuid)?;
+    let root = target.mount_root()?;
+    reporter.done(Phase::Layout, "the root file system is made and mounted; the disk has no partition table yet");
+    reporter
+        .started(Phase::Image, format!("{} as a tar, in {}", manifest.reference(), pieces(form.chunks.len(), order)));
+    let unpacked = stream::image(manifest, form, sources, &root, reporter)
+        .with_context(|| format!("writing image {}", manifest.reference()))?;
+    reporter.done(
+        Phase::Image,
+        format!("{} files and directories, {} in files, all verified", unpacked.members, bytes(unpacked.file_bytes)),
+    );
+    Ok(root)
+}
+
+fn pieces(number: usize, order: &Install) -> String {
+    format!("{} from {}", count(number, "piece"), order.stores.join(" and "))
 }
 
 /// Fills the partitions that firmware reads. Returns the code for the boot sector, which is written with the tables.

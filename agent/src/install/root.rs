@@ -6,7 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -29,6 +29,11 @@ impl Root {
         let dir =
             nix::fcntl::open(path, flags, Mode::empty()).with_context(|| format!("opening {}", path.display()))?;
         Ok(Self { dir })
+    }
+
+    /// For calls that are about the file system as a whole.
+    pub(crate) fn handle(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
     }
 
     /// Returns when everything that was written into this file system since [`Root::open`] is with the drive. The kernel

@@ -65,17 +65,58 @@ pub(crate) fn delete_partition(disk: impl AsFd, number: u32) -> io::Result<()> {
     blkpg(disk, BLKPG_DEL_PARTITION, KernelPartition { number, start_bytes: 0, length_bytes: 0 })
 }
 
+/// Enough for every controller in the field; O_DIRECT asks for the logical block at least.
+const ALIGNMENT: usize = 4096;
+
+/// Memory that a drive can be read to and written from without a copy in between.
+#[derive(Debug, Default)]
+pub(crate) struct Aligned {
+    room: Vec<u8>,
+    start: usize,
+    length: usize,
+}
+
+impl Aligned {
+    pub(crate) fn new(length: usize) -> Self {
+        let mut aligned = Self::default();
+        aligned.resize(length);
+        aligned
+    }
+
+    /// What is in it is of no meaning afterwards.
+    pub(crate) fn resize(&mut self, length: usize) {
+        if self.room.len() < length + ALIGNMENT {
+            self.room = vec![0; length + ALIGNMENT];
+            self.start = self.room.as_ptr().align_offset(ALIGNMENT);
+        }
+        self.length = length;
+    }
+}
+
+impl std::ops::Deref for Aligned {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.room.get(self.start..self.start + self.length).unwrap_or_default()
+    }
+}
+
+impl std::ops::DerefMut for Aligned {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.room.get_mut(self.start..self.start + self.length).unwrap_or_default()
+    }
+}
+
+/// The same device once more, past every cache.
+pub(crate) fn direct(device: &File, write: bool) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", device.as_raw_fd());
+    File::options().read(true).write(write).custom_flags(libc::O_DIRECT).open(path)
+}
+
 /// Reads past every cache, from the medium itself. `offset` and `length` are multiples of the logical block.
 pub(crate) fn read_direct(device: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-    /// Enough for every controller in the field; O_DIRECT asks for the logical block at least.
-    const ALIGNMENT: usize = 4096;
-    let path = format!("/proc/self/fd/{}", device.as_raw_fd());
-    let direct = File::options().read(true).custom_flags(libc::O_DIRECT).open(path)?;
-    let mut room = vec![0u8; length + ALIGNMENT];
-    let skip = room.as_ptr().align_offset(ALIGNMENT);
-    let aligned = room.get_mut(skip..skip + length).ok_or_else(|| io::Error::other("no aligned memory"))?;
-    direct.read_exact_at(aligned, offset)?;
-    Ok(aligned.to_vec())
+    let mut room = Aligned::new(length);
+    direct(device, false)?.read_exact_at(&mut room, offset)?;
+    Ok(room.to_vec())
 }
 
 fn blkpg(disk: impl AsFd, op: c_int, partition: KernelPartition) -> io::Result<()> {

@@ -74,7 +74,7 @@ fn the_whole_road_with_a_server_that_restarts_between_all_steps() {
         next(&mut rig);
         assert_eq!(agent.install_order(&rig), (id, install.clone()), "the same order with the same token");
         assert_eq!(install.disk.serial, "small-1", "the smallest that fits");
-        assert_eq!(install.image_url, "http://10.77.0.1:8080/images/debian/12.2");
+        assert_eq!(install.stores, ["http://10.77.0.1:8080/images"]);
         assert_eq!((install.hostname.as_str(), install.cmdline.as_str()), ("web-1", "console=ttyS0"));
         agent.outcome(&rig, id, &installed()).expect("takes the outcome");
         next(&mut rig);

@@ -15,7 +15,7 @@ use drophammer_protocol::fixtures;
 use drophammer_protocol::id::{Mac, MachineId, OrderId};
 use drophammer_protocol::inventory::{Disk, Inventory, System};
 use drophammer_protocol::machine::{Allocation, Machine, State};
-use drophammer_protocol::manifest::{Chunk, MANIFEST_FILE, Manifest};
+use drophammer_protocol::manifest::{MANIFEST_FILE, Manifest, PACKS};
 use drophammer_protocol::order::{Erase, Install, Installed, Order, Outcome, Task};
 use drophammer_protocol::sign::{PublicKey, Signed};
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach};
@@ -397,10 +397,12 @@ pub(crate) fn inventory(n: u8) -> Inventory {
 
 fn publish(images: &Path, version: &str, created: u64, key: &SigningKey) {
     let dir = images.join("debian").join(version);
-    fs::create_dir_all(&dir).expect("creates");
-    fs::write(dir.join("rootfs.tar.zst"), b"zstd").expect("writes");
-    let frames = vec![Chunk { offset: 0, length: 4, unpacked: 100, sha256: String::new() }];
-    let manifest = Manifest { created, installed_bytes: 1 << 30, ..fixtures::manifest("debian", version, frames, 100) };
+    let manifest = Manifest { created, installed_bytes: 1 << 30, ..fixtures::manifest("debian", version) };
+    for dir in [&dir, &images.join(PACKS)] {
+        fs::create_dir_all(dir).expect("creates");
+    }
+    let pack = fs::File::create(images.join(PACKS).join(&manifest.packs[0].sha256)).expect("creates");
+    pack.set_len(manifest.packs[0].bytes).expect("as long as it should be");
     let signed = serde_json::to_string(&Signed::seal(&manifest, key)).expect("serializes");
     fs::write(dir.join(MANIFEST_FILE), signed).expect("writes");
 }

@@ -13,8 +13,14 @@ const BLOCK_HEAD: usize = 32;
 const ENTRY_HEAD: usize = 16;
 
 /// Prefixes that are numbers on disk. An ACL's name is all prefix.
-const PREFIXES: [(u8, &str); 6] =
-    [(2, "system.posix_acl_access"), (3, "system.posix_acl_default"), (1, "user."), (4, "trusted."), (6, "security."), (7, "system.")];
+const PREFIXES: [(u8, &str); 6] = [
+    (2, "system.posix_acl_access"),
+    (3, "system.posix_acl_default"),
+    (1, "user."),
+    (4, "trusted."),
+    (6, "security."),
+    (7, "system."),
+];
 
 /// Why an attribute can't be kept.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -140,7 +146,9 @@ fn entry(name: &OsStr, value: &[u8]) -> Result<Entry, Unkeepable> {
     let bytes = name.as_bytes();
     let prefix = PREFIXES.iter().find_map(|(index, prefix)| Some((*index, bytes.strip_prefix(prefix.as_bytes())?)));
     match prefix {
-        Some((index @ (2 | 3), b"")) => Ok(Entry { index, name: Vec::new(), value: acl(value).ok_or(Unkeepable::Acl)? }),
+        Some((index @ (2 | 3), b"")) => {
+            Ok(Entry { index, name: Vec::new(), value: acl(value).ok_or(Unkeepable::Acl)? })
+        }
         Some((index, rest)) if !rest.is_empty() && index != 2 && index != 3 => {
             Ok(Entry { index, name: rest.to_vec(), value: value.to_vec() })
         }

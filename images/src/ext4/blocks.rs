@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn runs_go_around_the_heads() {
         let mut blocks = Blocks::new();
-        assert_eq!(blocks.take(10), [1026..1036]);
+        assert_eq!(blocks.take_together(10), 1026..1036);
         let second = PER_GROUP + 1026;
         assert_eq!(blocks.take(PER_GROUP), [1036..PER_GROUP, second..second + 1036]);
         // Group 2 has no head, group 3 has.

@@ -38,7 +38,8 @@ pub(super) struct Encoded {
 
 /// `seed` is the file system's for hashes, `checksum` that of the directory's inode.
 pub(super) fn encode(own: u32, parent: u32, entries: &[Entry<'_>], seed: [u32; 4], checksum: Checksum) -> Encoded {
-    let dots = [Entry { name: b".", inode: own, kind: DIRECTORY }, Entry { name: b"..", inode: parent, kind: DIRECTORY }];
+    let dots =
+        [Entry { name: b".", inode: own, kind: DIRECTORY }, Entry { name: b"..", inode: parent, kind: DIRECTORY }];
     let all: usize = dots.iter().chain(entries).map(Entry::bytes).sum();
     if all <= ROOM {
         let list: Vec<&Entry<'_>> = dots.iter().chain(entries).collect();

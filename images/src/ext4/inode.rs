@@ -28,12 +28,27 @@ pub(super) struct Inode {
 
 #[derive(Clone, Debug)]
 pub(super) enum Body {
-    Directory { parent: u32, entries: BTreeMap<OsString, u32> },
-    File { bytes: u64, extents: Vec<Extent> },
+    Directory {
+        parent: u32,
+        entries: BTreeMap<OsString, u32>,
+    },
+    File {
+        bytes: u64,
+        extents: Vec<Extent>,
+    },
     /// A link whose target is in the inode, or in a block.
-    Link { target: Vec<u8>, extents: Vec<Extent> },
-    Characters { major: u32, minor: u32 },
-    Blocks { major: u32, minor: u32 },
+    Link {
+        target: Vec<u8>,
+        extents: Vec<Extent>,
+    },
+    Characters {
+        major: u32,
+        minor: u32,
+    },
+    Blocks {
+        major: u32,
+        minor: u32,
+    },
     Fifo,
     /// Was replaced by another member of its name.
     Gone,
@@ -89,12 +104,9 @@ const INDEX: u32 = 0x1000;
 impl Inode {
     pub(super) fn encode(&self, content: Content, checksum: Checksum) -> [u8; INODE] {
         let mut bytes = [0; INODE];
-        let [low, high] = |value: u32| -> [u16; 2] {
-            let [a, b, c, d] = value.to_le_bytes();
-            [u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])]
-        }(self.uid);
-        bytes.put16(0x02, low);
-        bytes.put16(0x78, high);
+        let uid = self.uid.to_le_bytes();
+        bytes.put(0x02, &uid[..2]);
+        bytes.put(0x78, &uid[2..]);
         let gid = self.gid.to_le_bytes();
         bytes.put(0x18, &gid[..2]);
         bytes.put(0x7a, &gid[2..]);

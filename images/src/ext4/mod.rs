@@ -34,9 +34,7 @@ use self::checksum::{Checksum, Fields};
 use self::directory::Entry;
 use self::extents::Extent;
 use self::inode::{Body, Content, INODE, Inode};
-use self::superblock::{
-    FIRST_INODE, Group, INODES_PER_GROUP, JOURNAL_INODE, RESIZE_INODE, Superblock, TABLE_BLOCKS,
-};
+use self::superblock::{FIRST_INODE, Group, INODES_PER_GROUP, JOURNAL_INODE, RESIZE_INODE, Superblock, TABLE_BLOCKS};
 
 const ROOT_INODE: u32 = 2;
 /// In [`Writer::inodes`].
@@ -104,11 +102,11 @@ impl<'a> Writer<'a> {
     }
 
     /// Puts a member where tar would, `data` being its content.
-    pub(crate) fn place(&mut self, member: &Member, data: &mut impl Read) -> Result<()> {
+    pub(crate) fn place(&mut self, member: &Member, data: &mut dyn Read) -> Result<()> {
         self.put(member, data).with_context(|| format!("putting {} into the file system", member.path.display()))
     }
 
-    fn put(&mut self, member: &Member, data: &mut impl Read) -> Result<()> {
+    fn put(&mut self, member: &Member, data: &mut dyn Read) -> Result<()> {
         let path = inside(&member.path)?;
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             ensure!(member.kind == Kind::Directory, "the root of the image isn't a directory");
@@ -151,7 +149,7 @@ impl<'a> Writer<'a> {
         self.enter(parent, name, new)
     }
 
-    fn body(&mut self, parent: usize, member: &Member, data: &mut impl Read) -> Result<Body> {
+    fn body(&mut self, parent: usize, member: &Member, data: &mut dyn Read) -> Result<Body> {
         Ok(match &member.kind {
             Kind::File(content) => Body::File { bytes: content.bytes, extents: self.fill(content, data)? },
             Kind::SymbolicLink { target } => {
@@ -175,7 +173,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Takes blocks for a file and writes what is in it.
-    fn fill(&mut self, content: &archive::Content, data: &mut impl Read) -> Result<Vec<Extent>> {
+    fn fill(&mut self, content: &archive::Content, data: &mut dyn Read) -> Result<Vec<Extent>> {
         // Blocks are numbered with 32 bits within a file.
         ensure!(content.bytes.div_ceil(BLOCK_BYTES) < 1 << 32, "it is larger than 16 TiB");
         let mut extents: Vec<Extent> = Vec::new();
@@ -193,7 +191,7 @@ impl<'a> Writer<'a> {
         Ok(extents)
     }
 
-    fn copy(&mut self, segment: archive::Segment, extents: &[Extent], data: &mut impl Read) -> Result<()> {
+    fn copy(&mut self, segment: archive::Segment, extents: &[Extent], data: &mut dyn Read) -> Result<()> {
         let (mut at, mut left) = (segment.offset, segment.length);
         while left > 0 {
             let most = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
@@ -206,7 +204,8 @@ impl<'a> Writer<'a> {
             let mut part = 0..count;
             while part.start < part.end {
                 let block = at / BLOCK_BYTES;
-                let of = |e: &&Extent| (u64::from(e.logical)..u64::from(e.logical) + u64::from(e.length)).contains(&block);
+                let of =
+                    |e: &&Extent| (u64::from(e.logical)..u64::from(e.logical) + u64::from(e.length)).contains(&block);
                 let extent = extents.iter().rev().find(of).context("a block has no place")?;
                 let within = at - u64::from(extent.logical) * BLOCK_BYTES;
                 let room = u64::from(extent.length) * BLOCK_BYTES - within;
@@ -413,7 +412,8 @@ impl<'a> Writer<'a> {
         let checksum = self.seed.of_inode(number);
         let inode = self.inodes[at].clone();
         let links = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
-        let plain = Content { bytes: 0, map: [0; 60], mapped: false, indexed: false, links: links(inode.names), blocks: 0 };
+        let plain =
+            Content { bytes: 0, map: [0; 60], mapped: false, indexed: false, links: links(inode.names), blocks: 0 };
         let content = match &inode.body {
             Body::Gone => return Ok(None),
             Body::Fifo => plain,
@@ -587,14 +587,11 @@ struct Places {
     table: Run,
 }
 
-/// As mke2fs chooses it by size, but never more than what a root file system is busy with: it can't grow later.
+/// As mke2fs chooses it by size, but never more than what a root file system is busy with, for it can't grow later; and
+/// never less than what growing needs: the kernel wants room for all reserved descriptor blocks in a quarter of it.
 fn journal_blocks(used: u64) -> u64 {
     const MIB: u64 = (1 << 20) / BLOCK_BYTES;
-    match used / MIB {
-        0..128 => 8 * MIB,
-        128..1024 => 32 * MIB,
-        _ => 128 * MIB,
-    }
+    if used / MIB < 1024 { 32 * MIB } else { 128 * MIB }
 }
 
 /// Inode numbers below 11 are ext4's own, but the root's.

@@ -149,9 +149,7 @@ impl Group {
             bytes.put16(0x12, INODES_UNUSED);
         }
         let inode_bits = &self.inode_bitmap.1[..INODES_PER_GROUP as usize / 8];
-        for (low, high, sum) in
-            [(0x18, 0x38, seed.over(&self.block_bitmap.1)), (0x1a, 0x3a, seed.over(inode_bits))]
-        {
+        for (low, high, sum) in [(0x18, 0x38, seed.over(&self.block_bitmap.1)), (0x1a, 0x3a, seed.over(inode_bits))] {
             let halves = sum.halves();
             bytes.put16(low, halves.0);
             bytes.put16(high, halves.1);

@@ -58,7 +58,7 @@ fn judge(name: &str, image: &NamedTempFile, made: &Image) {
     assert!(!said.contains("Fix") && !said.contains("WARNING"), "{name}: {said}");
     // What needn't be written may hold anything.
     let mut at = 0;
-    for used in made.used.iter().cloned().chain([made.bytes..made.bytes]) {
+    for used in made.used.iter().cloned().chain(std::iter::once(made.bytes..made.bytes)) {
         let noise = vec![0xa5; usize::try_from(used.start - at).expect("small")];
         image.as_file().write_all_at(&noise, at).expect("written");
         at = used.end;
@@ -138,7 +138,11 @@ fn what_cannot_be_kept_is_refused() {
         ("behind a file", vec![file("a", 0), file("a/b", 0)], "lies behind a, which isn't a directory"),
         ("a file over a directory", vec![file("a/b", 0), file("a", 0)], "a directory is there already"),
         ("a link to nothing there", vec![member("a", Kind::HardLink { target: "b".into() })], "isn't before it"),
-        ("a hard link to a directory", vec![file("d/f", 0), member("a", Kind::HardLink { target: "d".into() })], "directory"),
+        (
+            "a hard link to a directory",
+            vec![file("d/f", 0), member("a", Kind::HardLink { target: "d".into() })],
+            "directory",
+        ),
         ("a name too long", vec![file("x".repeat(256), 0)], "longer than 255"),
         ("a link too long", vec![member("a", Kind::SymbolicLink { target: "x".repeat(4096).into() })], "4095"),
         ("too much attribute", vec![Member { xattrs: xattr("user.a", 5000), ..file("a", 0) }], "more than the 4 KiB"),

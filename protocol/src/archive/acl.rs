@@ -86,7 +86,11 @@ mod tests {
             ("GNU tar", "user::rw-\nuser:1000:r--\ngroup::r--\nmask::rw-\nother::---\n", Ok(all.clone())),
             ("in another order", "mask::rw-,other::---,group::r--,user:1000:r--,user::rw-", Ok(all.clone())),
             ("star and bsdtar", "user::rw-,user:lisa:r--:1000,group::r--,mask::rw-,other::---", Ok(all.clone())),
-            ("with what it amounts to", "user::rw-\nuser:1000:r--\t#effective:---\ngroup::r--\nmask::rw-\nother::---", Ok(all)),
+            (
+                "with what it amounts to",
+                "user::rw-\nuser:1000:r--\t#effective:---\ngroup::r--\nmask::rw-\nother::---",
+                Ok(all),
+            ),
             ("nothing", "", Ok(of(&[]))),
             ("by name only", "user:lisa:r--", Err("by name only")),
             ("no such kind", "friend:1:r--", Err("isn't understood")),

@@ -62,8 +62,7 @@ impl<R: Read> Archive<R> {
         stored: u64,
     ) -> Result<(u64, Vec<Segment>, u64), ArchiveError> {
         let Some(size) = headers.size else { return Err(self.damaged("a file with holes and without a size")) };
-        let (numbers, list_bytes) =
-            if headers.inline { self.inline_list(stored)? } else { (headers.numbers, 0) };
+        let (numbers, list_bytes) = if headers.inline { self.inline_list(stored)? } else { (headers.numbers, 0) };
         let segments = self.checked(&numbers, size, stored - list_bytes)?;
         Ok((size, segments, stored - list_bytes))
     }

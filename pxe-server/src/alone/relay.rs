@@ -3,7 +3,8 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use axum::routing::any;
 use drophammer_protocol::api::{AGENT_ENROL, IMAGES};
-use drophammer_protocol::manifest::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest};
-use drophammer_protocol::sign::{PublicKey, Signed};
+use drophammer_protocol::manifest::{self, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, PACKS};
+use drophammer_protocol::sign::{PublicKey, Verified};
 use futures_util::StreamExt;
 use reqwest::Method;
 use tokio::fs::File;
@@ -29,7 +30,7 @@ use crate::http::refuse;
 const LONGEST: Duration = Duration::from_secs(90);
 /// For the reports without which the control API doesn't know an agent's ticket.
 const CATCH_UP: Duration = Duration::from_secs(5);
-/// For one chunk of an image.
+/// For one file of an image.
 const IMAGE: Duration = Duration::from_secs(600);
 
 /// What agents talk to, for HTTPS.
@@ -105,21 +106,18 @@ fn unanswered(alone: &Alone, why: &str) -> Response {
 }
 
 impl Alone {
-    /// A file of an image that isn't here. The whole image is got behind it, for the next machine.
-    pub(crate) async fn image(
-        self: &Arc<Self>,
-        images_dir: &Path,
-        reference: String,
-        file: &str,
-        headers: &HeaderMap,
-    ) -> Response {
-        let request = match self.link.request(Method::GET, IMAGES, &format!("{IMAGES}/{reference}/{file}")) {
+    /// A file of an image that isn't here. The whole image is got behind its manifest, for the next machine.
+    pub(crate) async fn image(self: &Arc<Self>, images_dir: &Path, path: &str, headers: &HeaderMap) -> Response {
+        let request = match self.link.request(Method::GET, IMAGES, &format!("{IMAGES}/{path}")) {
             Ok(request) => request.timeout(IMAGE),
             Err(error) => return refuse(StatusCode::BAD_REQUEST, format_args!("{error:#}")),
         };
         let wanted = [header::RANGE, header::IF_RANGE, header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE];
         let answer = pass_on(self, with_headers(request, headers, &wanted)).await;
-        if answer.status().is_success() {
+        let reference = path.strip_suffix(MANIFEST_FILE).and_then(|path| path.strip_suffix('/')).map(str::to_owned);
+        if answer.status().is_success()
+            && let Some(reference) = reference
+        {
             let (alone, images_dir) = (Arc::clone(self), images_dir.to_owned());
             tokio::spawn(async move {
                 if !alone.fetching().insert(reference.clone()) {
@@ -148,37 +146,47 @@ impl Alone {
         if place.exists() {
             return Ok(());
         }
-        // Hidden from everybody until it's whole; under its own name, which is checked with it.
-        let staging = images_dir.join(".fetching").join(reference);
-        let fetched = self.fetch_image(reference, &staging).await;
-        let keys = self.image_keys();
-        let checked = match fetched {
-            Ok(()) => {
-                let (staging, place) = (staging.clone(), place.clone());
-                tokio::task::spawn_blocking(move || publish(&staging, &place, &keys)).await?
+        // A store of its own, hidden from everybody until the image in it is whole. Packs that are here already needn't
+        // come again.
+        let staging = images_dir.join(".fetching").join(reference.replace('/', "@"));
+        let clear = || match fs::remove_dir_all(&staging) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", staging.display()))
             }
-            Err(error) => Err(error),
+            _ => Ok(()),
         };
-        if checked.is_err() && staging.exists() {
-            fs::remove_dir_all(&staging).with_context(|| format!("removing {}", staging.display()))?;
-        }
-        checked
+        clear()?;
+        let done = async {
+            let manifest = self.fetch_image(images_dir, reference, &staging).await?;
+            let (staging, images_dir, reference) = (staging.clone(), images_dir.to_owned(), reference.to_owned());
+            let keys = self.image_keys();
+            tokio::task::spawn_blocking(move || publish(&staging, &images_dir, &reference, &manifest, &keys)).await?
+        };
+        done.await.and(clear())
     }
 
-    async fn fetch_image(&self, reference: &str, staging: &Path) -> Result<()> {
-        if staging.exists() {
-            fs::remove_dir_all(staging).with_context(|| format!("removing {}", staging.display()))?;
+    async fn fetch_image(&self, images_dir: &Path, reference: &str, staging: &Path) -> Result<Verified<Manifest>> {
+        let (dir, packs) = (staging.join(reference), staging.join(PACKS));
+        for dir in [&dir, &packs] {
+            fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         }
-        fs::create_dir_all(staging).with_context(|| format!("making {}", staging.display()))?;
-        let manifest = staging.join(MANIFEST_FILE);
-        self.fetch(&format!("{IMAGES}/{reference}/{MANIFEST_FILE}"), &manifest, MAX_MANIFEST_BYTES).await?;
-        let text = fs::read(&manifest).with_context(|| format!("reading {}", manifest.display()))?;
-        let signed: Signed<Manifest> = serde_json::from_slice(&text).context("reading the image's manifest")?;
-        let manifest = signed.open(&self.image_keys()).context("believing the image's manifest")?;
-        manifest.check()?;
-        let file = &manifest.chunks.file;
-        let bytes = manifest.chunks.frames.iter().map(|frame| u64::from(frame.length)).sum();
-        self.fetch(&format!("{IMAGES}/{reference}/{file}"), &staging.join(file), bytes).await
+        let path = dir.join(MANIFEST_FILE);
+        self.fetch(&format!("{IMAGES}/{reference}/{MANIFEST_FILE}"), &path, MAX_MANIFEST_BYTES).await?;
+        let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let manifest = manifest::open(&text, &self.image_keys()).context("believing the image's manifest")?;
+        if let Some(sbom) = &manifest.sbom {
+            self.fetch(&format!("{IMAGES}/{reference}/{}", sbom.file), &dir.join(&sbom.file), sbom.bytes).await?;
+        }
+        for pack in &manifest.packs {
+            let (here, coming) = (images_dir.join(PACKS).join(&pack.sha256), packs.join(&pack.sha256));
+            if here.exists() {
+                // Another name for the same file, so that the image can be checked as a whole.
+                fs::hard_link(&here, &coming).with_context(|| format!("linking {}", coming.display()))?;
+            } else {
+                self.fetch(&format!("{IMAGES}/{PACKS}/{}", pack.sha256), &coming, pack.bytes).await?;
+            }
+        }
+        Ok(manifest)
     }
 
     async fn fetch(&self, path: &str, to: &Path, most: u64) -> Result<()> {
@@ -196,10 +204,23 @@ impl Alone {
     }
 }
 
-fn publish(staging: &Path, place: &PathBuf, keys: &[PublicKey]) -> Result<()> {
-    drophammer_images::verify(staging, keys).context("checking the image")?;
+fn publish(staging: &Path, images_dir: &Path, reference: &str, manifest: &Manifest, keys: &[PublicKey]) -> Result<()> {
+    drophammer_images::verify(&staging.join(reference), keys).context("checking the image")?;
+    let place = images_dir.join(reference);
     let parent = place.parent().context("an image has a directory of its own")?;
-    fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
-    fs::rename(staging, place).with_context(|| format!("moving the image to {}", place.display()))?;
-    fs::File::open(parent).and_then(|dir| dir.sync_all()).with_context(|| format!("syncing {}", parent.display()))
+    let packs = images_dir.join(PACKS);
+    for dir in [parent, &packs] {
+        fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    }
+    let moved = |from: &Path, to: &Path| {
+        fs::rename(from, to).with_context(|| format!("moving {} to {}", from.display(), to.display()))
+    };
+    for pack in &manifest.packs {
+        moved(&staging.join(PACKS).join(&pack.sha256), &packs.join(&pack.sha256))?;
+    }
+    moved(&staging.join(reference), &place)?;
+    for dir in [parent, &packs] {
+        fs::File::open(dir).and_then(|dir| dir.sync_all()).with_context(|| format!("syncing {}", dir.display()))?;
+    }
+    Ok(())
 }

@@ -32,7 +32,7 @@ use drophammer_protocol::api::{
 };
 use drophammer_protocol::event::{Phase, Progress, Step};
 use drophammer_protocol::id::{BootId, Mac, MachineId};
-use drophammer_protocol::manifest::is_plain_name;
+use drophammer_protocol::manifest::{PACKS, is_plain_name};
 use drophammer_protocol::sight::{End, File, Sight};
 use drophammer_protocol::sign::{PublicKey, Signed};
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach, ServerTime, TICKET_PATH};
@@ -129,7 +129,10 @@ pub(crate) fn router(boot: Arc<Boot>) -> Router {
 
 /// What is signed and can be had by everybody.
 pub(crate) fn images(boot: Arc<Boot>) -> Router {
-    Router::new().route(&format!("{IMAGES}/{{name}}/{{version}}/{{file}}"), get(image)).with_state(boot)
+    Router::new()
+        .route(&format!("{IMAGES}/{{name}}/{{version}}/{{file}}"), get(image))
+        .route(&format!("{IMAGES}/{PACKS}/{{pack}}"), get(pack))
+        .with_state(boot)
 }
 
 #[derive(Deserialize)]
@@ -298,26 +301,42 @@ async fn time(State(boot): State<Arc<Boot>>, Query(Nonce { nonce }): Query<Nonce
     ([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response()
 }
 
+/// Manifests and what lies beside them, by name and version.
 async fn image(
-    State(boot): State<Arc<Boot>>,
-    Extension(peer): Extension<Peer>,
+    boot: State<Arc<Boot>>,
+    peer: Extension<Peer>,
     Path((name, version, file)): Path<(String, String, String)>,
     asked: Parts,
 ) -> Response {
+    image_file(boot, peer, &[&name, &version, &file], asked).await
+}
+
+async fn pack(boot: State<Arc<Boot>>, peer: Extension<Peer>, Path(pack): Path<String>, asked: Parts) -> Response {
+    image_file(boot, peer, &[PACKS, &pack], asked).await
+}
+
+async fn image_file(
+    State(boot): State<Arc<Boot>>,
+    Extension(peer): Extension<Peer>,
+    parts: &[&str],
+    asked: Parts,
+) -> Response {
     // Plain names can't leave the directory: no separator, no `..`, nothing hidden.
-    if ![&name, &version, &file].into_iter().all(|part| is_plain_name(part)) {
-        return refuse(StatusCode::NOT_FOUND, "images are at /images/NAME/VERSION/FILE");
+    if !parts.iter().all(|part| is_plain_name(part)) {
+        return refuse(
+            StatusCode::NOT_FOUND,
+            "images are at /images/NAME/VERSION/FILE, and what they're made of at /images/packs/SHA256",
+        );
     }
-    match Content::open(&boot.images_dir.join(&name).join(&version).join(&file)).await {
+    let path = parts.join("/");
+    match Content::open(&boot.images_dir.join(&path)).await {
         // Chunks come by the hundred, and the agent reports their progress itself: they stay out of the timeline.
         Ok(Some(content)) => content
-            .respond(&asked, move |sent| debug!(peer = %peer.remote, name, version, file, ?sent, "image"))
+            .respond(&asked, move |sent| debug!(peer = %peer.remote, path, ?sent, "image"))
             .unwrap_or_else(|error| broken(format_args!("{error:#}"))),
         Ok(None) => match &boot.behind {
-            Behind::Alone(alone) => {
-                alone.image(&boot.images_dir, format!("{name}/{version}"), &file, &asked.headers).await
-            }
-            Behind::Here(_) => refuse(StatusCode::NOT_FOUND, format_args!("image {name}/{version} has no {file} here")),
+            Behind::Alone(alone) => alone.image(&boot.images_dir, &path, &asked.headers).await,
+            Behind::Here(_) => refuse(StatusCode::NOT_FOUND, format_args!("there is no {path} among the images here")),
         },
         Err(error) => broken(format_args!("{error:#}")),
     }

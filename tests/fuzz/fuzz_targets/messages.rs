@@ -3,7 +3,7 @@
 
 use std::fmt::Debug;
 
-use drophammer_protocol::manifest::Manifest;
+use drophammer_protocol::manifest::{MAX_CHUNK_BYTES, Manifest};
 use drophammer_protocol::sign::{PublicKey, SignError, Signed};
 use drophammer_protocol::{api, boot_server, certificate, chain, erase, inventory, machine, order, ticket};
 use ed25519_dalek::SigningKey;
@@ -41,9 +41,14 @@ fuzz_target!(|bytes: &[u8]| {
     }
     if let Some(manifest) = again::<Manifest>(bytes) {
         if manifest.check().is_ok() {
-            let frames = &manifest.chunks.frames;
-            assert_eq!(frames.iter().map(|frame| u64::from(frame.unpacked)).sum::<u64>(), manifest.chunks.tar_bytes);
-            assert!(frames.windows(2).all(|pair| pair[0].offset + u64::from(pair[0].length) == pair[1].offset));
+            for chunk in manifest.chunks() {
+                let pack = &manifest.packs[chunk.pack as usize];
+                assert!(chunk.offset + u64::from(chunk.length) <= pack.bytes && chunk.unpacked <= MAX_CHUNK_BYTES);
+            }
+            for block in &manifest.block {
+                assert!(block.pieces.windows(2).all(|pair| pair[0].at() + pair[0].length() <= pair[1].at()));
+                assert!(block.pieces.iter().all(|piece| piece.at() + piece.length() <= block.bytes));
+            }
         }
         let key = SigningKey::from_bytes(&[1; 32]);
         let mut signed = Signed::seal(&manifest, &key);

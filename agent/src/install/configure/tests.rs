@@ -16,8 +16,9 @@ fn order() -> Install {
     Install {
         disk: DiskId::new("S1", 1 << 30),
         image: "debian/12".into(),
-        image_url: "http://192.0.2.1/images/debian/12".into(),
+        stores: vec!["http://192.0.2.1/images".into()],
         manifest_sha256: String::new(),
+        read_back: drophammer_protocol::order::ReadBack::Sampled,
         hostname: "web1".into(),
         ssh_keys: vec!["ssh-ed25519 AAAA me@home".into()],
         cmdline: String::new(),
