@@ -1,9 +1,11 @@
 //! How results look: tables for people, JSON for programs; and where the log goes.
 
 use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
@@ -30,6 +32,30 @@ pub(crate) fn log(default: LevelFilter, format: LogFormat) {
 
 pub(crate) fn json(value: &(impl Serialize + ?Sized)) -> Result<()> {
     line(&serde_json::to_string_pretty(value).context("writing the answer as JSON")?)
+}
+
+/// How far something is that takes a while, on a terminal and nowhere else.
+#[derive(Debug)]
+pub(crate) struct Meter(ProgressBar);
+
+impl Meter {
+    pub(crate) fn new(what: &'static str) -> Self {
+        let bar = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {bytes} {msg}, {bytes_per_sec}") {
+            bar.set_style(style);
+        }
+        bar.set_message(what);
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Self(bar)
+    }
+
+    pub(crate) fn add(&self, bytes: u64) {
+        self.0.inc(bytes);
+    }
+
+    pub(crate) fn clear(&self) {
+        self.0.finish_and_clear();
+    }
 }
 
 /// `YYYY-MM-DD HH:MM:SS`, UTC.

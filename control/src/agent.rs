@@ -127,7 +127,7 @@ impl Control {
         }
         let wanted = record.allocation.as_ref().filter(|_| due).map(|a| a.image.clone());
         let image = match &wanted {
-            Some(reference) => self.inner.images.find(reference)?,
+            Some(reference) => self.inner.images.find(reference, now)?,
             None => None,
         };
         self.as_agent(bearer, now, |txn, record, boot| {

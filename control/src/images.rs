@@ -92,9 +92,16 @@ impl Images {
         Ok(images)
     }
 
-    /// `name/version`, or `name` for its newest version.
-    pub(crate) fn find(&self, reference: &str) -> Result<Option<Image>> {
-        Ok(pick(&self.all()?, reference).cloned())
+    /// `name/version`, or `name` for its newest version, if that hasn't expired by `now` (in milliseconds since 1970).
+    pub(crate) fn find(&self, reference: &str, now: u64) -> Result<Option<Image>> {
+        let mut images = self.all()?;
+        images.retain(|image| image.summary.expires.is_none_or(|expires| now / 1000 < expires));
+        Ok(pick(&images, reference).cloned())
+    }
+
+    /// When an image of which [`Images::find`] knows nothing expired, if that is why; in seconds since 1970.
+    pub(crate) fn expired(&self, reference: &str) -> Option<u64> {
+        pick(&self.all().ok()?, reference)?.summary.expires
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -174,6 +181,7 @@ fn read(dir: &Path, keys: &[PublicKey]) -> Result<Image> {
             version: manifest.version.clone(),
             description: manifest.description.clone(),
             created: manifest.created,
+            expires: manifest.expires,
             download_bytes: manifest.download_bytes(),
             installed_bytes: manifest.installed_bytes,
             signed_by: manifest.signed_by(),
@@ -224,16 +232,23 @@ mod tests {
         let images = Images::new(path.to_owned(), vec![PublicKey::of(&ours)]);
         let list = || images.all().expect("lists").iter().map(Image::reference).collect::<Vec<_>>();
         assert_eq!(list(), ["alpine/3", "debian/12.10", "debian/12.9"]);
+        let old = Manifest { expires: Some(1000), ..manifest("debian", "12.11", 250) };
+        publish(path, "debian/12.11", &old, &ours);
         for (name, reference, want) in [
-            ("newest", "debian", Some("debian/12.10")),
+            ("newest that isn't too old", "debian", Some("debian/12.10")),
+            ("too old", "debian/12.11", None),
             ("a version", "debian/12.9", Some("debian/12.9")),
             ("no such version", "debian/13", None),
             ("of an unknown key", "evil/1", None),
             ("no path tricks", "../images/debian", None),
         ] {
-            let got = images.find(reference).expect("finds").map(|i| i.reference());
+            let got = images.find(reference, 1_000_000).expect("finds").map(|i| i.reference());
             assert_eq!(got.as_deref(), want, "{name}");
         }
+        assert_eq!(images.expired("debian/12.11"), Some(1000));
+        let before = images.find("debian", 999_999).expect("finds").map(|i| i.reference());
+        assert_eq!(before.as_deref(), Some("debian/12.11"), "not yet too old");
+        fs::remove_dir_all(path.join("debian/12.11")).expect("removes");
         publish(path, "debian/13", &manifest("debian", "13", 300), &ours);
         fs::remove_dir_all(path.join("alpine")).expect("removes");
         assert_eq!(list(), ["debian/13", "debian/12.10", "debian/12.9"], "what changed is seen");

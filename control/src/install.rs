@@ -144,6 +144,7 @@ mod tests {
             version: "12".into(),
             description: String::new(),
             created: 0,
+            expires: None,
             download_bytes: 0,
             installed_bytes,
             signed_by: key,

@@ -90,7 +90,7 @@ impl Control {
 
     pub(crate) fn allocate(&self, machine: MachineId, wanted: &Allocation, now: u64) -> Result<Machine, Denied> {
         let unfit = |why: String| Denied::new(StatusCode::UNPROCESSABLE_ENTITY, why);
-        let image = self.inner.images.find(&wanted.image)?;
+        let image = self.inner.images.find(&wanted.image, now)?;
         let promised = self.promised(wanted);
         self.change(machine, |txn, record| {
             // First what is wrong with the machine, then what is wrong with the wish.
@@ -168,6 +168,11 @@ impl Control {
     }
 
     pub(crate) fn no_such_image(&self, reference: &str) -> String {
+        if let Some(expired) = self.inner.images.expired(reference) {
+            let since = i64::try_from(expired).ok().and_then(|at| time::OffsetDateTime::from_unix_timestamp(at).ok());
+            let since = since.map(|at| at.date().to_string()).unwrap_or_default();
+            return format!("image {reference} expired on {since}: publish a newer version");
+        }
         let dir = self.inner.images.dir().display();
         format!(
             "image {reference} isn't among those in {dir} that are whole and signed by a trusted key; \

@@ -39,4 +39,4 @@ pub use keys::{keygen, load_key, load_public};
 pub use pack::{Forms, PackOptions, Packed, Progress, pack};
 pub use recipe::Recipe;
 pub use store::{Stored, list};
-pub use verify::{Problem, verify};
+pub use verify::{Problem, inspect, verify};

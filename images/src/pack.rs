@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::chunks::{Feed, Packer};
 use crate::scan::Contents;
 use crate::store::{self, Draft};
-use crate::verify::open_manifest;
+use crate::verify::inspect;
 use crate::zeros::hash_zeros;
 use crate::{ext4, input, sbom};
 
@@ -154,7 +154,7 @@ pub fn pack(
 
     let dir = store.join(&options.name).join(&options.version);
     if dir.exists() {
-        let there = open_manifest(&dir, &[signed.key])
+        let there = inspect(&dir, &[signed.key])
             .with_context(|| format!("{reference} is published already, and not by this key"))?;
         store::ensure_same(&there, &manifest, store)?;
         return Ok(Packed { dir, manifest: there, existed: true, new_bytes: 0 });

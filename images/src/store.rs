@@ -15,7 +15,7 @@ use drophammer_protocol::sign::{PublicKey, Verified};
 use tempfile::{NamedTempFile, TempDir};
 
 use crate::chunks::Known;
-use crate::verify::{Problem, open_manifest};
+use crate::verify::{Problem, inspect};
 
 /// One image of a store, with its manifest if that is to be believed. Its chunks aren't looked at.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub fn list(store: &Path, trusted: &[PublicKey]) -> Result<Vec<Stored>> {
             continue;
         }
         for (version, dir) in directories(&image)? {
-            let manifest = open_manifest(&dir, trusted);
+            let manifest = inspect(&dir, trusted);
             found.push(Stored { dir, reference: format!("{name}/{version}"), manifest });
         }
     }

@@ -43,7 +43,7 @@ pub enum Problem {
 
 /// Checks everything there is to check about the image in `dir`, which is in a store.
 pub fn verify(dir: &Path, trusted: &[PublicKey]) -> Result<Verified<Manifest>, Problem> {
-    let manifest = open_manifest(dir, trusted)?;
+    let manifest = inspect(dir, trusted)?;
     let dir = absolute(dir)?;
     let store = dir.ancestors().nth(2).unwrap_or(&dir);
     let packs = Packs::open(store, &manifest)?;
@@ -59,8 +59,8 @@ pub fn verify(dir: &Path, trusted: &[PublicKey]) -> Result<Verified<Manifest>, P
     Ok(manifest)
 }
 
-/// The manifest in `dir`, if one of `trusted` signed it and it is sound and in its own place.
-pub(crate) fn open_manifest(dir: &Path, trusted: &[PublicKey]) -> Result<Verified<Manifest>, Problem> {
+/// The manifest in `dir`, if one of `trusted` signed it and it is sound and in its own place. Chunks aren't looked at.
+pub fn inspect(dir: &Path, trusted: &[PublicKey]) -> Result<Verified<Manifest>, Problem> {
     let path = dir.join(MANIFEST_FILE);
     let failed = |source| Problem::Read { path: path.clone(), source };
     let mut text = Vec::new();

@@ -153,6 +153,9 @@ pub struct ImageSummary {
     pub version: String,
     pub description: String,
     pub created: u64,
+    /// From then on it isn't installed any more; in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expires: Option<u64>,
     pub download_bytes: u64,
     pub installed_bytes: u64,
     pub signed_by: PublicKey,

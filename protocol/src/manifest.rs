@@ -256,6 +256,11 @@ impl Manifest {
         blocks.chain(self.tar.iter().flat_map(|tar| &tar.chunks))
     }
 
+    /// Whether it may still be installed, as far as its age goes.
+    pub fn has_expired(&self, unix_seconds: u64) -> bool {
+        self.expires.is_some_and(|expires| expires <= unix_seconds)
+    }
+
     /// What a machine fetches at most, by the form that it prefers.
     pub fn download_bytes(&self) -> u64 {
         let of = |chunks: &mut dyn Iterator<Item = &Chunk>| chunks.map(|chunk| u64::from(chunk.length)).sum();

@@ -34,6 +34,7 @@ pub(crate) use self::{
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use drophammer_protocol::event::Phase;
@@ -139,6 +140,11 @@ fn manifest(order: &Install, trust: &Trust, sources: &Sources<'_>) -> Result<Ver
         })
         .map_err(|e| refused(format!("{e:#}")))?;
     let manifest = manifest::open(&bytes, &trust.image_keys).map_err(|e| refused(format!("its manifest: {e}")))?;
+    // The clock is the server's, from its signed answer.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    if manifest.has_expired(now) {
+        return Err(refused("it has expired: install a newer version".into()));
+    }
     if manifest.arch != std::env::consts::ARCH {
         return Err(refused(format!("it is for {}, this machine is {}", manifest.arch, std::env::consts::ARCH)));
     }
