@@ -2,6 +2,8 @@
 
 pub(crate) mod block;
 pub(crate) mod ethtool;
+#[cfg_attr(not(test), expect(dead_code, reason = "for images in block form, which nothing writes yet"))]
+pub(crate) mod ext4;
 pub(crate) mod holders;
 pub(crate) mod kexec;
 pub(crate) mod linux;
