@@ -50,6 +50,7 @@ pub const NEEDS: &[Need] = &[
 pub const TEST_NEEDS: &[Need] = &[
     need("busybox-static", Proof::Program("busybox"), "another DHCP client"),
     need("cpio", Proof::Program("cpio"), "another reader of initramfs archives"),
+    need("cryptsetup-bin", Proof::Program("cryptsetup"), "judging LUKS"),
     need("curl", Proof::Program("curl"), "another HTTP client"),
     need("dosfstools", Proof::Program("fsck.vfat"), "judging FAT"),
     need("dpkg-dev", Proof::Program("dpkg-shlibdeps"), "packages that say what they depend on"),
