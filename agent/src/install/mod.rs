@@ -31,7 +31,7 @@ pub(crate) use self::{
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use drophammer_protocol::event::Phase;
@@ -143,7 +143,7 @@ struct Plan {
     layout: Layout,
     command_line: String,
     firmware: FirmwareKind,
-    mke2fs: PathBuf,
+    root: mkfs::Making,
     uplink: uplink::Uplink,
 }
 
@@ -163,9 +163,16 @@ fn plan(order: &Install, manifest: &Verified<Manifest>) -> Result<(OpenDisk, Pla
     bootloader::check(&manifest.boot, firmware, &layout).map_err(InstallError::Refused)?;
     let command_line =
         bootloader::command_line(&layout, &manifest.boot, &order.cmdline).map_err(InstallError::Refused)?;
-    let mke2fs = mkfs::find().ok_or_else(|| InstallError::Refused("this boot environment has no mke2fs".into()))?;
+    let root = mkfs::New {
+        format: mkfs::Format::Ext4(layout.root_uuid),
+        label: "root",
+        bytes: layout.length_bytes(&layout.root),
+        logical_block,
+        options: &[],
+    };
+    let root = mkfs::plan(&root, &mkfs::Tools::find()).map_err(InstallError::Refused)?;
     let uplink = uplink::find(&order.phone_home.server);
-    Ok((disk, Plan { layout, command_line, firmware, mke2fs, uplink }))
+    Ok((disk, Plan { layout, command_line, firmware, root, uplink }))
 }
 
 /// A disk on which everything is in its place but the tables.
@@ -185,7 +192,7 @@ fn build(
 ) -> anyhow::Result<Built> {
     let layout = target.layout();
     let node = target.node(&layout.root)?;
-    mkfs::ext4(&plan.mke2fs, &node, layout.length_bytes(&layout.root), layout.root_uuid)?;
+    plan.root.carry_out(&node)?;
     let root = target.mount_root()?;
     reporter.done(Phase::Layout, "the root file system is made and mounted; the disk has no partition table yet");
 
