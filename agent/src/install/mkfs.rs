@@ -98,16 +98,19 @@ enum How {
 
 /// What it takes to make this, or why it can't be: as a sentence, for whoever wrote the layout.
 pub(crate) fn plan(new: &New, tools: &Tools) -> Result<Making, String> {
-    let missing = |name: &str| format!("this boot environment has no {name}");
+    let missing = |name: &str| {
+        format!(
+            "this boot environment has no {name}, so it can't make {}: build it anew, or choose another",
+            new.format
+        )
+    };
     let how = match new.format {
         Format::Ext3(uuid) | Format::Ext4(uuid) => {
             let arguments = ext::arguments(new, uuid)?;
             How::Run { program: tools.mke2fs.clone().ok_or_else(|| missing("mke2fs"))?, arguments }
         }
         Format::Xfs(uuid) => {
-            let program = tools.mkfs_xfs.as_ref().ok_or_else(|| {
-                missing("mkfs.xfs, so it can't make xfs: boot the agent with the module set \"metal\", or choose ext4")
-            })?;
+            let program = tools.mkfs_xfs.as_ref().ok_or_else(|| missing("mkfs.xfs"))?;
             How::Run { program: program.path.clone(), arguments: xfs::arguments(new, uuid, program)? }
         }
         Format::Vfat(id) => How::Vfat(vfat::plan(new, id)?),
