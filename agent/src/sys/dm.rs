@@ -32,13 +32,6 @@ pub(crate) struct Device {
     name: String,
 }
 
-/// How the device mapper is told which mapping is meant. A UUID can't change, a name can; it takes one of them only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mapping<'a> {
-    Uuid(&'a str),
-    Name(&'a str),
-}
-
 impl Device {
     /// Makes the device, loads its table and starts it. When this returns, its path can be opened; if it fails, there is no
     /// such device.
@@ -67,7 +60,7 @@ impl Device {
             link(name, number(&resume))?;
             Ok(Self { name: name.to_owned() })
         };
-        start().map_err(|error| match remove(Mapping::Name(name)) {
+        start().map_err(|error| match remove(name, "") {
             Ok(()) => error,
             Err(also) => io::Error::other(format!("{error}; and what there is of it can't be taken away: {also}")),
         })
@@ -78,22 +71,21 @@ impl Device {
     }
 }
 
-/// `EBUSY` while anybody has the mapping open.
-pub(crate) fn remove(mapping: Mapping) -> io::Result<()> {
-    let mut request = match mapping {
-        Mapping::Uuid(uuid) => request("", uuid, &[])?,
-        Mapping::Name(name) => request(name, "", &[])?,
-    };
+/// `EBUSY` while anybody has the mapping open. It goes by its UUID if it has one: that can't change, a name can, and the kernel
+/// takes one of them only.
+pub(crate) fn remove(name: &str, uuid: &str) -> io::Result<()> {
+    let mut request = if uuid.is_empty() { request(name, "", &[])? } else { request("", uuid, &[])? };
     Control::open()?.submit(ioctl::REMOVE, &mut request)?;
-    if let Mapping::Name(name) = mapping {
-        let link = Path::new(DIRECTORY).join(name);
-        // udev may have been faster, where there is one.
-        if fs::symlink_metadata(&link).is_ok_and(|m| m.is_symlink()) {
-            return fs::remove_file(&link)
-                .or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) });
-        }
+    let link = Path::new(DIRECTORY).join(name);
+    // udev may have been faster, where there is one.
+    if name.contains('/') || !dangles(&link) {
+        return Ok(());
     }
-    Ok(())
+    fs::remove_file(&link).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+}
+
+fn dangles(link: &Path) -> bool {
+    fs::symlink_metadata(link).is_ok_and(|m| m.is_symlink()) && fs::metadata(link).is_err()
 }
 
 /// The name that udev would give: /dev/mapper/NAME, a link to ../dm-N.
@@ -130,9 +122,9 @@ impl Control {
         // reads and writes within them, and they outlive the call.
         let done = unsafe { libc::ioctl(self.0.as_raw_fd(), code as _, request.as_mut_ptr()) };
         let done = nix::errno::Errno::result(done);
-        // The kernel fills in its version even if it refuses ours.
+        // The kernel fills in its version even if it refuses ours. Nothing is left of a request that was to be wiped.
         let major = number_at::<4>(request, ioctl::VERSION).map_or(0, u32::from_ne_bytes);
-        if done.is_err() && major != ioctl::MAJOR {
+        if done.is_err() && !matches!(major, 0 | ioctl::MAJOR) {
             return Err(io::Error::other(format!(
                 "the kernel's device mapper has version {major}, this agent knows {}",
                 ioctl::MAJOR
@@ -169,7 +161,8 @@ fn request(name: &str, uuid: &str, table: &[Target<'_>]) -> io::Result<Zeroizing
     put(ioctl::DATA_SIZE, &narrow(size)?);
     put(ioctl::DATA_START, &narrow(ioctl::HEADER_BYTES)?);
     put(ioctl::TARGET_COUNT, &narrow(table.len())?);
-    put(ioctl::FLAGS, &ioctl::SECURE_DATA.to_ne_bytes());
+    // The kernel wipes what it was given, our copy included.
+    put(ioctl::FLAGS, &if table.is_empty() { 0 } else { ioctl::SECURE_DATA }.to_ne_bytes());
     put(ioctl::NAME, name.as_bytes());
     put(ioctl::UUID, uuid.as_bytes());
     let mut at = ioctl::HEADER_BYTES;
