@@ -10,12 +10,11 @@
 //! anything half re-encrypted, with authentication or another cipher is refused in words. The format is the LUKS2 On-Disk
 //! Format Specification 1.1.
 //!
-//! Secrets are wiped from memory when they are dropped, and have no text form.
+//! Secrets are wiped from memory when they are dropped (but for what hash functions have on the stack for a moment), and have
+//! no text form.
 
 mod header;
 mod keys;
-#[cfg(test)]
-mod tests;
 
 use std::fs::File;
 use std::io;
@@ -149,6 +148,7 @@ pub(crate) fn unlock(device: &File, header: &Header, secret: &Secret, memory: u6
     let uuid = header.uuid();
     let unusable = |why: String| LuksError::Unusable { uuid, why };
     let Volume { segment, digest, slots } = header.metadata.volume().map_err(unusable)?;
+    digest.check().map_err(unusable)?;
     let mut tried = Vec::new();
     for (name, slot) in slots {
         let candidate = slot.key(secret, memory, |at, length| {
@@ -291,3 +291,6 @@ fn slice(device: &[u8], at: u64, length: usize) -> io::Result<Vec<u8>> {
     let from = usize::try_from(at).ok().and_then(|at| device.get(at..)?.get(..length));
     from.map(<[u8]>::to_vec).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -244,15 +244,18 @@ fn argon2(
     done
 }
 
-fn pbkdf2(hash: &str, secret: &[u8], salt: &[u8], iterations: u32, key: &mut [u8]) -> Result<(), String> {
-    if !(1..=MOST_ITERATIONS).contains(&iterations) {
-        return Err(format!("{iterations} iterations aren't between 1 and {MOST_ITERATIONS}"));
-    }
+fn pbkdf2(hash: &str, secret: &[u8], salt: &[u8], count: u32, key: &mut [u8]) -> Result<(), String> {
+    iterations(count)?;
     match Hash::named(hash)? {
-        Hash::Sha256 => pbkdf2::pbkdf2_hmac::<Sha256>(secret, salt, iterations, key),
-        Hash::Sha512 => pbkdf2::pbkdf2_hmac::<Sha512>(secret, salt, iterations, key),
+        Hash::Sha256 => pbkdf2::pbkdf2_hmac::<Sha256>(secret, salt, count, key),
+        Hash::Sha512 => pbkdf2::pbkdf2_hmac::<Sha512>(secret, salt, count, key),
     }
     Ok(())
+}
+
+fn iterations(count: u32) -> Result<(), String> {
+    let fine = (1..=MOST_ITERATIONS).contains(&count);
+    if fine { Ok(()) } else { Err(format!("{count} iterations aren't between 1 and {MOST_ITERATIONS}")) }
 }
 
 enum Hash {
@@ -296,12 +299,24 @@ impl Digest {
         })
     }
 
-    /// Whether this is the volume key. A digest that can't be computed is none of any key.
+    /// Whether a key can be told by it. A short one would be that of many keys, an empty one of all.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if Hash::named(&self.hash)?.bytes() != self.digest.len() {
+            return Err(format!(
+                "the digest of its key has {} bytes, which {} never has",
+                self.digest.len(),
+                self.hash
+            ));
+        }
+        iterations(self.iterations).map_err(|why| format!("the digest of its key: {why}"))
+    }
+
+    /// Whether this is the volume key, which nothing is if the digest is none.
     pub(super) fn is_of(&self, key: &VolumeKey) -> bool {
-        // A short digest would be one of many keys, an empty one of all.
-        let whole = Hash::named(&self.hash).is_ok_and(|hash| hash.bytes() == self.digest.len());
         let mut found = vec![0; self.digest.len()];
-        whole && pbkdf2(&self.hash, &key.0, &self.salt, self.iterations, &mut found).is_ok() && found == self.digest
+        self.check().is_ok()
+            && pbkdf2(&self.hash, &key.0, &self.salt, self.iterations, &mut found).is_ok()
+            && found == self.digest
     }
 }
 
