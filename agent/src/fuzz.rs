@@ -20,6 +20,7 @@ pub fn drive(page: &[u8]) {
     crate::drive::scsi::fuzz(page);
     crate::inventory::fuzz_disks(page);
     crate::signatures::fuzz(page);
+    crate::volumes::luks::fuzz(page);
 }
 
 /// A boot entry among the firmware's variables.

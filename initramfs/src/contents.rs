@@ -1,4 +1,5 @@
-//! What lies in the initramfs: the agent as `/init`, modules with their indexes, mke2fs with its libraries, and nothing else.
+//! What lies in the initramfs: the agent as `/init`, modules with their indexes, what makes ext4 and xfs with its libraries, and
+//! nothing else.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,11 +12,11 @@ use crate::cpio::Archive;
 use crate::kernel::Kernel;
 use crate::modules::{self, Selection, Set};
 
-/// Where the agent looks for it.
-const MKE2FS: &str = "usr/sbin/mke2fs";
+/// Programs, by where Debian's packages have them, apart from `usr`, and where the agent looks for them.
+const PROGRAMS: [(&str, &str); 2] = [("sbin/mke2fs", "usr/sbin/mke2fs"), ("sbin/mkfs.xfs", "usr/sbin/mkfs.xfs")];
 
-/// Where Debian's package has it, apart from `usr`.
-const PACKAGED_MKE2FS: &str = "sbin/mke2fs";
+/// mke2fs goes by it.
+const CONFIGURATION: &str = "etc/mke2fs.conf";
 
 /// Directories that something is mounted on or written to.
 const DIRECTORIES: [(&str, u32); 8] = [
@@ -53,7 +54,7 @@ pub(crate) fn gather(agent: Vec<u8>, set: Set, kernel: &Kernel, packages: &[Unpa
     let selection = modules::select(&wanted, &kernel.builtin_aliases, |name| kernel.find(name))?;
     let module_bytes = add_modules(&mut archive, kernel, &selection)?;
 
-    let tool_bytes = add_mke2fs(&mut archive, packages)?;
+    let tool_bytes = add_tools(&mut archive, packages)?;
     let licences = licences(packages)?;
     let notice = notice(packages);
     archive.file("usr/share/doc/drophammer/NOTICE", notice.clone().into_bytes(), 0o644)?;
@@ -78,17 +79,24 @@ fn add_modules(archive: &mut Archive<'static>, kernel: &Kernel, selection: &Sele
     Ok(bytes)
 }
 
-fn add_mke2fs(archive: &mut Archive<'static>, packages: &[Unpacked]) -> Result<u64> {
-    let files = closure::close(PACKAGED_MKE2FS, |path| closure::read(packages, path))?;
-    let configuration =
-        closure::read(packages, "etc/mke2fs.conf")?.context("no package has etc/mke2fs.conf, which mke2fs goes by")?;
-    let mut bytes = 0;
-    for (path, content) in files.into_iter().chain([("etc/mke2fs.conf".to_owned(), configuration)]) {
-        bytes += content.len() as u64;
-        let permissions = if path.starts_with("etc/") { 0o644 } else { 0o755 };
-        let path = if path == PACKAGED_MKE2FS { MKE2FS } else { &path };
-        archive.file(path, content, permissions)?;
+fn add_tools(archive: &mut Archive<'static>, packages: &[Unpacked]) -> Result<u64> {
+    // By path, for the programs share most of their libraries.
+    let mut files = BTreeMap::new();
+    for (packaged, path) in PROGRAMS {
+        let mut parts = closure::close(packaged, |path| closure::read(packages, path))?;
+        files.extend(parts.remove(packaged).map(|program| (path.to_owned(), program)));
+        files.extend(parts);
     }
+    let mut bytes = 0;
+    for (path, content) in files {
+        bytes += content.len() as u64;
+        archive.file(&path, content, 0o755)?;
+    }
+    let configuration = closure::read(packages, CONFIGURATION)?;
+    let configuration =
+        configuration.with_context(|| format!("no package has {CONFIGURATION}, which mke2fs goes by"))?;
+    bytes += configuration.len() as u64;
+    archive.file(CONFIGURATION, configuration, 0o644)?;
     Ok(bytes)
 }
 
@@ -106,9 +114,10 @@ fn licences(packages: &[Unpacked]) -> Result<BTreeMap<String, Vec<u8>>> {
 fn notice(packages: &[Unpacked]) -> String {
     let mut text = String::from(
         "This boot directory holds programs of others, unmodified, as Debian distributes them, each under its own licence.\n\
-         The Linux kernel, its modules, e2fsprogs and iPXE are free software under the GNU General Public License,\n\
-         version 2 (iPXE: 2 or later; parts of it and of e2fsprogs under compatible licences); the GNU C library is under\n\
-         the GNU Lesser General Public License, and so is systemd's stub where there is one. They come without any warranty.\n\
+         The Linux kernel, its modules, e2fsprogs, xfsprogs and iPXE are free software under the GNU General Public\n\
+         License, version 2 (iPXE: 2 or later; parts of it and of e2fsprogs under compatible licences); the GNU C library\n\
+         and liburcu are under the GNU Lesser General Public License, and so is systemd's stub where there is one; libinih\n\
+         is under a BSD licence. They come without any warranty.\n\
          \n\
          The licence of each package is in licences/PACKAGE beside the kernel, and the full source code of each is what\n\
          `apt-get source PACKAGE=VERSION` fetches from Debian's archive or its snapshots:\n\
@@ -148,6 +157,7 @@ mod tests {
             (&format!("{modules}/kernel/igc.ko"), module_file(b"alias=pci:v00008086d000015F2*\0depends=\0")),
             (&format!("{modules}/kernel/joydev.ko"), module_file(b"depends=\0")),
             ("tools/sbin/mke2fs", module_file(b"")),
+            ("tools/usr/sbin/mkfs.xfs", module_file(b"")),
             ("tools/etc/mke2fs.conf", b"[defaults]".to_vec()),
             ("tools/usr/share/doc/tools/copyright", b"GPL-2 too".to_vec()),
         ] {
@@ -189,6 +199,7 @@ mod tests {
             ("etc/drophammer", 0o040_755, None),
             ("etc/mke2fs.conf", 0o100_644, Some("[defaults]")),
             ("usr/sbin/mke2fs", 0o100_755, None),
+            ("usr/sbin/mkfs.xfs", 0o100_755, None),
             ("usr/share/doc/drophammer/NOTICE", 0o100_644, Some(contents.notice.as_str())),
             (&format!("{modules}/kernel/virtio-rng.ko"), 0o100_644, None),
             (&format!("{modules}/kernel/virtio.ko"), 0o100_644, None),

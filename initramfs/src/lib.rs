@@ -1,7 +1,7 @@
 //! Kernel package and agent to a reproducible kernel and initramfs: all that a server's firmware loads.
 //!
 //! ```text
-//! Debian packages ─ kernel, mke2fs, iPXE ─┐
+//! Debian packages ─ kernel, mkfs, iPXE ───┐
 //! source tree ────── agent ───────────────┼─ build ─▶ OUT/{vmlinuz, initramfs, undionly.kpxe, snponly.efi}
 //! modules.list ───── closed over needs ───┘                └───────┴─ with systemd's stub ─▶ OUT/agent.efi, signed
 //! ```
@@ -51,8 +51,19 @@ pub const UKI: &str = "agent.efi";
 /// starts over. What an ATA drive hides by a host protected area is shown, and its security subsystem may be spoken to.
 pub const AGENT_ARGUMENTS: &str = "panic=30 libata.ignore_hpa=1 libata.allow_tpm=1";
 
-/// Besides the kernel: iPXE, mke2fs and the libraries that it is linked against.
-const PACKAGES: [&str; 7] = ["ipxe", "e2fsprogs", "libblkid1", "libc6", "libcom-err2", "libext2fs2", "libuuid1"];
+/// Besides the kernel: iPXE, mke2fs, mkfs.xfs and the libraries that those are linked against.
+const PACKAGES: [&str; 10] = [
+    "ipxe",
+    "e2fsprogs",
+    "libblkid1",
+    "libc6",
+    "libcom-err2",
+    "libext2fs2",
+    "libinih1",
+    "liburcu8",
+    "libuuid1",
+    "xfsprogs",
+];
 
 /// What firmware loads before it can load a kernel, with the place it has in Debian's package.
 const IPXE: [(&str, &str); 2] =

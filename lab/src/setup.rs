@@ -50,15 +50,18 @@ pub const NEEDS: &[Need] = &[
 pub const TEST_NEEDS: &[Need] = &[
     need("busybox-static", Proof::Program("busybox"), "another DHCP client"),
     need("cpio", Proof::Program("cpio"), "another reader of initramfs archives"),
+    need("cryptsetup-bin", Proof::Program("cryptsetup"), "judging LUKS"),
     need("curl", Proof::Program("curl"), "another HTTP client"),
     need("dosfstools", Proof::Program("fsck.vfat"), "judging FAT"),
     need("dpkg-dev", Proof::Program("dpkg-shlibdeps"), "packages that say what they depend on"),
     need("e2fsprogs", Proof::Program("e2fsck"), "judging ext4"),
+    need("file", Proof::Program("file"), "judging swap areas"),
     need("g++", Proof::Program("g++"), "building libFuzzer"),
     need("gdisk", Proof::Program("sgdisk"), "judging partition tables"),
     need("openssl", Proof::Program("openssl"), "keys and certificates of another make"),
     need("systemd", Proof::Program("systemd-analyze"), "judging units"),
     need("sbsigntool", Proof::Program("sbverify"), "judging signatures for Secure Boot"),
+    need("xfsprogs", Proof::Program("mkfs.xfs"), "making xfs, and judging it"),
 ];
 
 /// Only for those who aren't root: a whole system's user ids take a range of them.

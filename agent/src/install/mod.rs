@@ -33,7 +33,7 @@ pub(crate) use self::{
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
@@ -153,15 +153,24 @@ fn manifest(order: &Install, trust: &Trust, sources: &Sources<'_>) -> Result<Ver
 
 /// Everything that was decided before anything was touched.
 #[derive(Debug)]
-struct Plan {
+struct Plan<'a> {
     layout: Layout,
     command_line: String,
     firmware: FirmwareKind,
-    mke2fs: PathBuf,
+    root: RootFrom<'a>,
     uplink: uplink::Uplink,
 }
 
-fn plan(order: &Install, manifest: &Verified<Manifest>) -> Result<(OpenDisk, Plan), InstallError> {
+/// What the root file system is made of.
+#[derive(Debug)]
+enum RootFrom<'a> {
+    /// As it was published.
+    Blocks(&'a BlockForm),
+    /// A new one, and the tar unpacked into it.
+    Tar(&'a TarForm, mkfs::Making),
+}
+
+fn plan<'a>(order: &Install, manifest: &'a Verified<Manifest>) -> Result<(OpenDisk, Plan<'a>), InstallError> {
     configure::check(order).map_err(InstallError::Refused)?;
     let disk = disk::open(&order.disk, Access::Buffered).map_err(|e| match e {
         OpenError::Open { .. } => InstallError::Failed(e.into()),
@@ -177,9 +186,33 @@ fn plan(order: &Install, manifest: &Verified<Manifest>) -> Result<(OpenDisk, Pla
     bootloader::check(&manifest.boot, firmware, &layout).map_err(InstallError::Refused)?;
     let command_line =
         bootloader::command_line(&layout, &manifest.boot, &order.cmdline).map_err(InstallError::Refused)?;
-    let mke2fs = mkfs::find().ok_or_else(|| InstallError::Refused("this boot environment has no mke2fs".into()))?;
+    let root = root_from(manifest, &layout).map_err(InstallError::Refused)?;
     let uplink = uplink::find(&order.phone_home.server);
-    Ok((disk, Plan { layout, command_line, firmware, mke2fs, uplink }))
+    Ok((disk, Plan { layout, command_line, firmware, root, uplink }))
+}
+
+/// The block form if there is one: it's what was made for this.
+fn root_from<'a>(manifest: &'a Manifest, layout: &Layout) -> Result<RootFrom<'a>, String> {
+    let bytes = layout.length_bytes(&layout.root);
+    match (&manifest.block, &manifest.tar) {
+        (Some(form), _) if form.bytes > bytes => Err(format!(
+            "the image's file system has {} bytes, and the root partition would have {bytes}: choose a larger disk for this \
+             machine or a smaller image",
+            form.bytes
+        )),
+        (Some(form), _) => Ok(RootFrom::Blocks(form)),
+        (None, Some(form)) => {
+            let root = mkfs::New {
+                format: mkfs::Format::Ext4(layout.root_uuid),
+                label: "root",
+                bytes,
+                logical_block: layout.geometry.logical_block,
+                options: &[],
+            };
+            Ok(RootFrom::Tar(form, mkfs::plan(&root, &mkfs::Tools::find())?))
+        }
+        (None, None) => Err("the image has neither a block form nor a tar form".to_owned()),
+    }
 }
 
 /// A disk on which everything is in its place but the tables.
@@ -192,15 +225,14 @@ fn build(
     target: &Target,
     order: &Install,
     manifest: &Verified<Manifest>,
-    plan: &Plan,
+    plan: &Plan<'_>,
     sources: &Sources<'_>,
     reporter: &Reporter,
 ) -> anyhow::Result<Built> {
     let layout = target.layout();
-    let root = match (&manifest.block, &manifest.tar) {
-        (Some(form), _) => write_blocks(target, order, manifest, form, sources, reporter)?,
-        (None, Some(form)) => unpack_tar(target, order, manifest, form, &plan.mke2fs, sources, reporter)?,
-        (None, None) => anyhow::bail!("the image has no form"),
+    let root = match &plan.root {
+        RootFrom::Blocks(form) => write_blocks(target, order, manifest, form, sources, reporter)?,
+        RootFrom::Tar(form, made) => unpack_tar(target, order, manifest, form, made, sources, reporter)?,
     };
 
     reporter.started(Phase::Configure, format!("{} with {}", order.hostname, count(order.ssh_keys.len(), "SSH key")));
@@ -269,12 +301,11 @@ fn unpack_tar(
     order: &Install,
     manifest: &Manifest,
     form: &TarForm,
-    mke2fs: &Path,
+    made: &mkfs::Making,
     sources: &Sources<'_>,
     reporter: &Reporter,
 ) -> anyhow::Result<root::Root> {
-    let layout = target.layout();
-    mkfs::ext4(mke2fs, &target.node(&layout.root)?, layout.length_bytes(&layout.root), layout.root_uuid)?;
+    made.carry_out(&target.node(&target.layout().root)?)?;
     let root = target.mount_root()?;
     reporter.done(Phase::Layout, "the root file system is made and mounted; the disk has no partition table yet");
     reporter

@@ -1,4 +1,4 @@
-//! The pages in which drives say who they are, how big, and how well.
+//! The pages in which drives say who they are, how big, and how well, and what lies on them.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

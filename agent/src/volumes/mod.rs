@@ -1,0 +1,3 @@
+//! What lies between partitions and file systems.
+
+pub(crate) mod luks;
