@@ -12,6 +12,7 @@ use super::plan::Step;
 use super::processes::{self, Users};
 use crate::inventory::sysfs::node;
 use crate::sys::holders::{self, Mapping};
+use crate::sys::md;
 
 pub(super) fn carry_out(step: &Step) -> io::Result<()> {
     match step {
@@ -19,7 +20,7 @@ pub(super) fn carry_out(step: &Step) -> io::Result<()> {
         Step::Unmount { place } => Ok(umount2(place, MntFlags::UMOUNT_NOFOLLOW)?),
         Step::SwapOff { path } => holders::swap_off(&CString::new(path.as_os_str().as_bytes())?),
         Step::DetachLoop { device, .. } => holders::detach_loop(File::open(node(device))?),
-        Step::StopArray { device } => holders::stop_array(File::open(node(device))?),
+        Step::StopArray { device } => md::stop(File::open(node(device))?),
         Step::RemoveMapping { name, uuid, .. } => {
             let mapping = if uuid.is_empty() { Mapping::Name(name) } else { Mapping::Uuid(uuid) };
             let control = File::options().read(true).write(true).open("/dev/mapper/control")?;

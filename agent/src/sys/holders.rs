@@ -1,4 +1,4 @@
-//! Letting go of swap, loop devices, arrays and mappings.
+//! Letting go of swap, loop devices and mappings.
 
 #![allow(unsafe_code)]
 
@@ -17,13 +17,6 @@ pub(crate) fn swap_off(path: &CStr) -> io::Result<()> {
 pub(crate) fn detach_loop(device: impl AsFd) -> io::Result<()> {
     // SAFETY: the ioctl takes no argument.
     unsafe { ioctl::loop_clr_fd(device.as_fd().as_raw_fd()) }?;
-    Ok(())
-}
-
-/// `STOP_ARRAY` of the md driver. `EBUSY` while anybody else has the array open.
-pub(crate) fn stop_array(device: impl AsFd) -> io::Result<()> {
-    // SAFETY: the ioctl takes no argument.
-    unsafe { ioctl::stop_array(device.as_fd().as_raw_fd()) }?;
     Ok(())
 }
 
@@ -84,7 +77,7 @@ fn write(field: &mut [c_char], text: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// linux/loop.h, linux/raid/md_u.h and linux/dm-ioctl.h
+/// linux/loop.h and linux/dm-ioctl.h
 mod ioctl {
     use std::ffi::c_char;
 
@@ -113,9 +106,6 @@ mod ioctl {
     const _: () = assert!(std::mem::offset_of!(DmIoctl, uuid) == 176);
 
     nix::ioctl_none_bad!(loop_clr_fd, 0x4c01);
-    nix::ioctl_none!(
-        /// MD_MAJOR is 9.
-        stop_array, 9, 0x32);
     nix::ioctl_readwrite!(dm_dev_remove, 0xfd, 4, DmIoctl);
 }
 
