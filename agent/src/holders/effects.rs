@@ -11,8 +11,8 @@ use nix::mount::{MntFlags, umount2};
 use super::plan::Step;
 use super::processes::{self, Users};
 use crate::inventory::sysfs::node;
-use crate::sys::holders::{self, Mapping};
-use crate::sys::md;
+use crate::sys::mapper::{Control, Mapping};
+use crate::sys::{holders, md};
 
 pub(super) fn carry_out(step: &Step) -> io::Result<()> {
     match step {
@@ -23,8 +23,7 @@ pub(super) fn carry_out(step: &Step) -> io::Result<()> {
         Step::StopArray { device } => md::stop(File::open(node(device))?),
         Step::RemoveMapping { name, uuid, .. } => {
             let mapping = if uuid.is_empty() { Mapping::Name(name) } else { Mapping::Uuid(uuid) };
-            let control = File::options().read(true).write(true).open("/dev/mapper/control")?;
-            holders::remove_mapping(&control, mapping)
+            Control::open()?.remove(mapping)
         }
         Step::StopBcache { device } => fs::write(Path::new("/sys/class/block").join(device).join("bcache/stop"), "1"),
         Step::StopCacheSet { uuid } => fs::write(Path::new("/sys/fs/bcache").join(uuid).join("stop"), "1"),

@@ -14,8 +14,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 
-use region::Region;
-pub(crate) use region::{array, le16, le32, le64, text};
+pub(crate) use region::{Region, array, le16, le32, le64, text};
 
 /// Reads a whole buffer at an offset; both are multiples of the logical block.
 pub(crate) type Read<'a> = dyn FnMut(u64, &mut [u8]) -> io::Result<()> + 'a;

@@ -10,7 +10,7 @@ use super::Read;
 /// Most of what is looked for lies in front of this; it's read once.
 const HEAD: u64 = 68 << 10;
 
-pub(super) struct Region<'a> {
+pub(crate) struct Region<'a> {
     read: &'a mut Read<'a>,
     bytes: Range<u64>,
     drive: u64,
@@ -21,7 +21,7 @@ pub(super) struct Region<'a> {
 
 impl<'a> Region<'a> {
     /// The bytes `bytes` of a drive of `drive` bytes.
-    pub(super) fn new(
+    pub(crate) fn new(
         read: &'a mut Read<'_>,
         bytes: Range<u64>,
         drive: u64,
@@ -47,7 +47,7 @@ impl<'a> Region<'a> {
     }
 
     /// `length` bytes at `offset`, if all of them are within the region and can be read.
-    pub(super) fn bytes(&mut self, offset: u64, length: usize) -> Option<Vec<u8>> {
+    pub(crate) fn bytes(&mut self, offset: u64, length: usize) -> Option<Vec<u8>> {
         let end = offset.checked_add(u64::try_from(length).ok()?).filter(|end| *end <= self.size())?;
         if end > HEAD {
             return self.fetch(offset..end);

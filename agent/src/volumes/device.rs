@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use uuid::Uuid;
 
 use crate::holders;
 use crate::signatures;
@@ -15,6 +16,14 @@ use crate::sys::block;
 
 /// No drive has logical blocks larger than this.
 pub(crate) const UNIT: u32 = 4096;
+
+/// A block device that becomes a part of an array or a volume group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Member {
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: u64,
+    pub(crate) uuid: Uuid,
+}
 
 /// Bytes, and where they go: a multiple of [`UNIT`], and as many.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -21,7 +21,7 @@ use drophammer_protocol::words;
 use uuid::Uuid;
 
 use super::Contents;
-use super::device::{Piece, Writes};
+use super::device::{Member, Piece, Writes};
 pub(crate) use existing::{Existing, Found, assemble, find};
 pub(crate) use kernel::Array;
 use kernel::Copying;
@@ -44,14 +44,6 @@ pub(crate) enum Metadata {
     V1_0,
     /// Version 1.2, 4 KiB behind the start.
     V1_2,
-}
-
-/// A block device that becomes a part of an array.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Member {
-    pub(crate) path: PathBuf,
-    pub(crate) bytes: u64,
-    pub(crate) uuid: Uuid,
 }
 
 /// The array that is wanted.

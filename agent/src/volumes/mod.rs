@@ -2,12 +2,13 @@
 //!
 //! Both are made without the tools that usually do it. A description becomes a plan, which has every byte that will be
 //! written to every member, or a sentence about why it doesn't fit. Carrying a plan out destroys what the members hold;
-//! what was there before is found, and put together again as it is, by [`md::find`].
+//! what was there before is found, and used as it is, by [`md::find`] and [`lvm::find`].
 
 mod device;
+pub(crate) mod lvm;
 pub(crate) mod md;
 
-pub(crate) use device::{Piece, Writes};
+pub(crate) use device::{Member, Piece, Writes};
 
 /// What the members of a mirror hold when it's made.
 ///
