@@ -416,3 +416,25 @@ impl fmt::Display for Plan {
         Ok(())
     }
 }
+
+/// A device, a label and the header of an area whose checksums are right, and metadata: what is understood of those is
+/// understood again, and makes tables.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(bytes: &[u8]) {
+    if let Some((size, mut read)) = crate::signatures::fuzz_device(bytes)
+        && let Ok(Some(device)) = existing::device("/dev/x".as_ref(), &mut read, size, 512)
+    {
+        let found = existing::groups(vec![device]);
+        assert!(found.groups.iter().all(|existing| existing.paths.len() <= 1));
+    }
+    area::fuzz(bytes);
+    let Ok(mut group) = VolumeGroup::parse(&String::from_utf8_lossy(bytes)) else { return };
+    for volume in &group.logical {
+        if let Ok(mappings) = mappings(&group, volume) {
+            assert!(mappings.iter().all(|mapping| mapping.table(true, |_| Some((8, 1))).is_some()));
+        }
+    }
+    group.elsewhere = None;
+    let origin = Origin { host: String::new(), created: 0 };
+    assert_eq!(VolumeGroup::parse(&group.to_text(&origin)), Ok(group));
+}

@@ -334,3 +334,16 @@ impl fmt::Display for Plan {
         Ok(())
     }
 }
+
+/// A device, and a superblock whose checksum is right: what is understood of it is understood again.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(bytes: &[u8]) {
+    if let Some((size, mut read)) = crate::signatures::fuzz_device(bytes)
+        && let Ok(Some(part)) = existing::part("/dev/x".as_ref(), &mut read, size, 512)
+    {
+        let found = existing::arrays(vec![part]);
+        assert!(found.arrays.iter().all(|array| array.members.len() == 1 && array.stale.is_empty()));
+        found.arrays.iter().for_each(|array| assert!(array.missing().len() <= usize::from(u16::MAX)));
+    }
+    superblock::fuzz(bytes);
+}

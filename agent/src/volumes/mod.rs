@@ -24,3 +24,10 @@ pub(crate) enum Contents {
     /// alone, so nobody ever sees a difference.
     Unknown,
 }
+
+/// Whatever lies on a device, and superblocks, labels and metadata by themselves.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    md::fuzz(bytes);
+    lvm::fuzz(bytes);
+}

@@ -235,6 +235,30 @@ pub(super) fn read_text(place: &Place, bytes: &[u8]) -> Result<String, Damage> {
     String::from_utf8(text.to_vec()).map_err(|_| Damage::Text)
 }
 
+#[cfg(fuzzing)]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let Some(mut sector) = array::<SECTOR>(bytes, 0) else { return };
+    let mut put = |at: usize, field: &[u8]| {
+        sector.iter_mut().skip(at).zip(field).for_each(|(to, from)| *to = *from);
+        sector
+    };
+    put(0, LABEL_ID);
+    put(24, LABEL_TYPE);
+    let label = put(8, &1u64.to_le_bytes());
+    let label = put(16, &CHECKSUM.checksum(label.get(20..).unwrap_or_default()).to_le_bytes());
+    if let Ok(label) = read_label(&label, LABEL_AT) {
+        assert!(label.areas.len() < SECTOR / 16);
+    }
+    put(4, AREA_MAGIC);
+    let header = put(20, &1u32.to_le_bytes());
+    let header = put(0, &CHECKSUM.checksum(header.get(4..).unwrap_or_default()).to_le_bytes());
+    let area = (le64(&header, 24).unwrap_or_default(), le64(&header, 32).unwrap_or_default());
+    if let Ok(Some(place)) = read_area(&header, area) {
+        let end = area.0 + area.1;
+        assert!(place.parts.iter().all(|(from, length)| *from >= area.0 + HEADER && from + length <= end));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -102,6 +102,10 @@ pub(super) fn device(
     if let Some(at) = contents.unreadable.first() {
         anyhow::bail!("byte {at} can't be read, so it isn't known whether this belongs to a volume group");
     }
+    // What is at the start of a mirror is at the start of each of its members, if they have their superblocks at the end.
+    if contents.signatures.iter().any(|found| matches!(found.kind, signatures::Kind::Md { .. })) {
+        return Ok(None);
+    }
     let mut labels = contents.signatures.iter().filter(|found| found.kind == signatures::Kind::LvmPhysicalVolume);
     let Some(label) = labels.next() else { return Ok(None) };
     let mut unreadable = BTreeSet::new();

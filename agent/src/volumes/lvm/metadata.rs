@@ -240,9 +240,13 @@ impl Segment {
             "striped" | "linear" => {
                 let stripes =
                     pairs(section.list("stripes")?, |name, first| Some((name.text()?.to_owned(), first.number()?)))?;
-                let stripe_sectors = section.number("stripe_size").unwrap_or_default();
-                let fine = !stripes.is_empty() && (stripes.len() == 1 || stripe_sectors > 0);
-                fine.then_some(Kind::Striped { stripe_sectors, stripes })?
+                // With a single one it means nothing.
+                let stripe_sectors = match stripes.len() {
+                    0 => return None,
+                    1 => 0,
+                    _ => section.number("stripe_size").filter(|sectors| *sectors > 0)?,
+                };
+                Kind::Striped { stripe_sectors, stripes }
             }
             "raid1" => {
                 let both = |meta: &Value, image: &Value| Some((meta.text()?.to_owned(), image.text()?.to_owned()));

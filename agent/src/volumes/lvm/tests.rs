@@ -630,6 +630,34 @@ fn what_was_made_is_found() {
 }
 
 #[test]
+fn members_of_a_mirror_are_not_physical_volumes() {
+    use crate::volumes::md;
+    let mirror = md::Wanted {
+        uuid: Uuid::from_u128(1),
+        name: "lvm".to_owned(),
+        level: md::Level::Raid1,
+        metadata: md::Metadata::V1_0,
+        created: 0,
+        members: vec![member(0, GIB), member(1, GIB)],
+        spares: vec![],
+        contents: Contents::Same,
+    };
+    let below = md::plan(&mirror).expect("fits");
+    let above = plan(&wanted(&[below.bytes], vec![])).expect("fits");
+    for (name, pieces, found) in [
+        ("alone", above.writes[0].pieces.clone(), true),
+        ("on a mirror", [above.writes[0].pieces.clone(), below.writes[0].pieces.clone()].concat(), false),
+    ] {
+        let writes = Writes { pieces, ..below.writes[0].clone() };
+        let file = file(&writes);
+        let opened = File::open(file.path()).expect("opened");
+        let mut read = |offset: u64, buffer: &mut [u8]| opened.read_exact_at(buffer, offset);
+        let device = device(&writes.path, &mut read, writes.bytes, 512).expect("no trouble");
+        assert_eq!(device.is_some(), found, "{name}");
+    }
+}
+
+#[test]
 fn physical_volumes_that_do_not_fit_together() {
     let plan = plan(&every_layout()).expect("fits");
     let devices = read_back(&plan);

@@ -1,6 +1,6 @@
 //! Arrays that are there already: found by what their members say, and started as they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::super::device::Source;
 use super::kernel::{self, Array, Copying};
 use super::superblock::{self, Role, SECTOR, Superblock};
-use crate::signatures::{self, Kind, Read};
+use crate::signatures::{self, Kind, Read, Region};
 
 /// What was found on some devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -116,8 +116,10 @@ pub(super) fn part(path: &Path, read: &mut Read<'_>, bytes: u64, logical_block: 
         "1.2" => 2,
         _ => anyhow::bail!("it belongs to an array with metadata {format}, only 1.0, 1.1 and 1.2 are known here"),
     };
-    let mut block = vec![0; superblock::BYTES];
-    read(offset, &mut block).with_context(|| format!("reading the superblock at byte {offset}"))?;
+    let mut unreadable = BTreeSet::new();
+    let mut region = Region::new(read, 0..bytes, bytes, logical_block, &mut unreadable);
+    let block = region.bytes(offset, superblock::BYTES);
+    let block = block.with_context(|| format!("the superblock at byte {offset} can't be read"))?;
     let damaged = || format!("the superblock at byte {offset} can't be used");
     let superblock = Superblock::parse(&block, offset / SECTOR).with_context(damaged)?;
     let role = superblock.role().unwrap_or(Role::Spare);

@@ -221,6 +221,16 @@ fn checksum(superblock: &[u8]) -> u32 {
     u32::try_from((low + high) & 0xffff_ffff).unwrap_or_default()
 }
 
+#[cfg(fuzzing)]
+pub(super) fn fuzz(block: &[u8]) {
+    let Some(Ok((mut superblock, _, _))) = Superblock::fields(block) else { return };
+    // Names are made readable, which may make them longer.
+    superblock.name.clear();
+    let again = Superblock::parse(&superblock.to_bytes(), superblock.super_offset);
+    assert_eq!(again.is_ok(), superblock.role().is_some());
+    assert!(again.is_err() || again == Ok(superblock));
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -454,6 +454,10 @@ fn a_device_that_says_two_things_is_not_believed() {
         let error = said(writes, bad).expect_err(name);
         assert!(error.starts_with(want), "{name}: {error}");
     }
+    let magic = Piece { offset: 0, bytes: start.pieces[0].bytes[..512].to_vec() };
+    let short = Writes { bytes: 513, zeros: vec![], pieces: vec![magic], ..start.clone() };
+    let error = said(&short, None).expect_err("shorter than a superblock");
+    assert_eq!(error, "the superblock at byte 0 can't be read");
     let empty = Writes { pieces: vec![], ..start };
     assert_eq!(said(&empty, None), Ok(None));
 }
