@@ -38,6 +38,11 @@ pub fn smbios(bytes: &[u8]) {
     crate::inventory::fuzz_smbios(bytes);
 }
 
+/// A device that is a member of an array or of a volume group, or the bytes in which it says so.
+pub fn volumes(bytes: &[u8]) {
+    crate::volumes::fuzz(bytes);
+}
+
 /// Small texts: kernel command line, lists of mounts, unit files and boot settings of images, headers of answers.
 pub fn words(text: &str) {
     crate::cmdline::fuzz(text);

@@ -58,6 +58,8 @@ pub const TEST_NEEDS: &[Need] = &[
     need("file", Proof::Program("file"), "judging swap areas"),
     need("g++", Proof::Program("g++"), "building libFuzzer"),
     need("gdisk", Proof::Program("sgdisk"), "judging partition tables"),
+    need("lvm2", Proof::Program("lvm"), "judging volume groups"),
+    need("mdadm", Proof::Program("mdadm"), "judging arrays"),
     need("openssl", Proof::Program("openssl"), "keys and certificates of another make"),
     need("systemd", Proof::Program("systemd-analyze"), "judging units"),
     need("sbsigntool", Proof::Program("sbverify"), "judging signatures for Secure Boot"),

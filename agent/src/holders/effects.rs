@@ -11,7 +11,7 @@ use nix::mount::{MntFlags, umount2};
 use super::plan::Step;
 use super::processes::{self, Users};
 use crate::inventory::sysfs::node;
-use crate::sys::{dm, holders};
+use crate::sys::{dm, holders, md};
 
 pub(super) fn carry_out(step: &Step) -> io::Result<()> {
     match step {
@@ -19,7 +19,7 @@ pub(super) fn carry_out(step: &Step) -> io::Result<()> {
         Step::Unmount { place } => Ok(umount2(place, MntFlags::UMOUNT_NOFOLLOW)?),
         Step::SwapOff { path } => holders::swap_off(&CString::new(path.as_os_str().as_bytes())?),
         Step::DetachLoop { device, .. } => holders::detach_loop(File::open(node(device))?),
-        Step::StopArray { device } => holders::stop_array(File::open(node(device))?),
+        Step::StopArray { device } => md::stop(File::open(node(device))?),
         Step::RemoveMapping { name, uuid, .. } => dm::remove(name, uuid),
         Step::StopBcache { device } => fs::write(Path::new("/sys/class/block").join(device).join("bcache/stop"), "1"),
         Step::StopCacheSet { uuid } => fs::write(Path::new("/sys/fs/bcache").join(uuid).join("stop"), "1"),

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 
-use region::Region;
+pub(crate) use region::{Region, array, le16, le32, le64, text};
 
 /// Reads a whole buffer at an offset; both are multiples of the logical block.
 pub(crate) type Read<'a> = dyn FnMut(u64, &mut [u8]) -> io::Result<()> + 'a;
@@ -230,19 +230,25 @@ fn look(region: &mut Region, partition: Option<u32>) -> Vec<Signature> {
 /// Whatever is on a drive: what is found lies within it, and the same bytes are always the same things.
 #[cfg(fuzzing)]
 pub(crate) fn fuzz(bytes: &[u8]) {
-    let Some((size, content)) = bytes.split_first_chunk::<8>() else { return };
+    let Some((size, mut read)) = fuzz_device(bytes) else { return };
+    let found = find(&mut read, size, 512);
+    assert!(found.signatures.iter().all(|found| found.offset < size));
+    assert_eq!(find(&mut read, size, 512), found);
+}
+
+/// A device of any size, which comes first. Its start is at the start of the rest, its end at the end.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz_device(bytes: &[u8]) -> Option<(u64, impl FnMut(u64, &mut [u8]) -> io::Result<()>)> {
+    let (size, content) = bytes.split_first_chunk::<8>()?;
     let size = u64::from_le_bytes(*size);
-    let mut read = |offset: u64, buffer: &mut [u8]| {
+    let read = move |offset: u64, buffer: &mut [u8]| {
         assert!(offset.is_multiple_of(512) && buffer.len().is_multiple_of(512), "whole blocks");
-        assert!(offset + buffer.len() as u64 <= size, "within the drive");
-        // The start of the drive is at the start of the input, its end at the end.
+        assert!(offset + buffer.len() as u64 <= size, "within the device");
         let shift = if offset < size / 2 { 0 } else { content.len() as i128 - i128::from(size) };
         for (place, byte) in (i128::from(offset) + shift..).zip(buffer) {
             *byte = usize::try_from(place).ok().and_then(|place| content.get(place)).copied().unwrap_or_default();
         }
         Ok(())
     };
-    let found = find(&mut read, size, 512);
-    assert!(found.signatures.iter().all(|found| found.offset < size));
-    assert_eq!(find(&mut read, size, 512), found);
+    Some((size, read))
 }

@@ -10,7 +10,7 @@ use super::Read;
 /// Most of what is looked for lies in front of this; it's read once.
 const HEAD: u64 = 68 << 10;
 
-pub(super) struct Region<'a> {
+pub(crate) struct Region<'a> {
     read: &'a mut Read<'a>,
     bytes: Range<u64>,
     drive: u64,
@@ -21,7 +21,7 @@ pub(super) struct Region<'a> {
 
 impl<'a> Region<'a> {
     /// The bytes `bytes` of a drive of `drive` bytes.
-    pub(super) fn new(
+    pub(crate) fn new(
         read: &'a mut Read<'_>,
         bytes: Range<u64>,
         drive: u64,
@@ -47,7 +47,7 @@ impl<'a> Region<'a> {
     }
 
     /// `length` bytes at `offset`, if all of them are within the region and can be read.
-    pub(super) fn bytes(&mut self, offset: u64, length: usize) -> Option<Vec<u8>> {
+    pub(crate) fn bytes(&mut self, offset: u64, length: usize) -> Option<Vec<u8>> {
         let end = offset.checked_add(u64::try_from(length).ok()?).filter(|end| *end <= self.size())?;
         if end > HEAD {
             return self.fetch(offset..end);
@@ -78,19 +78,19 @@ impl<'a> Region<'a> {
     }
 }
 
-pub(super) fn array<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
+pub(crate) fn array<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
     bytes.get(offset..)?.first_chunk().copied()
 }
 
-pub(super) fn le16(bytes: &[u8], offset: usize) -> Option<u16> {
+pub(crate) fn le16(bytes: &[u8], offset: usize) -> Option<u16> {
     array(bytes, offset).map(u16::from_le_bytes)
 }
 
-pub(super) fn le32(bytes: &[u8], offset: usize) -> Option<u32> {
+pub(crate) fn le32(bytes: &[u8], offset: usize) -> Option<u32> {
     array(bytes, offset).map(u32::from_le_bytes)
 }
 
-pub(super) fn le64(bytes: &[u8], offset: usize) -> Option<u64> {
+pub(crate) fn le64(bytes: &[u8], offset: usize) -> Option<u64> {
     array(bytes, offset).map(u64::from_le_bytes)
 }
 
@@ -107,7 +107,7 @@ pub(super) fn has(bytes: &[u8], offset: usize, magic: &[u8]) -> bool {
 }
 
 /// A name of at most `length` bytes that ends with them or with a NUL; `None` if nothing can be seen of it.
-pub(super) fn text(bytes: &[u8], offset: usize, length: usize) -> Option<String> {
+pub(crate) fn text(bytes: &[u8], offset: usize, length: usize) -> Option<String> {
     let field = bytes.get(offset..offset.checked_add(length)?)?;
     let name = field.split(|b| *b == 0).next()?;
     let name: String = String::from_utf8_lossy(name).chars().filter(|c| !c.is_control()).collect();

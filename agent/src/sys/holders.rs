@@ -1,4 +1,4 @@
-//! Letting go of swap, loop devices and arrays.
+//! Letting go of swap and loop devices.
 
 #![allow(unsafe_code)]
 
@@ -19,17 +19,7 @@ pub(crate) fn detach_loop(device: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// `STOP_ARRAY` of the md driver. `EBUSY` while anybody else has the array open.
-pub(crate) fn stop_array(device: impl AsFd) -> io::Result<()> {
-    // SAFETY: the ioctl takes no argument.
-    unsafe { ioctl::stop_array(device.as_fd().as_raw_fd()) }?;
-    Ok(())
-}
-
-/// linux/loop.h and linux/raid/md_u.h
+/// linux/loop.h
 mod ioctl {
     nix::ioctl_none_bad!(loop_clr_fd, 0x4c01);
-    nix::ioctl_none!(
-        /// MD_MAJOR is 9.
-        stop_array, 9, 0x32);
 }

@@ -8,5 +8,7 @@ pub(crate) mod ext4;
 pub(crate) mod holders;
 pub(crate) mod kexec;
 pub(crate) mod linux;
+pub(crate) mod mapper;
+pub(crate) mod md;
 pub(crate) mod nvme;
 pub(crate) mod sg;

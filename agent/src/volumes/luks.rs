@@ -183,7 +183,6 @@ fn spare(meminfo: &str) -> u64 {
 
 impl Unlocked {
     /// Has the kernel decrypt `device` as /dev/mapper/`name`. `bytes` is the device's size.
-    #[expect(dead_code, reason = "for layouts with encrypted volumes, which nothing orders yet")]
     pub(crate) fn map(&self, device: &File, bytes: u64, name: &str) -> Result<PathBuf, LuksError> {
         let doing = || format!("opening LUKS volume {} as {name}", self.uuid);
         let map = || -> io::Result<PathBuf> {
