@@ -12,6 +12,7 @@ use crate::erase::{Depth, Method, Policy, Psid};
 use crate::id::{BootId, MachineId, OrderId};
 use crate::inventory::DiskId;
 use crate::sign::Signed;
+use crate::system::System;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Order {
@@ -80,8 +81,8 @@ pub struct Install {
     /// SHA-256 of the manifest's signed payload: the server says which version it means, so that an older, validly
     /// signed one can't be put in its place.
     pub manifest_sha256: String,
-    pub hostname: String,
-    pub ssh_keys: Vec<String>,
+    /// What the image becomes.
+    pub system: System,
     /// Extra kernel arguments, such as the console.
     pub cmdline: String,
     /// What the installed system needs to say that it's up.

@@ -27,7 +27,13 @@ fuzz_target!(|bytes: &[u8]| {
     again::<boot_server::OwnDisks>(bytes);
     let _ = serde_json::from_slice::<boot_server::Health>(bytes);
     again::<Signed<certificate::ErasureCertificate>>(bytes);
-    again::<machine::Allocation>(bytes);
+    if let Some(allocation) = again::<machine::Allocation>(bytes) {
+        let faults = allocation.system.check().err();
+        assert!(faults.is_none_or(|faults| !faults.to_string().is_empty()));
+        let secrets = allocation.system.users.iter().any(|user| user.password.is_some());
+        let shown = allocation.without_secrets();
+        assert!(shown.system.check().is_err() || !(secrets || shown.system.user_data.is_some()), "{shown:?}");
+    }
     again::<chain::Receipt>(bytes);
     again::<chain::Head>(bytes);
     if let Some(psid) = again::<erase::Psid>(bytes) {
