@@ -6,7 +6,7 @@
 //! server: the token in it is good for one thing, saying that this install is up, and for nothing once that was said.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use drophammer_protocol::api::{self, PhonedHome};
 use drophammer_protocol::os_release::pretty_name;
-use drophammer_protocol::ticket::{INSTALLED_AGENT_PATH, PhoneHome};
+use drophammer_protocol::ticket::{INSTALLED_AGENT_PATH, PHONE_HOME_PATH, PhoneHome};
 
 use crate::events::uptime;
 use crate::server::{self, CallError};
@@ -133,18 +133,26 @@ fn remove_ourselves() -> anyhow::Result<()> {
     }
     for left in [Path::new(UNIT_LINK), Path::new(UNIT_PATH)] {
         match fs::remove_file(left) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("removing {}", left.display()));
             }
             _ => {}
         }
     }
     fs::remove_file(&ours).with_context(|| format!("removing {}", ours.display()))?;
-    match ours.parent().map(fs::remove_dir) {
-        // Somebody else's files are in there.
-        Some(Err(error)) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
-        Some(done) => done.with_context(|| format!("removing the folder of {}", ours.display())),
-        None => Ok(()),
+    for file in [&*ours, Path::new(PHONE_HOME_PATH)] {
+        if let Some(folder) = file.parent() {
+            remove_if_empty(folder).with_context(|| format!("removing {}", folder.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_if_empty(folder: &Path) -> std::io::Result<()> {
+    match fs::remove_dir(folder) {
+        // Somebody else's files are in there, or somebody was faster.
+        Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::NotFound) => Ok(()),
+        done => done,
     }
 }
 

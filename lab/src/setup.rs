@@ -56,8 +56,10 @@ pub const TEST_NEEDS: &[Need] = &[
     need("e2fsprogs", Proof::Program("e2fsck"), "judging ext4"),
     need("g++", Proof::Program("g++"), "building libFuzzer"),
     need("gdisk", Proof::Program("sgdisk"), "judging partition tables"),
+    need("passwd", Proof::Program("pwck"), "judging accounts"),
     need("openssl", Proof::Program("openssl"), "keys and certificates of another make"),
     need("systemd", Proof::Program("systemd-analyze"), "judging units"),
+    need("sudo", Proof::Program("visudo"), "judging who may become root"),
     need("sbsigntool", Proof::Program("sbverify"), "judging signatures for Secure Boot"),
 ];
 

@@ -54,7 +54,8 @@ pub struct System {
     pub metal_stack: Option<MetalStack>,
 }
 
-/// An account that is made, or one of the image's that is changed: what isn't given here, it doesn't have.
+/// An account that is made, or one of the image's that is changed: its password and its keys are what is given here, and
+/// nothing else; the groups are added to those that it has.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct User {

@@ -9,8 +9,8 @@
 
 use std::collections::VecDeque;
 use std::io::{PipeReader, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::ExitStatus;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -103,7 +103,7 @@ impl Contract {
         let setting = |key: &str| config.as_ref().and_then(|config| config.get(key)).filter(|v| !v.is_empty()).cloned();
         let bootloader_id = setting("overwrites.bootloader_id");
         for path in INSTALLERS {
-            if root.file(path)?.is_some() {
+            if runs(root, path)? {
                 let run = Some(Program { path: path.into(), workdir: "/".into() });
                 return Ok(Some(Self { run, whole: true, bootloader_id }));
             }
@@ -192,6 +192,13 @@ impl BootInfo {
     }
 }
 
+/// A leftover of some build that happens to have the name isn't an installer.
+fn runs(root: &Root, path: &str) -> anyhow::Result<bool> {
+    let Some(file) = root.file(path)? else { return Ok(false) };
+    let metadata = file.metadata().with_context(|| format!("examining {path} of the image"))?;
+    Ok(metadata.mode() & 0o111 != 0)
+}
+
 fn is_plain_path(path: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'-' | b'_' | b'+' | b'~');
     path.len() <= 4096 && path.starts_with('/') && !path.split('/').any(|part| part == "..") && path.bytes().all(plain)
@@ -216,8 +223,8 @@ fn files(order: &Install, facts: &Facts<'_>, password: &str, now: &str) -> Vec<(
 
 /// What the kernel is told to talk to, without `console=`.
 fn console(order: &Install) -> String {
-    let words = order.cmdline.split_whitespace().filter_map(|word| word.strip_prefix("console="));
-    words.filter(|console| !console.starts_with("tty0")).next_back().unwrap_or("ttyS0").to_owned()
+    let mut words = order.cmdline.split_whitespace().filter_map(|word| word.strip_prefix("console="));
+    words.rfind(|console| !console.starts_with("tty0")).unwrap_or("ttyS0").to_owned()
 }
 
 fn nics(facts: &Facts<'_>) -> Vec<Value> {
@@ -395,12 +402,8 @@ fn run(program: &Program, at: &Path, limit: Duration, secret: &str, say: &mut dy
         limit.as_secs(),
         heard.last_words()
     );
-    anyhow::ensure!(status.success(), "it failed ({}); its last words: {}", in_words(status), heard.last_words());
+    anyhow::ensure!(status.success(), "it failed ({status}); its last words: {}", heard.last_words());
     Ok(())
-}
-
-fn in_words(status: ExitStatus) -> String {
-    status.to_string()
 }
 
 /// What was said, as much of it as is worth keeping.

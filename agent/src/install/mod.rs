@@ -1,7 +1,7 @@
 //! From an order and an empty disk to a machine that starts its own system.
 //!
 //! ```text
-//! manifest (signature, hash, fit) → layout → mke2fs → fetch ‖ verify+decompress ‖ unpack → configure → boot files
+//! manifest (signature, hash, fit) → layout → mke2fs → fetch ‖ verify+decompress ‖ unpack → (its installer) → configure → boot files
 //!   → kernel into memory → unmount → backup GPT → primary GPT → boot sector → read back
 //! ```
 //!

@@ -27,7 +27,7 @@ const DHCLIENT_CONF: &str = "/etc/dhcp/dhclient.conf";
 const HEAD: &str = "# Written when this system was installed.\n";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Manager {
+pub(super) enum Configurer {
     Netplan,
     Networkd,
     NetworkManager,
@@ -36,7 +36,7 @@ pub(super) enum Manager {
     CloudInit,
 }
 
-impl Manager {
+impl Configurer {
     fn name(self) -> &'static str {
         match self {
             Self::Netplan => "netplan",
@@ -97,8 +97,8 @@ pub(super) fn configure(root: &Root, system: &System, uplink: &Uplink, systemd: 
         search: &system.search,
         own_ntp: !system.ntp.is_empty(),
     };
-    let manager = match choose(found, names) {
-        Some(manager) => manager,
+    let configurer = match choose(found, names) {
+        Some(configurer) => configurer,
         None if asked => anyhow::bail!(
             "the image has nothing that configures {} (looked for: netplan, systemd-networkd, NetworkManager, ifupdown, \
              cloud-init); use another image, or leave `network` out",
@@ -111,13 +111,13 @@ pub(super) fn configure(root: &Root, system: &System, uplink: &Uplink, systemd: 
             return Ok(Written { notes, cloud_init: None });
         }
     };
-    if !asked && manager != Manager::Networkd && (uplink.mac.is_none() || manager == Manager::CloudInit) {
-        let note = format!("{} configures the network as the image has it", manager.name());
+    if !asked && configurer != Configurer::Networkd && (uplink.mac.is_none() || configurer == Configurer::CloudInit) {
+        let note = format!("{} configures the network as the image has it", configurer.name());
         return Ok(Written { notes: vec![note], cloud_init: None });
     }
     let mut written = Written::default();
-    match manager {
-        Manager::Networkd => {
+    match configurer {
+        Configurer::Networkd => {
             if asked || uplink.mac.is_some() {
                 for (name, text) in networkd::files(&wanted) {
                     root.put_text(&format!("/etc/systemd/network/{name}"), 0o644, &text)?;
@@ -131,7 +131,7 @@ pub(super) fn configure(root: &Root, system: &System, uplink: &Uplink, systemd: 
                 written.notes.push("the image's own /etc/network/interfaces made way".into());
             }
         }
-        Manager::Netplan => {
+        Configurer::Netplan => {
             if asked {
                 // All of these count at once, and they are of the image's builder.
                 let others = root.names("/etc/netplan")?;
@@ -143,13 +143,13 @@ pub(super) fn configure(root: &Root, system: &System, uplink: &Uplink, systemd: 
             let renderer = if found.networkd == Presence::Absent { "NetworkManager" } else { "networkd" };
             root.put_text("/etc/netplan/10-drophammer.yaml", 0o600, &netplan::text(&wanted, Some(renderer)))?;
         }
-        Manager::NetworkManager => {
+        Configurer::NetworkManager => {
             for (name, text) in keyfile::files(&wanted)? {
                 root.put_text(&format!("/etc/NetworkManager/system-connections/{name}"), 0o600, &text)?;
             }
             systemd::enable(root, "NetworkManager.service")?;
         }
-        Manager::Ifupdown => {
+        Configurer::Ifupdown => {
             root.put_text(ifupdown::PATH, 0o644, &ifupdown::text(&wanted))?;
             systemd::enable(root, "networking.service")?;
             if !resolver && wanted.network.ports.iter().any(|port| port.ip.is_dhcp()) {
@@ -159,9 +159,9 @@ pub(super) fn configure(root: &Root, system: &System, uplink: &Uplink, systemd: 
                 }
             }
         }
-        Manager::CloudInit => written.cloud_init = Some(netplan::text(&wanted, None)),
+        Configurer::CloudInit => written.cloud_init = Some(netplan::text(&wanted, None)),
     }
-    written.notes.insert(0, format!("{} configures the network: {}", manager.name(), in_words(&wanted.network)));
+    written.notes.insert(0, format!("{} configures the network: {}", configurer.name(), in_words(&wanted.network)));
     Ok(written)
 }
 
@@ -240,19 +240,22 @@ fn found(root: &Root, systemd: bool) -> anyhow::Result<Found> {
 }
 
 /// `names`: there are interfaces that are known by their names, which ifupdown would need for their ports as well.
-fn choose(found: Found, names: bool) -> Option<Manager> {
+fn choose(found: Found, names: bool) -> Option<Configurer> {
     let Found { netplan, networkd, network_manager, ifupdown, cloud_init } = found;
     let ifupdown = if names { Presence::Absent } else { ifupdown };
-    let all =
-        [(networkd, Manager::Networkd), (network_manager, Manager::NetworkManager), (ifupdown, Manager::Ifupdown)];
-    let first = |wanted: Presence| all.iter().find(|(there, _)| *there == wanted).map(|(_, manager)| *manager);
+    let all = [
+        (networkd, Configurer::Networkd),
+        (network_manager, Configurer::NetworkManager),
+        (ifupdown, Configurer::Ifupdown),
+    ];
+    let first = |wanted: Presence| all.iter().find(|(there, _)| *there == wanted).map(|(_, configurer)| *configurer);
     // It configures the others.
     let renders = networkd != Presence::Absent || network_manager != Presence::Absent;
     (netplan && renders)
-        .then_some(Manager::Netplan)
+        .then_some(Configurer::Netplan)
         .or_else(|| first(Presence::Enabled))
         .or_else(|| first(Presence::Idle))
-        .or_else(|| cloud_init.then_some(Manager::CloudInit))
+        .or_else(|| cloud_init.then_some(Configurer::CloudInit))
 }
 
 fn in_words(network: &Network) -> String {

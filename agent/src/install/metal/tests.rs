@@ -1,6 +1,7 @@
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::mpsc;
 
 use drophammer_protocol::id::MachineId;
@@ -81,6 +82,26 @@ fn image(installer: &str) -> TempDir {
     base
 }
 
+/// Another root takes a real root's rights.
+fn may_confine() -> bool {
+    let base = image("");
+    for place in MOUNT_POINTS {
+        fs::create_dir(base.path().join(place.trim_start_matches('/'))).expect("made");
+    }
+    let denied = |e: &std::io::Error| e.kind() == std::io::ErrorKind::PermissionDenied;
+    match confine::spawn(base.path(), Path::new("/"), Path::new("/bin/ls")) {
+        Err(e) if denied(&e) => {
+            println!("skipped: a program can be given another root only by root ({e})");
+            false
+        }
+        other => {
+            let (mut child, _) = other.expect("started");
+            child.wait().expect("waited");
+            true
+        }
+    }
+}
+
 fn fulfil(base: &TempDir, limit: Duration) -> (anyhow::Result<HandedOver>, Vec<String>) {
     let (sink, said) = mpsc::channel::<Said>();
     let reporter = Reporter::new(sink);
@@ -107,6 +128,9 @@ fn good() -> BootInfo {
 
 #[test]
 fn an_installer_reads_what_it_is_told_and_says_what_to_boot() {
+    if !may_confine() {
+        return;
+    }
     let script = format!(
         "set -e\ncat /etc/metal/install.yaml\necho my environment: $(env | /bin/busybox sort | tr '\\n' ' ' 2>/dev/null)\n\
          test -e /proc/self/mounts -a -d /sys/class -a -c /dev/null -a -w /tmp\ntouch /tmp/scratch\n{GOOD}"
@@ -135,6 +159,9 @@ fn an_installer_reads_what_it_is_told_and_says_what_to_boot() {
 
 #[test]
 fn installers_that_do_not_do_what_they_should() {
+    if !may_confine() {
+        return;
+    }
     let second = Duration::from_secs(1);
     for (name, script, limit, want) in [
         ("hangs", "echo waiting; sleep 1000".to_owned(), second, "didn't come to an end in 1 s and was killed"),
@@ -168,6 +195,9 @@ fn installers_that_do_not_do_what_they_should() {
 
 #[test]
 fn a_flood_of_words_is_told_in_part() {
+    if !may_confine() {
+        return;
+    }
     let base = image(&format!("yes flood | head -n 100000\nhead -c 300000 /dev/zero; echo end\n{GOOD}"));
     let (done, said) = fulfil(&base, PLENTY);
     assert_eq!(done.expect("done").boot, Some(good()));
@@ -178,6 +208,9 @@ fn a_flood_of_words_is_told_in_part() {
 /// Those who look for a way out find none by the ordinary doors; what stays possible is in the module's text.
 #[test]
 fn nothing_outlives_an_installer_and_it_sees_only_its_own() {
+    if !may_confine() {
+        return;
+    }
     let outside = tempfile::tempdir().expect("temporary directory");
     let mark = outside.path().join("mark");
     fs::write(&mark, "outside").expect("written");
@@ -214,12 +247,60 @@ fn nothing_outlives_an_installer_and_it_sees_only_its_own() {
     assert_eq!(alive("alive"), last, "it lives on");
 }
 
+/// The kernel unmounts what a dead program's world had mounted; the disk's partitions are forgotten right after.
+#[test]
+fn a_disk_is_free_when_its_installer_has_ended() {
+    let run = |program: &str, args: &[&str]| {
+        let done = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+        done.status.success().then(|| String::from_utf8_lossy(&done.stdout).trim().to_owned())
+    };
+    let folder = tempfile::tempdir().expect("temporary directory");
+    let disk = folder.path().join("disk");
+    fs::File::create(&disk).and_then(|file| file.set_len(64 << 20)).expect("made");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let device = if may_confine() { run("losetup", &["--find", "--show", &path("disk")]) } else { None };
+    let Some(device) = device else {
+        println!("skipped: no loop device is to be had");
+        return;
+    };
+    run("mke2fs", &["-q", "-F", &device]).expect("made");
+    fs::create_dir(folder.path().join("root")).expect("made");
+    let files = image(&format!("(setsid sleep 1000 &)\n{GOOD}"));
+    for round in 1..=5 {
+        run("mount", &[&device, &path("root")]).expect("mounted");
+        run("cp", &["-a", &format!("{}/.", files.path().display()), &path("root")]).expect("copied");
+        let mounted = folder.path().join("root");
+        let (sink, _said) = mpsc::channel::<Said>();
+        let root = Root::open(&mounted).expect("opened");
+        let contract = Contract::of(&root).expect("read").expect("an installer");
+        let facts = Facts { root_uuid: "u-1".into(), ports: &[port()] };
+        let done = contract.fulfil(&root, &mounted, &order(), &facts, PLENTY, &Reporter::new(sink));
+        drop(root);
+        nix::mount::umount(&mounted).expect("not busy");
+        // The other tests' installers, and other programs of this host, have copies of the mount for as long as they live.
+        let since = Instant::now();
+        let free = loop {
+            let free = fs::File::options().read(true).write(true).custom_flags(libc::O_EXCL).open(&device);
+            if free.is_ok() || since.elapsed() > Duration::from_secs(20) {
+                break free;
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        if round == 5 || free.is_err() {
+            run("losetup", &["--detach", &device]);
+        }
+        assert_eq!(done.expect("done").boot, Some(good()));
+        free.unwrap_or_else(|e| panic!("round {round}: somebody still has {device}: {e}"));
+    }
+}
+
 #[test]
 fn what_images_expect() {
     let none = Contract { run: None, whole: false, bootloader_id: None };
     let program = |path: &str, workdir: &str| Some(Program { path: path.into(), workdir: workdir.into() });
     for (name, files, want) in [
         ("nothing", vec![], None),
+        ("something of that name", vec![("install.sh", "not executable")], None),
         (
             "a shell script",
             vec![("install.sh", "")],
@@ -244,7 +325,9 @@ fn what_images_expect() {
         for (path, text) in files {
             let path: PathBuf = base.path().join(path);
             fs::create_dir_all(path.parent().expect("below")).expect("made");
-            fs::write(path, text).expect("written");
+            fs::write(&path, text).expect("written");
+            let mode = if text == "not executable" { 0o644 } else { 0o755 };
+            fs::set_permissions(&path, PermissionsExt::from_mode(mode)).expect("mode");
         }
         assert_eq!(Contract::of(&Root::open(base.path()).expect("opened")).expect("read"), want, "{name}");
     }

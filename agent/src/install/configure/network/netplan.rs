@@ -117,7 +117,7 @@ fn link(mtu: Option<u32>, ip: &Ip, wanted: &Wanted<'_>, renderer: Option<&str>) 
     if !routes.is_empty() {
         say("routes", json!(routes));
     }
-    if !ip.is_empty() && !(wanted.dns.is_empty() && wanted.search.is_empty()) {
+    if !(ip.is_empty() || wanted.dns.is_empty() && wanted.search.is_empty()) {
         let mut servers = Map::new();
         if !wanted.dns.is_empty() {
             servers.insert("addresses".into(), json!(wanted.dns));

@@ -70,28 +70,33 @@ fn what_the_image_has_is_what_is_used() {
     let nothing = Found::default();
     for (name, found, names, want) in [
         ("nothing", nothing, false, None),
-        ("Debian of ours", Found { networkd: Enabled, ..nothing }, false, Some(Manager::Networkd)),
-        ("Debian of others", Found { networkd: Idle, ifupdown: Enabled, ..nothing }, false, Some(Manager::Ifupdown)),
-        ("for a bond", Found { networkd: Idle, ifupdown: Enabled, ..nothing }, true, Some(Manager::Networkd)),
-        ("ifupdown that nobody starts", Found { ifupdown: Idle, ..nothing }, false, Some(Manager::Ifupdown)),
+        ("Debian of ours", Found { networkd: Enabled, ..nothing }, false, Some(Configurer::Networkd)),
+        ("Debian of others", Found { networkd: Idle, ifupdown: Enabled, ..nothing }, false, Some(Configurer::Ifupdown)),
+        ("for a bond", Found { networkd: Idle, ifupdown: Enabled, ..nothing }, true, Some(Configurer::Networkd)),
+        ("ifupdown that nobody starts", Found { ifupdown: Idle, ..nothing }, false, Some(Configurer::Ifupdown)),
         ("ifupdown alone, for a bond", Found { ifupdown: Enabled, ..nothing }, true, None),
-        ("systemd alone", Found { networkd: Idle, ..nothing }, false, Some(Manager::Networkd)),
+        ("systemd alone", Found { networkd: Idle, ..nothing }, false, Some(Configurer::Networkd)),
         (
             "Ubuntu",
             Found { netplan: true, networkd: Enabled, cloud_init: true, ..nothing },
             true,
-            Some(Manager::Netplan),
+            Some(Configurer::Netplan),
         ),
-        ("a desktop", Found { netplan: true, network_manager: Enabled, ..nothing }, false, Some(Manager::Netplan)),
+        ("a desktop", Found { netplan: true, network_manager: Enabled, ..nothing }, false, Some(Configurer::Netplan)),
         ("netplan without any", Found { netplan: true, ..nothing }, false, None),
-        ("Alma", Found { network_manager: Enabled, cloud_init: true, ..nothing }, true, Some(Manager::NetworkManager)),
+        (
+            "Alma",
+            Found { network_manager: Enabled, cloud_init: true, ..nothing },
+            true,
+            Some(Configurer::NetworkManager),
+        ),
         (
             "networkd beside NetworkManager",
             Found { network_manager: Enabled, networkd: Idle, ..nothing },
             false,
-            Some(Manager::NetworkManager),
+            Some(Configurer::NetworkManager),
         ),
-        ("something that cloud-init knows", Found { cloud_init: true, ..nothing }, true, Some(Manager::CloudInit)),
+        ("something that cloud-init knows", Found { cloud_init: true, ..nothing }, true, Some(Configurer::CloudInit)),
         ("absent is absent", Found { networkd: Absent, ..nothing }, true, None),
     ] {
         assert_eq!(choose(found, names), want, "{name}");
