@@ -1,7 +1,5 @@
 //! `drophammer machine`: what operators do with machines.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use drophammer_control::client::Client;
@@ -13,6 +11,7 @@ use drophammer_protocol::words;
 use crate::certificate;
 use crate::output::{self, clock, date};
 use crate::server;
+use crate::system;
 
 pub(crate) type Args = server::Args<Command>;
 
@@ -50,18 +49,15 @@ pub(crate) enum Command {
         shown: certificate::Shown,
     },
     /// Install an image on a waiting machine.
+    #[command(after_long_help = system::EXAMPLE)]
     Allocate {
         #[command(flatten)]
         which: Which,
         /// Image to install: `name` for the newest version, or `name/version`.
         #[arg(long)]
         image: String,
-        /// Hostname of the installed system; by default the machine's name.
-        #[arg(long)]
-        hostname: Option<String>,
-        /// File with public SSH keys that may log in as root. Can be given several times.
-        #[arg(long = "ssh-key", value_name = "FILE")]
-        ssh_keys: Vec<PathBuf>,
+        #[command(flatten)]
+        wish: Box<system::Wish>,
         /// Serial number of the drive to install on; by default the smallest that fits.
         #[arg(long, value_name = "SERIAL")]
         disk: Option<String>,
@@ -116,12 +112,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Certificate { which: Which { machine }, shown } => {
             certificate::of_machine(&client, &machine, &shown, args.json)
         }
-        Command::Allocate { which: Which { machine }, image, hostname, ssh_keys, disk, project } => {
-            let hostname = match hostname {
-                Some(name) => name,
-                None => client.machine(&machine)?.name,
-            };
-            let wanted = Allocation { image, hostname, ssh_keys: read_keys(&ssh_keys)?, disk, project };
+        Command::Allocate { which: Which { machine }, image, wish, disk, project } => {
+            let system = wish.read(|| Ok(client.machine(&machine)?.name))?;
+            let wanted = Allocation { image, system, disk, project };
             changed(&client.allocate(&machine, &wanted)?, args.json)
         }
         Command::Release { which: Which { machine }, how } => {
@@ -131,16 +124,6 @@ pub(crate) fn run(args: Args) -> Result<()> {
             changed(&client.reprovision(&machine, how.take_back())?, args.json)
         }
     }
-}
-
-fn read_keys(files: &[PathBuf]) -> Result<Vec<String>> {
-    let mut keys = Vec::new();
-    for file in files {
-        let text =
-            std::fs::read_to_string(file).with_context(|| format!("reading the SSH keys in {}", file.display()))?;
-        keys.extend(text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned));
-    }
-    Ok(keys)
 }
 
 fn list(client: &Client, json: bool) -> Result<()> {
@@ -156,7 +139,7 @@ fn list(client: &Client, json: bool) -> Result<()> {
                 m.name.clone(),
                 m.state.to_string(),
                 allocation.map(|a| a.image.clone()).unwrap_or_default(),
-                allocation.map(|a| a.hostname.clone()).unwrap_or_default(),
+                allocation.map(|a| a.system.hostname.clone()).unwrap_or_default(),
                 m.address.map(|a| a.to_string()).unwrap_or_default(),
                 m.id.to_string(),
                 m.reason.clone().unwrap_or_default(),
@@ -178,7 +161,7 @@ fn show(machine: &Machine, json: bool) -> Result<()> {
     fact("address", machine.address.map(|a| a.to_string()));
     if let Some(a) = &machine.allocation {
         fact("image", Some(a.image.clone()));
-        fact("hostname", Some(a.hostname.clone()));
+        fact("hostname", Some(a.system.hostname.clone()));
         fact("project", a.project.clone());
     }
     for key in &machine.ssh_host_keys {

@@ -10,6 +10,7 @@ mod machine;
 mod output;
 mod serve;
 mod server;
+mod system;
 
 use std::process::ExitCode;
 

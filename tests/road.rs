@@ -12,6 +12,7 @@ use drophammer_lab::qemu::{BootFrom, Firmware};
 use drophammer_lab::vm::Machine;
 use drophammer_protocol::event::{Phase, Step};
 use drophammer_protocol::machine::{Allocation, State, TakeBack};
+use drophammer_protocol::system::System;
 
 #[test]
 fn bios_from_power_on_to_a_running_os_and_a_cold_boot() {
@@ -126,8 +127,7 @@ fn a_real_debian_with_systemd_and_ssh() {
             "m1",
             &Allocation {
                 image: "debian-12".into(),
-                hostname: "web1".into(),
-                ssh_keys: vec![public.trim().into()],
+                system: System { hostname: "web1".into(), ssh_keys: vec![public.trim().into()], ..System::default() },
                 disk: None,
                 project: None,
             },

@@ -43,11 +43,15 @@ pub fn volumes(bytes: &[u8]) {
     crate::volumes::fuzz(bytes);
 }
 
-/// Small texts: kernel command line, lists of mounts, unit files and boot settings of images, headers of answers.
+/// Small texts: kernel command line, lists of mounts, unit files, boot settings, accounts and installers' answers of images,
+/// headers of answers.
 pub fn words(text: &str) {
     crate::cmdline::fuzz(text);
     crate::holders::fuzz(text);
     crate::install::fuzz_bootloader(text);
+    crate::install::fuzz_accounts(text);
     crate::install::fuzz_fetch(text);
+    crate::install::fuzz_metal(text);
     crate::install::fuzz_systemd(text);
+    crate::install::fuzz_yaml(text);
 }

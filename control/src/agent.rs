@@ -10,6 +10,7 @@ use drophammer_protocol::id::{BootId, MachineId, OrderId};
 use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::machine::State;
 use drophammer_protocol::order::{Erase, Fresh, Install, Order, ReadBack, Task};
+use drophammer_protocol::system::System;
 use drophammer_protocol::ticket::PhoneHome;
 use uuid::Uuid;
 
@@ -166,7 +167,7 @@ impl Control {
                 }
                 What::Install(_) | What::Reboot { .. } => (BTreeMap::new(), BTreeMap::new()),
             };
-            Ok(Some(self.write_order(record, boot, pending, psids, fresh)))
+            Ok(self.write_order(record, boot, pending, psids, fresh))
         })
     }
 
@@ -209,6 +210,7 @@ impl Control {
         Ok(())
     }
 
+    /// With the addresses and the secrets that aren't kept with it. `None` if nobody has the machine that is to be installed.
     fn write_order(
         &self,
         record: &Record,
@@ -216,7 +218,7 @@ impl Control {
         pending: &Pending,
         psids: BTreeMap<String, Psid>,
         fresh: BTreeMap<String, Fresh>,
-    ) -> Order {
+    ) -> Option<Order> {
         let (machine, reach, policy) = (record.id, &boot.reach, self.policy());
         let task = match &pending.what {
             What::Erase(erasing) => Task::Erase(Box::new(Erase {
@@ -235,9 +237,8 @@ impl Control {
                 stores: vec![format!("{}{IMAGES}", reach.boot_server.trim_end_matches('/'))],
                 manifest_sha256: plan.manifest_sha256.clone(),
                 read_back: ReadBack::default(),
-                hostname: plan.hostname.clone(),
-                ssh_keys: plan.ssh_keys.clone(),
-                cmdline: policy.install_cmdline.clone(),
+                cmdline: cmdline(&policy.install_cmdline, &record.allocation.as_ref()?.system),
+                system: record.allocation.as_ref()?.system.clone(),
                 phone_home: PhoneHome {
                     server: reach.server.clone(),
                     boot_server: reach.boot_server.clone(),
@@ -248,7 +249,7 @@ impl Control {
                 },
             })),
         };
-        Order { id: pending.id, machine, boot: boot.id, task }
+        Some(Order { id: pending.id, machine, boot: boot.id, task })
     }
 
     /// Runs `body` on the caller's machine if the caller is its present boot.
@@ -273,6 +274,13 @@ impl Control {
         let machine = self.store().get(&boot_key(BootId(token.holder)))?.ok_or_else(unknown_credential)?;
         Ok((token, machine))
     }
+}
+
+/// The consoles that somebody asked for come last: the last one is the system's own.
+fn cmdline(always: &str, system: &System) -> String {
+    let asked = system.kernel_arguments();
+    let always = always.split_whitespace().filter(|word| !asked.iter().any(|other| other == word));
+    always.map(str::to_owned).chain(asked.iter().cloned()).collect::<Vec<_>>().join(" ")
 }
 
 fn unknown_credential() -> Denied {
@@ -341,6 +349,7 @@ fn serial(text: Option<&str>) -> Option<String> {
 pub(crate) mod tests {
     use drophammer_protocol::id::Mac;
     use drophammer_protocol::sign::PublicKey;
+    use drophammer_protocol::system::Console;
     use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach};
     use ed25519_dalek::SigningKey;
 
@@ -390,6 +399,23 @@ pub(crate) mod tests {
             let now = unix_ms() + after;
             assert_eq!(control.ticket_at(ticket.boot, now).expect("reads").is_some(), good, "{name}");
             assert_eq!(control.enrol(&ticket.token, &enrol, now).is_ok(), good, "{name}");
+        }
+    }
+
+    #[test]
+    fn consoles_that_were_asked_for_come_last() {
+        let console = |port: &str| Console { port: port.into(), speed: None };
+        for (name, always, asked, want) in [
+            ("nobody asked", "console=ttyS0 quiet", vec![], "console=ttyS0 quiet"),
+            ("another", "console=ttyS0", vec![console("ttyS1")], "console=ttyS0 console=ttyS1,115200n8"),
+            (
+                "one that is there",
+                "console=ttyS0,115200n8 console=tty0",
+                vec![console("ttyS0")],
+                "console=tty0 console=ttyS0,115200n8",
+            ),
+        ] {
+            assert_eq!(cmdline(always, &System { consoles: asked, ..System::default() }), want, "{name}");
         }
     }
 

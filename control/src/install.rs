@@ -1,33 +1,29 @@
 //! What exactly is to be installed: an allocation, an image and an inventory in, a plan or a sentence out.
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
+use drophammer_protocol::id::Mac;
 use drophammer_protocol::inventory::{Disk, DiskId, Inventory};
 use drophammer_protocol::machine::Allocation;
 use drophammer_protocol::space::needed_bytes;
+use drophammer_protocol::system::Faults;
 use serde::{Deserialize, Serialize};
 
 use crate::images::Image;
 
-/// All decisions of an install order.
+/// All decisions of an install order that aren't in the allocation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) disk: DiskId,
     /// `name/version`.
     pub(crate) image: String,
     pub(crate) manifest_sha256: String,
-    pub(crate) hostname: String,
-    pub(crate) ssh_keys: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unfit {
-    #[error("{0:?} is not a hostname: labels of letters, digits and hyphens, joined by dots (RFC 1123)")]
-    Hostname(String),
-    #[error("SSH key {number} is not a public key as ssh-keygen writes it (`ssh-ed25519 AAAA… comment`)")]
-    SshKey { number: usize },
-    #[error("{given} SSH keys are more than the {MAX_SSH_KEYS} that fit in an order")]
-    TooManySshKeys { given: usize },
+    #[error("{0}")]
+    System(Faults),
+    #[error("the machine has no port {wanted}, which the network is to have; it has {}", ports(.have))]
+    NoSuchPort { wanted: Mac, have: Vec<Mac> },
     #[error("the machine has no disk with serial {wanted:?} that can be installed on; it has {}", list(.have))]
     NoSuchDisk { wanted: String, have: Vec<DiskId> },
     #[error("{disk} is too small for {image}, which needs {needed} bytes with its file system and boot partitions")]
@@ -36,24 +32,16 @@ pub(crate) enum Unfit {
     NoneFits { image: String, needed: u64, have: Vec<DiskId> },
 }
 
-const MAX_SSH_KEYS: usize = 100;
-
 pub(crate) fn plan(allocation: &Allocation, image: &Image, inventory: &Inventory) -> Result<Plan, Unfit> {
-    if !is_hostname(&allocation.hostname) {
-        return Err(Unfit::Hostname(allocation.hostname.clone()));
-    }
-    if allocation.ssh_keys.len() > MAX_SSH_KEYS {
-        return Err(Unfit::TooManySshKeys { given: allocation.ssh_keys.len() });
-    }
-    if let Some(index) = allocation.ssh_keys.iter().position(|key| !is_ssh_key(key)) {
-        return Err(Unfit::SshKey { number: index + 1 });
+    allocation.system.check().map_err(Unfit::System)?;
+    let have: Vec<Mac> = inventory.nics.iter().map(|nic| nic.mac).collect();
+    if let Some(wanted) = allocation.system.network.macs().into_iter().find(|mac| !have.contains(mac)) {
+        return Err(Unfit::NoSuchPort { wanted, have });
     }
     Ok(Plan {
         disk: choose_disk(allocation.disk.as_deref(), image, inventory)?,
         image: image.reference(),
         manifest_sha256: image.manifest_sha256.clone(),
-        hostname: allocation.hostname.clone(),
-        ssh_keys: allocation.ssh_keys.iter().map(|key| key.trim().to_owned()).collect(),
     })
 }
 
@@ -83,43 +71,6 @@ fn choose_disk(serial: Option<&str>, image: &Image, inventory: &Inventory) -> Re
     }
 }
 
-/// RFC 1123 §2.1.
-fn is_hostname(name: &str) -> bool {
-    let label = |l: &str| {
-        (1..=63).contains(&l.len())
-            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-            && !l.starts_with('-')
-            && !l.ends_with('-')
-    };
-    // Linux takes no more than 64 (HOST_NAME_MAX).
-    name.len() <= 64 && name.split('.').all(label)
-}
-
-/// One line `type base64 [comment]` whose blob begins with the same type (RFC 4253 §6.6), and that can't smuggle
-/// another line or options into `authorized_keys`.
-fn is_ssh_key(line: &str) -> bool {
-    const TYPES: [&str; 7] = [
-        "ssh-ed25519",
-        "ssh-rsa",
-        "ecdsa-sha2-nistp256",
-        "ecdsa-sha2-nistp384",
-        "ecdsa-sha2-nistp521",
-        "sk-ssh-ed25519@openssh.com",
-        "sk-ecdsa-sha2-nistp256@openssh.com",
-    ];
-    let line = line.trim();
-    let mut words = line.split(' ');
-    let (Some(kind), Some(blob)) = (words.next(), words.next()) else { return false };
-    let Ok(blob) = BASE64_STANDARD.decode(blob) else { return false };
-    let Some((length, rest)) = blob.split_first_chunk::<4>() else { return false };
-    let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
-    line.len() <= 16 << 10
-        && !line.contains(char::is_control)
-        && TYPES.contains(&kind)
-        && rest.get(..length) == Some(kind.as_bytes())
-        && rest.len() > length
-}
-
 fn list(disks: &[DiskId]) -> String {
     if disks.is_empty() {
         return "none".into();
@@ -127,11 +78,20 @@ fn list(disks: &[DiskId]) -> String {
     disks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
+fn ports(macs: &[Mac]) -> String {
+    if macs.is_empty() {
+        return "none".into();
+    }
+    macs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use drophammer_protocol::api::ImageSummary;
     use drophammer_protocol::fixtures::{disk, inventory};
-    use drophammer_protocol::inventory::Bus;
+    use drophammer_protocol::inventory::{Bus, Nic};
+    use drophammer_protocol::system::System;
+    use drophammer_protocol::system::network::{Ip, Network, Port};
 
     use super::*;
 
@@ -153,7 +113,8 @@ mod tests {
     }
 
     fn allocation() -> Allocation {
-        Allocation { image: "debian".into(), hostname: "web-1".into(), ssh_keys: vec![], disk: None, project: None }
+        let system = System { hostname: "web-1".into(), ..System::default() };
+        Allocation { image: "debian".into(), system, disk: None, project: None }
     }
 
     #[test]
@@ -201,44 +162,43 @@ mod tests {
         }
     }
 
-    #[test]
-    fn hostnames_by_rfc_1123() {
-        for (name, valid) in [
-            ("web-1", true),
-            ("3com", true),
-            ("a.b.example", true),
-            ("", false),
-            ("-a", false),
-            ("a-", false),
-            ("a..b", false),
-            ("a_b", false),
-            ("a b", false),
-            ("ä", false),
-            ("a\nb", false),
-            (&"a".repeat(63), true),
-            (&"a".repeat(64), false),
-            (&format!("{}.{}", "a".repeat(40), "b".repeat(40)), false),
-        ] {
-            assert_eq!(is_hostname(name), valid, "{name:?}");
+    fn nic(mac: Mac) -> Nic {
+        Nic {
+            name: "eth0".into(),
+            mac,
+            driver: None,
+            pci_address: None,
+            firmware: None,
+            mtu: 1500,
+            link: true,
+            speed_mbit: None,
+            lldp: vec![],
         }
     }
 
     #[test]
-    fn ssh_keys_look_like_keys() {
-        const GOOD: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFzqkcqBdRpHnJkZ4s2Qf0Q0J1m8Xc0Yw5mS7m2JvH3b";
-        for (name, key, valid) in [
-            ("with a comment", format!("{GOOD} me@desk"), true),
-            ("without", GOOD.into(), true),
-            ("with a line end", format!("{GOOD}\n"), true),
-            ("two lines", format!("{GOOD}\n{GOOD}"), false),
-            ("options before it", format!("command=\"sh\" {GOOD}"), false),
-            ("type and blob differ", GOOD.replacen("ssh-ed25519", "ssh-rsa", 1), false),
-            ("a private key", "-----BEGIN OPENSSH PRIVATE KEY-----".into(), false),
-            ("no base64", "ssh-ed25519 ???".into(), false),
-            ("a blob of nothing", "ssh-ed25519 AAAA".into(), false),
-            ("empty", String::new(), false),
+    fn a_system_that_this_machine_can_be() {
+        let mac = |n| Mac([2, 0, 0, 0, 0, n]);
+        let on = |n| Network {
+            ports: vec![Port { mac: mac(n), mtu: None, ip: Ip { dhcp4: true, ..Ip::default() } }],
+            ..Network::default()
+        };
+        let machine = Inventory { nics: vec![nic(mac(1))], ..inventory(vec![disk("A", 100 * GIB)]) };
+        for (name, system, want) in [
+            ("its own port", System { hostname: "a".into(), network: on(1), ..System::default() }, None),
+            (
+                "another machine's port",
+                System { hostname: "a".into(), network: on(2), ..System::default() },
+                Some("has no port 02:00:00:00:00:02, which the network is to have; it has 02:00:00:00:00:01"),
+            ),
+            ("what can't be at all", System { hostname: "a_b".into(), ..System::default() }, Some("\"a_b\" is not a")),
         ] {
-            assert_eq!(is_ssh_key(&key), valid, "{name}");
+            let got = plan(&Allocation { system, ..allocation() }, &image(GIB), &machine).err().map(|e| e.to_string());
+            match (&got, want) {
+                (None, None) => {}
+                (Some(got), Some(want)) => assert!(got.contains(want), "{name}: {got}"),
+                _ => panic!("{name}: {got:?}"),
+            }
         }
     }
 }

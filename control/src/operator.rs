@@ -204,7 +204,7 @@ fn pick(records: &[Record], reference: &str) -> Result<MachineId, Denied> {
                 || is(&r.name)
                 || r.serial.as_deref().is_some_and(is)
                 || mac.is_some_and(|mac| r.macs.contains(&mac))
-                || r.allocation.as_ref().is_some_and(|a| is(&a.hostname))
+                || r.allocation.as_ref().is_some_and(|a| is(&a.system.hostname))
         })
         .collect();
     match meant.as_slice() {
@@ -226,6 +226,7 @@ fn pick(records: &[Record], reference: &str) -> Result<MachineId, Denied> {
 
 #[cfg(test)]
 mod tests {
+    use drophammer_protocol::system::System;
     use uuid::Uuid;
 
     use super::*;
@@ -236,8 +237,7 @@ mod tests {
         record.serial = Some(serial.into());
         record.allocation = hostname.map(|h| Allocation {
             image: "i".into(),
-            hostname: h.into(),
-            ssh_keys: vec![],
+            system: System { hostname: h.into(), ..System::default() },
             disk: None,
             project: None,
         });

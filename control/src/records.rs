@@ -314,7 +314,7 @@ impl Record {
             mac: self.mac,
             address: self.address,
             boot: self.boot,
-            allocation: self.allocation,
+            allocation: self.allocation.map(Allocation::without_secrets),
             inventory,
             failures: self.failures,
             created_ms: self.created_ms,

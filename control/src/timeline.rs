@@ -160,7 +160,7 @@ pub(crate) fn told(before: State, record: &Record, now: u64) -> Vec<Said> {
     match (&record.allocation, after) {
         (None, State::Waiting) => told.push(say(Phase::Waiting, Step::Started, "waiting to be allocated".into())),
         (Some(a), State::Allocated) if before != State::Installing => {
-            told.push(say(Phase::Allocated, Step::Started, format!("allocated to {}: {}", a.hostname, a.image)));
+            told.push(say(Phase::Allocated, Step::Started, format!("allocated to {}: {}", a.system.hostname, a.image)));
         }
         (Some(_), State::Installing) => {
             told.push(say(Phase::Allocated, Step::Done, "the agent has its install order".into()));

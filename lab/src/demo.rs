@@ -12,6 +12,7 @@ use drophammer_control::client::Client;
 use drophammer_images::cache_dir;
 use drophammer_protocol::event::{Phase, Recorded, Step};
 use drophammer_protocol::machine::{Allocation, Machine, State};
+use drophammer_protocol::system::System;
 use nix::fcntl::Flock;
 
 use crate::accel::{self, Accel};
@@ -42,8 +43,7 @@ pub fn demo(options: &DemoOptions) -> Result<()> {
     let client = server::client(&lab.dir)?;
     let allocation = |machine: &MachineSpec| Allocation {
         image: options.image.name().into(),
-        hostname: machine.name.clone(),
-        ssh_keys: vec![lab.ssh_key.clone()],
+        system: System { hostname: machine.name.clone(), ssh_keys: vec![lab.ssh_key.clone()], ..System::default() },
         disk: None,
         project: None,
     };

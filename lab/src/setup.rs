@@ -60,8 +60,10 @@ pub const TEST_NEEDS: &[Need] = &[
     need("gdisk", Proof::Program("sgdisk"), "judging partition tables"),
     need("lvm2", Proof::Program("lvm"), "judging volume groups"),
     need("mdadm", Proof::Program("mdadm"), "judging arrays"),
+    need("passwd", Proof::Program("pwck"), "judging accounts"),
     need("openssl", Proof::Program("openssl"), "keys and certificates of another make"),
     need("systemd", Proof::Program("systemd-analyze"), "judging units"),
+    need("sudo", Proof::Program("visudo"), "judging who may become root"),
     need("sbsigntool", Proof::Program("sbverify"), "judging signatures for Secure Boot"),
     need("xfsprogs", Proof::Program("mkfs.xfs"), "making xfs, and judging it"),
 ];

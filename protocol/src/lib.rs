@@ -7,7 +7,7 @@
 //! |---|---|
 //! | server → machine, before any trust: CA, keys, one-time token | [`ticket`] |
 //! | machine → server: what it is and what happens on it | [`inventory`], [`event`], [`sight`] |
-//! | server → machine: what to do | [`order`], [`erase`] |
+//! | server → machine: what to do | [`order`], [`erase`], [`system`] |
 //! | machine → server: proof of what was done | [`certificate`], [`chain`], [`order::Outcome`] |
 //!
 //! What machines do goes through a boot server; one that runs alone speaks for them as [`boot_server`] says.
@@ -35,5 +35,6 @@ pub mod os_release;
 pub mod sight;
 pub mod sign;
 pub mod space;
+pub mod system;
 pub mod ticket;
 pub mod words;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{BootId, Mac, MachineId};
 use crate::inventory::Inventory;
+use crate::system::System;
 
 /// Where a machine stands. `control` holds the rules of how it gets from one to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -72,15 +73,21 @@ impl std::fmt::Display for State {
 pub struct Allocation {
     /// `name/version`, or `name` for the newest version.
     pub image: String,
-    pub hostname: String,
-    #[serde(default)]
-    pub ssh_keys: Vec<String>,
+    pub system: System,
     /// Serial of the drive to install on; `None` takes the smallest that fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
     /// On whose behalf. A project of the server's configuration: it may want drives erased better than others do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project: Option<String>,
+}
+
+impl Allocation {
+    /// As it's listed and shown.
+    #[must_use]
+    pub fn without_secrets(self) -> Self {
+        Self { system: self.system.without_secrets(), ..self }
+    }
 }
 
 /// How a machine is taken back.
@@ -102,6 +109,7 @@ pub struct Machine {
     pub mac: Option<Mac>,
     pub address: Option<std::net::IpAddr>,
     pub boot: Option<BootId>,
+    /// [Without its secrets](Allocation::without_secrets).
     pub allocation: Option<Allocation>,
     pub inventory: Option<Inventory>,
     /// Boots in a row that didn't get past the phase they were in.

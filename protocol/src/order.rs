@@ -12,6 +12,7 @@ use crate::erase::{Depth, Method, Policy, Psid};
 use crate::id::{BootId, MachineId, OrderId};
 use crate::inventory::DiskId;
 use crate::sign::Signed;
+use crate::system::System;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Order {
@@ -84,8 +85,8 @@ pub struct Install {
     /// How much of what was written is compared with what was signed, once it's on the disk.
     #[serde(default)]
     pub read_back: ReadBack,
-    pub hostname: String,
-    pub ssh_keys: Vec<String>,
+    /// What the image becomes.
+    pub system: System,
     /// Extra kernel arguments, such as the console.
     pub cmdline: String,
     /// What the installed system needs to say that it's up.

@@ -15,6 +15,7 @@ use drophammer_lab::server::ServerSpec;
 use drophammer_lab::vm::Machine;
 use drophammer_protocol::event::{Phase, Recorded, Step};
 use drophammer_protocol::machine::{self, Allocation, State};
+use drophammer_protocol::system::System;
 use tempfile::TempDir;
 
 pub(crate) const DROPHAMMER: &str = env!("CARGO_BIN_EXE_drophammer");
@@ -211,7 +212,8 @@ pub(crate) fn until_or(limit: Duration, story: impl Fn() -> String, mut is_so: i
 }
 
 pub(crate) fn allocation(image: &str, hostname: &str) -> Allocation {
-    Allocation { image: image.into(), hostname: hostname.into(), ssh_keys: Vec::new(), disk: None, project: None }
+    let system = System { hostname: hostname.into(), ..System::default() };
+    Allocation { image: image.into(), system, disk: None, project: None }
 }
 
 /// Whether firmware of any kind would find something to start on a disk: a boot sector, or either GPT.

@@ -1,6 +1,6 @@
 //! What the firmware starts: GRUB, from the files that the image was signed with.
 //!
-//! Nothing of the image is run to install it. The signed manifest says which files they are; each is read back from the
+//! Nothing of the image is run to install it ([`metal`](super::metal) is about the one kind that wants to). The signed manifest says which files they are; each is read back from the
 //! disk and compared before it is used. On BIOS machines the boot sector loads a core image from its own partition, on
 //! UEFI machines the firmware loads a program from the EFI system partition; both end at `/boot/grub/grub.cfg`.
 

@@ -1,43 +1,53 @@
-//! What makes an image this machine's system: its name, its keys, its network, its mounts, and how it says that it runs.
+//! What makes an image this machine's system: its name, its people, its network, its mounts, and how it says that it runs.
 //!
-//! The texts are pure functions; every path is resolved inside the installed system.
+//! The texts are pure functions; every path is resolved inside the installed system. What an order asks for and the image
+//! has no way to do is an error in words, never left out silently.
+
+mod accounts;
+mod clock;
+mod network;
+mod user_data;
 
 use std::fs::File;
 
 use anyhow::Context;
 use drophammer_protocol::id::Mac;
 use drophammer_protocol::order::Install;
+use drophammer_protocol::system::{Console, System};
 use drophammer_protocol::ticket::{INSTALLED_AGENT_PATH, PHONE_HOME_PATH};
 
 use super::layout::Layout;
 use super::root::Root;
 use super::systemd;
 use super::uplink::Uplink;
+use crate::phone_home::{UNIT as PHONE_HOME_UNIT, UNIT_PATH as PHONE_HOME_UNIT_PATH};
 
-const PHONE_HOME_UNIT: &str = "drophammer-phone-home.service";
+#[cfg(fuzzing)]
+pub(crate) use self::accounts::fuzz;
+
 const HOST_KEYS_UNIT: &str = "drophammer-ssh-host-keys.service";
 
-/// Whether the order asks for a configuration that can be written. Called before anything is touched.
-pub(crate) fn check(order: &Install) -> Result<(), String> {
-    let name = &order.hostname;
-    let label = |l: &str| {
-        !l.is_empty()
-            && l.len() <= 63
-            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-            && !l.starts_with('-')
-            && !l.ends_with('-')
-    };
-    // RFC 1123 §2.1; Linux keeps no more than 64 bytes.
-    if name.len() > 64 || !name.split('.').all(label) {
-        return Err(format!("{name:?} is not a host name: letters, digits and hyphens, 64 at most"));
-    }
-    for key in &order.ssh_keys {
-        let plain = !key.chars().any(char::is_control) && key.split_whitespace().count() >= 2;
-        if !plain {
-            return Err(format!("{key:?} is not an SSH public key: one line with kind, key and comment"));
+/// Whether the order asks for a system that this machine can be; `ports` are those that it has. Called before anything
+/// is touched.
+pub(crate) fn check(order: &Install, ports: &[Mac]) -> Result<(), String> {
+    order.system.check().map_err(|faults| format!("the order's system can't be written down: {faults}"))?;
+    let missing = order.system.network.macs().into_iter().find(|mac| !ports.contains(mac));
+    match missing {
+        None => Ok(()),
+        Some(mac) => {
+            let have: Vec<String> = ports.iter().map(ToString::to_string).collect();
+            Err(format!("the order's network has a port {mac}, which this machine hasn't; it has {}", have.join(", ")))
         }
     }
-    Ok(())
+}
+
+/// Who makes the image a system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    /// Everything is done here.
+    Us,
+    /// The image's own installer has done its part, which is the name, the network and the people that it's told of.
+    ItsInstaller,
 }
 
 /// Writes all of it. Returns what is worth telling the operator.
@@ -47,16 +57,76 @@ pub(crate) fn configure(
     layout: &Layout,
     uplink: &Uplink,
     agent: &mut File,
+    by: By,
 ) -> anyhow::Result<Vec<String>> {
     let systemd = systemd::present(root)?;
+    let system = &order.system;
     let mut notes = Vec::new();
-    identity(root, &order.hostname)?;
     mounts(root, layout)?;
-    keys(root, &order.ssh_keys)?;
     notes.extend(host_keys(root, systemd)?);
-    notes.extend(network(root, uplink, systemd)?);
+    match by {
+        By::Us => {
+            identity(root, &system.hostname)?;
+            let network = network::configure(root, system, uplink, systemd)?;
+            notes.extend(network.notes);
+            clock::configure(root, system, systemd)?;
+            let instance = instance(order);
+            let data = system.user_data.as_ref();
+            user_data::configure(root, data, network.cloud_init.as_deref(), &instance, &system.hostname)?;
+            accounts::configure(root, system)?;
+        }
+        By::ItsInstaller => {
+            anyhow::ensure!(
+                system.network.is_empty(),
+                "the image's own installer configures its network, from `metal_stack.networks`; leave `network` out"
+            );
+            clock::configure(root, &System { ntp: Vec::new(), ..system.clone() }, systemd)?;
+            accounts::users(root, system)?;
+        }
+    }
+    notes.extend(consoles(root, &system.consoles, systemd)?);
+    notes.extend(labels(root)?);
     phone_home(root, order, agent, systemd)?;
     Ok(notes)
+}
+
+/// The same for the same order to the same machine, and another for another.
+fn instance(order: &Install) -> String {
+    let image: String = order.manifest_sha256.chars().take(12).collect();
+    format!("drophammer-{}-{image}", order.phone_home.machine)
+}
+
+/// A login prompt on each; systemd makes one by itself only where the kernel has its console.
+fn consoles(root: &Root, consoles: &[Console], systemd: bool) -> anyhow::Result<Option<String>> {
+    if consoles.is_empty() {
+        return Ok(None);
+    }
+    if !systemd || !systemd::has(root, "serial-getty@.service")? {
+        let ports: Vec<&str> = consoles.iter().map(|console| console.port.as_str()).collect();
+        return Ok(Some(format!(
+            "the kernel talks to {}; whether anybody can log in there is the image's own affair, for it has no systemd",
+            ports.join(" and ")
+        )));
+    }
+    for console in consoles {
+        systemd::want_instance(root, "getty.target", "serial-getty", &console.port)?;
+    }
+    Ok(None)
+}
+
+/// Files that are written here have no SELinux labels. A system that enforces them is told to label itself once.
+fn labels(root: &Root) -> anyhow::Result<Option<String>> {
+    let config = root.text("/etc/selinux/config")?.unwrap_or_default();
+    if !labels_are_enforced(&config) {
+        return Ok(None);
+    }
+    root.put_text("/.autorelabel", 0o644, "")?;
+    Ok(Some("the image enforces SELinux: it labels its files at its first boot, and then boots once more".into()))
+}
+
+fn labels_are_enforced(config: &str) -> bool {
+    let last = config.lines().filter_map(|line| line.trim().strip_prefix("SELINUX=")).next_back();
+    last.is_some_and(|mode| mode.trim() == "enforcing")
 }
 
 fn identity(root: &Root, hostname: &str) -> anyhow::Result<()> {
@@ -79,13 +149,6 @@ fn mounts(root: &Root, layout: &Layout) -> anyhow::Result<()> {
     let fstab = root.text("/etc/fstab")?.unwrap_or_default();
     root.put_text("/etc/fstab", 0o644, &fstab_text(&fstab, layout))?;
     root.make_directory("/boot/efi", 0o700)
-}
-
-/// The image's own authorized keys, if it brought any, were its builder's, not the tenant's.
-fn keys(root: &Root, keys: &[String]) -> anyhow::Result<()> {
-    root.make_directory("/root/.ssh", 0o700)?;
-    let lines: String = keys.iter().map(|key| format!("{}\n", key.trim())).collect();
-    root.put_text("/root/.ssh/authorized_keys", 0o600, &lines)
 }
 
 /// Host keys that came with the image are known to everybody who has the image. They are removed where new ones will
@@ -111,33 +174,12 @@ fn host_keys(root: &Root, systemd: bool) -> anyhow::Result<Option<String>> {
     Ok(None)
 }
 
-fn network(root: &Root, uplink: &Uplink, systemd: bool) -> anyhow::Result<Option<String>> {
-    const RESOLV_CONF: &str = "/etc/resolv.conf";
-    if systemd && systemd::has(root, "systemd-resolved.service")? {
-        systemd::enable(root, "systemd-resolved.service")?;
-        root.link(RESOLV_CONF, "../run/systemd/resolve/stub-resolv.conf")?;
-    } else if !uplink.nameservers.is_empty() {
-        // What the image has is the build host's. A DHCP client of the system replaces it in turn.
-        let lines: String = uplink.nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
-        root.put_text(RESOLV_CONF, 0o644, &lines)?;
-    }
-    if !systemd {
-        return Ok(None);
-    }
-    if !systemd::has(root, "systemd-networkd.service")? {
-        return Ok(Some("the image has no systemd-networkd: its network is what it was built with".into()));
-    }
-    root.put_text("/etc/systemd/network/10-drophammer.network", 0o644, &network_text(uplink.mac))?;
-    systemd::enable(root, "systemd-networkd.service")?;
-    Ok(None)
-}
-
 fn phone_home(root: &Root, order: &Install, agent: &mut File, systemd: bool) -> anyhow::Result<()> {
     root.put(INSTALLED_AGENT_PATH, 0o755, agent)?;
     let ticket = serde_json::to_string(&order.phone_home).context("writing the phone-home ticket")?;
     root.put_text(PHONE_HOME_PATH, 0o600, &ticket)?;
     if systemd {
-        root.put_text(&format!("/etc/systemd/system/{PHONE_HOME_UNIT}"), 0o644, &phone_home_text())?;
+        root.put_text(PHONE_HOME_UNIT_PATH, 0o644, &phone_home_text())?;
         systemd::enable(root, PHONE_HOME_UNIT)?;
     }
     Ok(())
@@ -182,16 +224,6 @@ fn fstab_text(existing: &str, layout: &Layout) -> String {
     text
 }
 
-fn network_text(mac: Option<Mac>) -> String {
-    let port = mac.map(|mac| format!("MACAddress={mac}\n")).unwrap_or_default();
-    // `Type` and `Kind` leave out what is stacked on the port and inherits its address. By its MAC the machine gets the
-    // lease that it had while it was installed.
-    format!(
-        "# Written when this system was installed.\n[Match]\n{port}Type=ether\nKind=!*\n\n[Network]\nDHCP=yes\n\n\
-         [DHCPv4]\nClientIdentifier=mac\n"
-    )
-}
-
 fn phone_home_text() -> String {
     format!(
         "[Unit]\n\
@@ -205,7 +237,7 @@ fn phone_home_text() -> String {
          Type=oneshot\n\
          ExecStart={INSTALLED_AGENT_PATH} phone-home\n\
          Restart=on-failure\n\
-         RestartSec=5\n\
+         RestartSec=30\n\
          \n\
          [Install]\n\
          WantedBy=multi-user.target\n"

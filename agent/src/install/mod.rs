@@ -1,8 +1,9 @@
 //! From an order and an empty disk to a machine that starts its own system.
 //!
 //! ```text
-//! manifest (signature, hash, fit) → layout → fetch ‖ verify ‖ decompress ‖ write → read back → name, grow → configure
-//!   → boot files → kernel into memory → unmount → backup GPT → primary GPT → boot sector → read back
+//! manifest (signature, hash, fit) → layout → fetch ‖ verify ‖ decompress ‖ write → read back → name, grow
+//!   → (its installer) → configure → boot files → kernel into memory → unmount → backup GPT → primary GPT → boot sector
+//!   → read back
 //! ```
 //!
 //! Up to `Target::take` nothing is touched and a refusal is the worst that happens. From there on the disk holds no
@@ -15,6 +16,7 @@ mod esp;
 mod fetch;
 mod gpt;
 mod layout;
+mod metal;
 mod mkfs;
 mod pull;
 mod root;
@@ -24,11 +26,12 @@ mod systemd;
 mod target;
 mod unpack;
 mod uplink;
+mod yaml;
 
 #[cfg(fuzzing)]
 pub(crate) use self::{
-    bootloader::fuzz as fuzz_bootloader, fetch::fuzz as fuzz_fetch, systemd::fuzz as fuzz_systemd,
-    unpack::fuzz as fuzz_archive,
+    bootloader::fuzz as fuzz_bootloader, configure::fuzz as fuzz_accounts, fetch::fuzz as fuzz_fetch,
+    metal::fuzz as fuzz_metal, systemd::fuzz as fuzz_systemd, unpack::fuzz as fuzz_archive, yaml::fuzz as fuzz_yaml,
 };
 
 use std::fs::{self, File};
@@ -38,6 +41,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use drophammer_protocol::event::Phase;
+use drophammer_protocol::id::Mac;
 use drophammer_protocol::inventory::FirmwareKind;
 use drophammer_protocol::manifest::{self, BlockForm, Manifest, TarForm};
 use drophammer_protocol::order::{Install, Installed};
@@ -45,6 +49,7 @@ use drophammer_protocol::sign::{PublicKey, Signed, Verified};
 use drophammer_protocol::words::{bytes, count};
 use sha2::{Digest, Sha256};
 
+use self::configure::By;
 use self::esp::EspFile;
 use self::fetch::Patience;
 use self::gpt::ActiveFlag;
@@ -53,6 +58,7 @@ use self::sources::Sources;
 use self::target::Target;
 use crate::disk::{self, Access, OpenDisk, OpenError};
 use crate::kexec;
+use crate::net;
 use crate::reporter::Reporter;
 use crate::sys::{block, ext4};
 
@@ -171,7 +177,8 @@ enum RootFrom<'a> {
 }
 
 fn plan<'a>(order: &Install, manifest: &'a Verified<Manifest>) -> Result<(OpenDisk, Plan<'a>), InstallError> {
-    configure::check(order).map_err(InstallError::Refused)?;
+    let ports: Vec<Mac> = net::ports(Path::new("/")).into_iter().map(|port| port.mac).collect();
+    configure::check(order, &ports).map_err(InstallError::Refused)?;
     let disk = disk::open(&order.disk, Access::Buffered).map_err(|e| match e {
         OpenError::Open { .. } => InstallError::Failed(e.into()),
         _ => InstallError::Refused(e.to_string()),
@@ -235,10 +242,21 @@ fn build(
         RootFrom::Tar(form, made) => unpack_tar(target, order, manifest, form, made, sources, reporter)?,
     };
 
-    reporter.started(Phase::Configure, format!("{} with {}", order.hostname, count(order.ssh_keys.len(), "SSH key")));
+    let system = &order.system;
+    reporter.started(Phase::Configure, format!("{} with {}", system.hostname, count(system.ssh_keys.len(), "SSH key")));
+    let contract = metal::Contract::of(&root)?;
+    let mut by = By::Us;
+    if let Some(contract) = &contract {
+        let ports = net::ports(Path::new("/"));
+        let facts = metal::Facts { root_uuid: layout.root_uuid.to_string(), ports: &ports };
+        contract.fulfil(&root, Path::new(target::MOUNT_POINT), order, &facts, metal::TIME_LIMIT, reporter)?;
+        if contract.makes_the_system() {
+            by = By::ItsInstaller;
+        }
+    }
     let mut agent = File::open("/proc/self/exe").context("opening the agent's own program")?;
-    let notes = configure::configure(&root, order, layout, &plan.uplink, &mut agent)
-        .with_context(|| format!("configuring {}", order.hostname))?;
+    let notes = configure::configure(&root, order, layout, &plan.uplink, &mut agent, by)
+        .with_context(|| format!("configuring {}", system.hostname))?;
     for note in notes {
         reporter.note(Phase::Configure, note);
     }

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -15,7 +16,8 @@ use drophammer_protocol::archive::inside;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag};
 use nix::sys::stat::{Mode, SFlag, mkdirat};
-use nix::unistd::UnlinkatFlags;
+use nix::unistd::{Gid, Uid, UnlinkatFlags};
+use xattr::FileExt;
 
 /// A directory that no path leads out of.
 #[derive(Debug)]
@@ -131,6 +133,36 @@ impl Root {
 
     pub(crate) fn put_text(&self, path: &str, mode: u32, text: &str) -> anyhow::Result<()> {
         self.put(path, mode, text.as_bytes())
+    }
+
+    /// The same for a file that the image may have: owner, mode and extended attributes stay as they are.
+    pub(crate) fn replace_text(&self, path: &str, mode_of_new: u32, text: &str) -> anyhow::Result<()> {
+        let before = self.file(path)?;
+        self.put_text(path, mode_of_new, text)?;
+        let (Some(before), Some(after)) = (before, self.file(path)?) else { return Ok(()) };
+        let keep = || -> anyhow::Result<()> {
+            let was = before.metadata()?;
+            let (uid, gid) = (Uid::from_raw(was.uid()), Gid::from_raw(was.gid()));
+            nix::unistd::fchown(&after, Some(uid), Some(gid))?;
+            nix::sys::stat::fchmod(&after, Mode::from_bits_truncate(was.mode() & 0o7777))?;
+            for name in before.list_xattr()? {
+                if let Some(value) = before.get_xattr(&name)? {
+                    after.set_xattr(&name, &value)?;
+                }
+            }
+            Ok(())
+        };
+        keep().with_context(|| format!("keeping owner and mode of {path} of the installed system"))
+    }
+
+    /// Gives a file or directory an owner; of a link, the link itself.
+    pub(crate) fn chown(&self, path: &str, uid: u32, gid: u32) -> anyhow::Result<()> {
+        let chown = || -> anyhow::Result<()> {
+            let (parent, name) = self.place(path)?;
+            let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+            Ok(nix::unistd::fchownat(&parent, name.as_os_str(), uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?)
+        };
+        chown().with_context(|| format!("giving {path} of the installed system to {uid}:{gid}"))
     }
 
     /// A symbolic link in place of whatever has the name.

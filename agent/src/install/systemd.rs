@@ -39,6 +39,28 @@ pub(crate) fn enable(root: &Root, unit: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether anything of what its `[Install]` section names wants it already.
+pub(crate) fn enabled(root: &Root, unit: &str) -> anyhow::Result<bool> {
+    let Some((_, text)) = find(root, unit)? else { return Ok(false) };
+    let install = Install::parse(&text);
+    for (targets, suffix) in [(&install.wanted_by, "wants"), (&install.required_by, "requires")] {
+        for target in targets {
+            if root.link_target(&format!("{OWN}/{target}.{suffix}/{unit}"))?.is_some() {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// Has an instance of a template be wanted by a target, as `systemctl add-wants` does.
+pub(crate) fn want_instance(root: &Root, target: &str, template: &str, instance: &str) -> anyhow::Result<()> {
+    let Some((path, _)) = find(root, &format!("{template}@.service"))? else {
+        anyhow::bail!("the image has no {template}@.service");
+    };
+    link(root, &format!("{OWN}/{target}.wants/{template}@{instance}.service"), &path)
+}
+
 /// What the image has enabled itself stays as it is.
 fn link(root: &Root, path: &str, unit: &str) -> anyhow::Result<()> {
     if root.link_target(path)?.is_some() { Ok(()) } else { root.link(path, unit) }
@@ -154,6 +176,7 @@ mod tests {
         assert_eq!(target("sockets.target.wants/b.socket"), file("b.socket"));
         assert_eq!(target("c.service"), file("a.service"));
         assert_eq!(target("multi-user.target.wants/m.service"), None::<PathBuf>);
+        assert!(!enabled(&root, "b.service").expect("read") && enabled(&root, "a.service").expect("read"));
         assert!(has(&root, "a.service").expect("read") && !has(&root, "m.service").expect("read"));
     }
 }

@@ -20,7 +20,7 @@ use super::root::Root;
 use crate::disk::OpenDisk;
 use crate::sys::block::{self, KernelPartition};
 
-const MOUNT_POINT: &str = "/run/install/root";
+pub(crate) const MOUNT_POINT: &str = "/run/install/root";
 
 #[derive(Debug)]
 pub(crate) struct Target {

@@ -1,6 +1,7 @@
 //! Every system call that needs `unsafe`, one file per part of the kernel. Nothing here decides anything.
 
 pub(crate) mod block;
+pub(crate) mod confine;
 pub(crate) mod dm;
 pub(crate) mod ethtool;
 #[cfg_attr(not(test), expect(dead_code, reason = "for images in block form, which nothing writes yet"))]

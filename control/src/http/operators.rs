@@ -27,8 +27,8 @@ use crate::{Control, unix_ms};
 
 /// For news of somebody whom nobody knows.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
-/// An allocation with its SSH keys.
-const BODY: usize = 256 << 10;
+/// An allocation with its SSH keys and user-data.
+const BODY: usize = 512 << 10;
 
 impl Control {
     /// What operators talk to. `auth` says how they are known: tokens over HTTPS, file permissions on a Unix socket.

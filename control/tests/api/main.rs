@@ -15,10 +15,13 @@ use drophammer_control::client::Client;
 use drophammer_protocol::api::*;
 use drophammer_protocol::boot_server::Seen;
 use drophammer_protocol::event::{Event, Phase, Recorded, Step};
+use drophammer_protocol::id::Mac;
 use drophammer_protocol::inventory::{Disk, DiskId, Inventory};
 use drophammer_protocol::machine::{Allocation, State, TakeBack};
 use drophammer_protocol::order::{Outcome, Task};
 use drophammer_protocol::sight::{Asker, Sight};
+use drophammer_protocol::system::network::{Ip, Network, Port};
+use drophammer_protocol::system::{PasswordHash, System, User, UserData};
 use drophammer_protocol::ticket::BootDecision;
 use reqwest::Method as Verb;
 use uuid::Uuid;
@@ -75,7 +78,7 @@ fn the_whole_road_with_a_server_that_restarts_between_all_steps() {
         assert_eq!(agent.install_order(&rig), (id, install.clone()), "the same order with the same token");
         assert_eq!(install.disk.serial, "small-1", "the smallest that fits");
         assert_eq!(install.stores, ["http://10.77.0.1:8080/images"]);
-        assert_eq!((install.hostname.as_str(), install.cmdline.as_str()), ("web-1", "console=ttyS0"));
+        assert_eq!((install.system, install.cmdline.as_str()), (allocation().system, "console=ttyS0"));
         agent.outcome(&rig, id, &installed()).expect("takes the outcome");
         next(&mut rig);
         agent.outcome(&rig, id, &installed()).expect("twice is as good as once");
@@ -274,7 +277,7 @@ fn of_two_who_want_a_machine_one_gets_it() {
     let wants: Vec<_> = std::thread::scope(|s| {
         let asked: Vec<_> = (0..4)
             .map(|i| {
-                let (rig, wanted) = (&rig, Allocation { hostname: format!("web-{i}"), ..allocation() });
+                let (rig, wanted) = (&rig, Allocation { system: system(&format!("web-{i}")), ..allocation() });
                 s.spawn(move || rig.operator().allocate("SN-1", &wanted))
             })
             .collect();
@@ -294,8 +297,17 @@ fn wishes_that_cannot_be_met_are_refused_with_a_sentence() {
     rig.waiting(1);
     for (name, wanted, want) in [
         ("image", Allocation { image: "debian/13".into(), ..allocation() }, "image debian/13 isn't among"),
-        ("hostname", Allocation { hostname: "web_1".into(), ..allocation() }, "is not a hostname"),
-        ("key", Allocation { ssh_keys: vec!["hunter2".into()], ..allocation() }, "SSH key 1 is not"),
+        ("hostname", Allocation { system: system("web_1"), ..allocation() }, "is not a hostname"),
+        (
+            "key",
+            Allocation { system: System { ssh_keys: vec!["hunter2".into()], ..allocation().system }, ..allocation() },
+            "SSH key 1 is not",
+        ),
+        (
+            "a port",
+            Allocation { system: System { network: on(Mac([8; 6])), ..allocation().system }, ..allocation() },
+            "the machine has no port 08:08:08:08:08:08",
+        ),
         ("disk", Allocation { disk: Some("other".into()), ..allocation() }, "no disk with serial \"other\""),
     ] {
         let why = refused(&wanted);
@@ -306,6 +318,35 @@ fn wishes_that_cannot_be_met_are_refused_with_a_sentence() {
     assert!(refused(&allocation()).contains("the machine is erasing: only a waiting machine"));
     let unknown = rig.operator().machine("nobody/../x").expect_err("unknown").to_string();
     assert!(unknown.contains("no machine is called \"nobody/../x\""), "{unknown}");
+}
+
+fn on(mac: Mac) -> Network {
+    let ip = Ip { dhcp4: true, ..Ip::default() };
+    Network { ports: vec![Port { mac, mtu: None, ip }], ..Network::default() }
+}
+
+#[test]
+fn secrets_of_a_system_reach_its_machine_and_nobody_else() {
+    const HASH: &str = "$5$saltsalt$KvGFuXKTHlFN2YNq7ErIXpsUT9E8Ai5b9m7i9TFRpR9";
+    const DATA: &str = "#cloud-config\npassword: hunter2\n";
+    let rig = Rig::new();
+    let agent = rig.waiting(1);
+    let user = User { name: "ann".into(), password: Some(PasswordHash::new(HASH)), ..User::default() };
+    let system = System { users: vec![user], user_data: Some(UserData::CloudInit(DATA.into())), ..system("web-1") };
+    let answer = rig.operator().allocate("SN-1", &Allocation { system: system.clone(), ..allocation() });
+    let answer = answer.expect("allocates");
+    let (_, install) = agent.install_order(&rig);
+    assert_eq!(install.system, system);
+    let told = [
+        serde_json::to_string(&answer).expect("JSON"),
+        serde_json::to_string(&rig.operator().machines().expect("lists")).expect("JSON"),
+        serde_json::to_string(&rig.operator().events("SN-1", 0, 0).expect("lists")).expect("JSON"),
+        format!("{install:?}"),
+    ];
+    for text in told {
+        assert!(!text.contains(HASH) && !text.contains("hunter2"), "{text}");
+        assert!(text.contains("web-1"), "it is about that machine: {text}");
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ use drophammer_protocol::machine::{Allocation, Machine, State};
 use drophammer_protocol::manifest::{MANIFEST_FILE, Manifest, PACKS};
 use drophammer_protocol::order::{Erase, Install, Installed, Order, Outcome, Task};
 use drophammer_protocol::sign::{PublicKey, Signed};
+use drophammer_protocol::system;
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach};
 use ed25519_dalek::SigningKey;
 use reqwest::Method as Verb;
@@ -371,7 +372,11 @@ pub(crate) fn mac(n: u8) -> Mac {
 }
 
 pub(crate) fn allocation() -> Allocation {
-    Allocation { image: "debian".into(), hostname: "web-1".into(), ssh_keys: vec![], disk: None, project: None }
+    Allocation { image: "debian".into(), system: system("web-1"), disk: None, project: None }
+}
+
+pub(crate) fn system(hostname: &str) -> system::System {
+    system::System { hostname: hostname.into(), ..system::System::default() }
 }
 
 pub(crate) fn installed() -> Outcome {

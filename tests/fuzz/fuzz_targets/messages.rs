@@ -27,7 +27,13 @@ fuzz_target!(|bytes: &[u8]| {
     again::<boot_server::OwnDisks>(bytes);
     let _ = serde_json::from_slice::<boot_server::Health>(bytes);
     again::<Signed<certificate::ErasureCertificate>>(bytes);
-    again::<machine::Allocation>(bytes);
+    if let Some(allocation) = again::<machine::Allocation>(bytes) {
+        let faults = allocation.system.check().err();
+        assert!(faults.is_none_or(|faults| !faults.to_string().is_empty()));
+        let secrets = allocation.system.users.iter().any(|user| user.password.is_some());
+        let shown = allocation.without_secrets();
+        assert!(shown.system.check().is_err() || !(secrets || shown.system.user_data.is_some()), "{shown:?}");
+    }
     again::<chain::Receipt>(bytes);
     again::<chain::Head>(bytes);
     if let Some(psid) = again::<erase::Psid>(bytes) {
@@ -45,7 +51,7 @@ fuzz_target!(|bytes: &[u8]| {
                 let pack = &manifest.packs[chunk.pack as usize];
                 assert!(chunk.offset + u64::from(chunk.length) <= pack.bytes && chunk.unpacked <= MAX_CHUNK_BYTES);
             }
-            for block in &manifest.block {
+            if let Some(block) = &manifest.block {
                 assert!(block.pieces.windows(2).all(|pair| pair[0].at() + pair[0].length() <= pair[1].at()));
                 assert!(block.pieces.iter().all(|piece| piece.at() + piece.length() <= block.bytes));
             }

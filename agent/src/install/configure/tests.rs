@@ -6,11 +6,14 @@ use std::path::Path;
 use drophammer_protocol::id::MachineId;
 use drophammer_protocol::inventory::DiskId;
 use drophammer_protocol::sign::PublicKey;
+use drophammer_protocol::system::network::{Ip, Network, Port};
 use drophammer_protocol::ticket::PhoneHome;
 use ed25519_dalek::SigningKey;
 
 use super::super::layout::{Geometry, Seed, plan};
 use super::*;
+
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFzqkcqBdRpHnJkZ4s2Qf0Q0J1m8Xc0Yw5mS7m2JvH3b";
 
 fn order() -> Install {
     Install {
@@ -19,8 +22,7 @@ fn order() -> Install {
         stores: vec!["http://192.0.2.1/images".into()],
         manifest_sha256: String::new(),
         read_back: drophammer_protocol::order::ReadBack::Sampled,
-        hostname: "web1".into(),
-        ssh_keys: vec!["ssh-ed25519 AAAA me@home".into()],
+        system: System { hostname: "web1".into(), ssh_keys: vec![format!("{KEY} me@home")], ..System::default() },
         cmdline: String::new(),
         phone_home: PhoneHome {
             server: "https://127.0.0.1:1".into(),
@@ -39,25 +41,21 @@ fn layout() -> Layout {
 
 #[test]
 fn orders_that_can_not_be_carried_out() {
-    let with = |change: &dyn Fn(&mut Install)| {
+    let port = |n| Mac([2, 0, 0, 0, 0, n]);
+    let on = |n| Network { ports: vec![Port { mac: port(n), mtu: None, ip: Ip::default() }], ..Network::default() };
+    let with = |change: &dyn Fn(&mut System)| {
         let mut order = order();
-        change(&mut order);
+        change(&mut order.system);
         order
     };
     for (name, order, want) in [
-        ("as usual", order(), true),
-        ("with a domain", with(&|o| o.hostname = "web1.example.org".into()), true),
-        ("no keys", with(&|o| o.ssh_keys.clear()), true),
-        ("no name", with(&|o| o.hostname.clear()), false),
-        ("a name with a newline", with(&|o| o.hostname = "a\nb".into()), false),
-        ("a name with a slash", with(&|o| o.hostname = "a/b".into()), false),
-        ("a name that begins with a hyphen", with(&|o| o.hostname = "-a".into()), false),
-        ("an empty label", with(&|o| o.hostname = "a..b".into()), false),
-        ("a name that is too long", with(&|o| o.hostname = ["a".repeat(33), "b".repeat(33)].join(".")), false),
-        ("two keys in one", with(&|o| o.ssh_keys = vec!["ssh-rsa A\nssh-rsa B".into()]), false),
-        ("half a key", with(&|o| o.ssh_keys = vec!["AAAA".into()]), false),
+        ("as usual", order(), ""),
+        ("its own port", with(&|s| s.network = on(1)), ""),
+        ("a port of another machine", with(&|s| s.network = on(3)), "has a port 02:00:00:00:00:03, which this machine"),
+        ("what can't be written", with(&|s| s.hostname = "a/b".into()), "hostname: \"a/b\" is not a hostname"),
     ] {
-        assert_eq!(check(&order).is_ok(), want, "{name}");
+        let got = check(&order, &[port(1), port(2)]).err().unwrap_or_default();
+        assert!(got.contains(want) && got.is_empty() == want.is_empty(), "{name}: {got:?}");
     }
 }
 
@@ -124,8 +122,8 @@ fn an_image_becomes_a_machine() {
     std::io::Seek::rewind(&mut agent).expect("rewound");
     let uplink = Uplink { mac: "52:54:00:77:00:01".parse().ok(), nameservers: vec!["192.0.2.53".parse().expect("ip")] };
     let root = Root::open(base.path()).expect("opened");
-    let notes = configure(&root, &order(), &layout(), &uplink, &mut agent).expect("configured");
-    assert_eq!(notes, Vec::<String>::new());
+    let notes = configure(&root, &order(), &layout(), &uplink, &mut agent, By::Us).expect("configured");
+    assert_eq!(notes, ["systemd-networkd configures the network: 52:54:00:77:00:01 by DHCP"]);
 
     let read = |path: &str| fs::read_to_string(at(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
     let mode = |path: &str| fs::metadata(at(path)).expect("there").permissions().mode() & 0o7777;
@@ -134,12 +132,12 @@ fn an_image_becomes_a_machine() {
     assert_eq!(fs::read(outside.path()).expect("read"), b"", "the link wasn't followed");
     assert_eq!(read("/etc/machine-id"), "");
     assert_eq!(target("/var/lib/dbus/machine-id").as_deref(), Some(Path::new("/etc/machine-id")));
-    assert_eq!(read("/root/.ssh/authorized_keys"), "ssh-ed25519 AAAA me@home\n");
+    assert_eq!(read("/root/.ssh/authorized_keys"), format!("{KEY} me@home\n"));
     assert_eq!((mode("/root/.ssh"), mode("/root/.ssh/authorized_keys")), (0o700, 0o600));
     assert!(!at("/etc/ssh/ssh_host_ed25519_key").exists() && at("/etc/ssh/sshd_config").exists());
     assert!(read("/etc/systemd/system/drophammer-ssh-host-keys.service").contains("ssh-keygen -A"));
     assert!(target("/etc/systemd/system/ssh.service.requires/drophammer-ssh-host-keys.service").is_some());
-    assert!(read("/etc/systemd/network/10-drophammer.network").contains("MACAddress=52:54:00:77:00:01\n"));
+    assert!(read("/etc/systemd/network/10-drophammer-525400770001.network").contains("MACAddress=52:54:00:77:00:01\n"));
     assert!(target("/etc/systemd/system/multi-user.target.wants/systemd-networkd.service").is_some());
     assert!(target("/etc/systemd/system/sysinit.target.wants/systemd-resolved.service").is_some());
     assert_eq!(target("/etc/resolv.conf").as_deref(), Some(Path::new("../run/systemd/resolve/stub-resolv.conf")));
@@ -162,8 +160,40 @@ fn an_image_without_systemd_gets_what_applies() {
     let uplink = Uplink { mac: None, nameservers: vec!["192.0.2.53".parse().expect("ip")] };
     let root = Root::open(base.path()).expect("opened");
     let mut agent = tempfile::tempfile().expect("temporary file");
-    let notes = configure(&root, &order(), &layout(), &uplink, &mut agent).expect("configured");
+    let notes = configure(&root, &order(), &layout(), &uplink, &mut agent, By::Us).expect("configured");
     assert_eq!(notes.len(), 1, "{notes:?}");
+    assert!(notes[0].contains("SSH host keys"), "{notes:?}");
     assert_eq!(fs::read_to_string(at("/etc/resolv.conf")).expect("there"), "nameserver 192.0.2.53\n");
     assert!(at(PHONE_HOME_PATH).exists() && !at("/etc/systemd").exists() && !at("/etc/machine-id").exists());
+}
+
+#[test]
+fn consoles_get_a_login() {
+    let base = tempfile::tempdir().expect("temporary directory");
+    let unit = base.path().join("usr/lib/systemd/system/serial-getty@.service");
+    let root = Root::open(base.path()).expect("opened");
+    let both = [Console { port: "ttyS0".into(), speed: None }, Console { port: "ttyS1".into(), speed: Some(57600) }];
+    let note = consoles(&root, &both, false).expect("told").expect("a note");
+    assert!(note.contains("ttyS0 and ttyS1"), "{note}");
+    fs::create_dir_all(unit.parent().expect("below")).expect("made");
+    fs::write(&unit, "[Install]\nWantedBy=getty.target\n").expect("written");
+    assert_eq!(consoles(&root, &both, true).expect("enabled"), None);
+    for port in ["ttyS0", "ttyS1"] {
+        let link = base.path().join(format!("etc/systemd/system/getty.target.wants/serial-getty@{port}.service"));
+        assert_eq!(
+            fs::read_link(link).ok().as_deref(),
+            Some(Path::new("/usr/lib/systemd/system/serial-getty@.service"))
+        );
+    }
+}
+
+#[test]
+fn systems_that_enforce_labels() {
+    for (name, text, want) in [
+        ("Alma", "# SELINUX=disabled\nSELINUX=enforcing\nSELINUXTYPE=targeted\n", true),
+        ("permissive", "SELINUX=permissive\n", false),
+        ("none", "", false),
+    ] {
+        assert_eq!(labels_are_enforced(text), want, "{name}");
+    }
 }
