@@ -481,7 +481,10 @@ fn readable(line: &[u8]) -> String {
 pub(crate) fn fuzz(text: &str) {
     if let Ok(boot) = BootInfo::parse(text, None) {
         let paths = [Some(&boot.kernel), boot.initrd.as_ref()];
-        assert!(paths.into_iter().flatten().all(|path| super::root::inside(Path::new(path)).is_ok()), "{boot:?}");
+        assert!(
+            paths.into_iter().flatten().all(|path| drophammer_protocol::archive::inside(Path::new(path)).is_ok()),
+            "{boot:?}"
+        );
         assert!(boot.cmdline.len() < 2048 && boot.cmdline.lines().count() <= 1, "{boot:?}");
     }
 }
