@@ -150,7 +150,7 @@ pub(crate) fn fuzz(input: &str) {
     if let Ok(found) = scalars(input) {
         assert!(found.values().map(String::len).sum::<usize>() <= 4 * input.len(), "{found:?}");
     }
-    let written = text(&serde_json::json!({ "hostname": input, "workdir": { input: [input, 1] } }));
+    let written = text(&serde_json::json!({ "hostname": input, "workdir": { "nested": [input, 1] } }));
     if !input.contains('\0') && written.len() < MAX_BYTES {
         assert_eq!(scalars(&written).expect(&written).get("hostname").map(String::as_str), Some(input), "{written}");
     }

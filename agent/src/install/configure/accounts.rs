@@ -241,7 +241,8 @@ struct Table(Vec<Vec<String>>);
 
 impl Table {
     fn read(text: &str) -> Self {
-        Self(text.lines().map(|line| line.split(':').map(str::to_owned).collect()).collect())
+        // Not `lines`, which would take a carriage return away.
+        Self(text.split_terminator('\n').map(|line| line.split(':').map(str::to_owned).collect()).collect())
     }
 
     fn text(&self) -> String {
@@ -277,7 +278,7 @@ pub(crate) fn fuzz(text: &str) {
     assert_eq!(accounts.len(), 1);
     let others = |text: &str| {
         let ours = |line: &&str| !(line.starts_with("a:") || line.starts_with("b:"));
-        text.lines().filter(ours).map(str::to_owned).collect::<Vec<_>>()
+        text.split_terminator('\n').filter(ours).map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(others(&after.passwd), others(text));
     assert_eq!(others(&after.shadow), others(text));
@@ -362,9 +363,9 @@ mod tests {
 
     #[test]
     fn lines_of_others_stay() {
-        let odd = Files { passwd: "# ours\nroot:x:0:0::/root:/bin/sh\n+::::::\n".into(), ..Files::default() };
+        let odd = Files { passwd: "# ours\r\nroot:x:0:0::/root:/bin/sh\n+::::::\n".into(), ..Files::default() };
         let (after, _) = with_users(&odd, &[user("ann")], "/bin/sh").expect("done");
-        assert_eq!(after.passwd, "# ours\nroot:x:0:0::/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\n+::::::\n");
+        assert_eq!(after.passwd, "# ours\r\nroot:x:0:0::/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\n+::::::\n");
         assert_eq!(after.gshadow, None);
         let broken = Files { passwd: "ann:x:many:0::/:/bin/sh\n".into(), ..Files::default() };
         let why = with_users(&broken, &[user("ann")], "/bin/sh").expect_err("no number");
