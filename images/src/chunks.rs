@@ -248,13 +248,13 @@ impl Feed {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::{Read, Seek};
 
     use super::*;
 
     /// Bytes that don't compress away.
-    fn noise(length: usize, seed: u64) -> Vec<u8> {
+    pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
         let mut state = 0x2545_f491_4f6c_dd1d_u64 ^ seed;
         std::iter::repeat_with(|| {
             state ^= state << 13;

@@ -179,7 +179,6 @@ fn compile(
 ) -> Result<Compiled> {
     let input = input::open(tar)?;
     let (with_tar, with_block) = (options.forms != Forms::Block, options.forms != Forms::Tar);
-    let created = std::cell::Cell::new(0);
     let (chunks, (contents, bytes, sha256, image)) = packer.cut(TAR_UNIT, progress, |feed| {
         let mut tee = Tee { input, feed: with_tar.then_some(feed), hash: Sha256::new(), bytes: 0 };
         // Before the files are known there's no newest one; what isn't in the tar gets the date of the first.
@@ -189,9 +188,8 @@ fn compile(
                 return Ok(());
             }
             let writer = writer.get_or_insert_with(|| {
-                created.set(u64::try_from(member.mtime.seconds).unwrap_or(0));
-                let options = ext4::Options { uuid: IMAGE_UUID, label: LABEL.to_owned(), created: created.get() };
-                ext4::Writer::new(scratch, options)
+                let created = u64::try_from(member.mtime.seconds).unwrap_or(0);
+                ext4::Writer::new(scratch, ext4::Options { uuid: IMAGE_UUID, label: LABEL.to_owned(), created })
             });
             writer.place(member, data)
         })?;

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::chunks::tests::noise;
 use crate::verify::{Problem, verify};
 use crate::{grub, list};
 
@@ -41,20 +42,6 @@ fn tar_with(files: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     Ok(tar.into_inner()?)
 }
 
-/// Bytes that don't compress away, so that an image has frames of some size.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    })
-    .flatten()
-    .take(length)
-    .collect()
-}
-
 fn packed(tar: &[u8]) -> Result<(TempDir, Packed)> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("rootfs.tar");
@@ -85,7 +72,7 @@ fn own_pack(packed: &Packed) -> PathBuf {
 
 #[test]
 fn what_is_packed_verifies_and_is_described() -> Result<()> {
-    let tar = tar_with(&[("usr/big".to_owned(), noise(9 << 20))])?;
+    let tar = tar_with(&[("usr/big".to_owned(), noise(9 << 20, 0))])?;
     let (dir, packed) = packed(&tar)?;
     let manifest = verify(&packed.dir, &ours())?;
     assert_eq!(manifest, packed.manifest);
@@ -113,7 +100,7 @@ fn what_is_packed_verifies_and_is_described() -> Result<()> {
 
 #[test]
 fn the_block_form_is_a_file_system_with_the_tars_files() -> Result<()> {
-    let big = [noise(5 << 20), vec![0; 1 << 20], noise(100)].concat();
+    let big = [noise(5 << 20, 0), vec![0; 1 << 20], noise(100, 0)].concat();
     let tar = tar_with(&[("usr/big".to_owned(), big.clone())])?;
     let (dir, packed) = packed(&tar)?;
     let form = packed.manifest.block.as_ref().context("a block form")?;
@@ -140,7 +127,7 @@ fn the_block_form_is_a_file_system_with_the_tars_files() -> Result<()> {
 
 #[test]
 fn the_same_tar_gives_the_same_bytes_from_whatever_form() -> Result<()> {
-    let tar = tar_with(&[("usr/big".to_owned(), noise(5 << 20))])?;
+    let tar = tar_with(&[("usr/big".to_owned(), noise(5 << 20, 0))])?;
     let (_a, first) = packed(&tar)?;
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 0);
@@ -163,10 +150,10 @@ fn the_same_tar_gives_the_same_bytes_from_whatever_form() -> Result<()> {
 
 #[test]
 fn a_new_version_brings_only_what_is_new() -> Result<()> {
-    let common = ("usr/big".to_owned(), noise(30 << 20));
+    let common = ("usr/big".to_owned(), noise(30 << 20, 0));
     let (dir, first) = packed(&tar_with(std::slice::from_ref(&common))?)?;
     let path = dir.path().join("second.tar");
-    fs::write(&path, tar_with(&[("etc/new".to_owned(), noise(10_000)), common])?)?;
+    fs::write(&path, tar_with(&[("etc/new".to_owned(), noise(10_000, 0)), common])?)?;
     let store = dir.path().join("store");
     let second = pack_to(&path, &store, &PackOptions::new("test", "2", "quiet"), &key(1))?;
     assert!(second.new_bytes < first.new_bytes / 3, "{} of {} bytes are new", second.new_bytes, first.new_bytes);
@@ -269,7 +256,7 @@ fn change(path: &Path, f: impl Fn(&mut Vec<u8>)) -> Result<()> {
 
 #[test]
 fn every_damage_is_found_and_named() -> Result<()> {
-    let tar = tar_with(&[("usr/big".to_owned(), noise(9 << 20))])?;
+    let tar = tar_with(&[("usr/big".to_owned(), noise(9 << 20, 0))])?;
     let cases: [(&str, Damage, &str); 21] = [
         ("none", |_, _, _| Ok(()), ""),
         (

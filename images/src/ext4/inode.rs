@@ -102,6 +102,11 @@ const EXTENTS: u32 = 0x8_0000;
 const INDEX: u32 = 0x1000;
 
 impl Inode {
+    /// root's, with one name and no attributes.
+    pub(super) fn new(body: Body, mode: u32, mtime: Time) -> Self {
+        Self { mode, uid: 0, gid: 0, mtime, names: 1, body, inline_attributes: None, attribute_block: None }
+    }
+
     pub(super) fn encode(&self, content: Content, checksum: Checksum) -> [u8; INODE] {
         let mut bytes = [0; INODE];
         let uid = self.uid.to_le_bytes();

@@ -55,6 +55,12 @@ pub(crate) struct Options {
     pub(crate) created: u64,
 }
 
+impl Options {
+    fn time(&self) -> Time {
+        Time { seconds: i64::try_from(self.created).unwrap_or(i64::MAX), nanoseconds: 0 }
+    }
+}
+
 /// A complete file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Image {
@@ -76,27 +82,20 @@ pub(crate) struct Writer<'a> {
 impl<'a> Writer<'a> {
     /// `file` is empty.
     pub(crate) fn new(file: &'a File, options: Options) -> Self {
-        let time = Time { seconds: i64::try_from(options.created).unwrap_or(i64::MAX), nanoseconds: 0 };
-        let directory = |parent, mode| Inode {
-            mode,
-            uid: 0,
-            gid: 0,
-            mtime: time,
-            names: 1,
-            body: Body::Directory { parent, entries: BTreeMap::new() },
-            inline_attributes: None,
-            attribute_block: None,
+        let directory = |mode| {
+            let body = Body::Directory { parent: ROOT_INODE, entries: BTreeMap::new() };
+            Inode::new(body, mode, options.time())
         };
-        let mut root = directory(ROOT_INODE, 0o755);
+        let mut root = directory(0o755);
         if let Body::Directory { entries, .. } = &mut root.body {
             entries.insert("lost+found".into(), index(LOST_AND_FOUND));
         }
         Self {
             out: Output::new(file),
             seed: superblock::checksum_seed(options.uuid),
-            options,
             blocks: Blocks::new(),
-            inodes: vec![root, directory(ROOT_INODE, 0o700)],
+            inodes: vec![root, directory(0o700)],
+            options,
             buffer: vec![0; 1 << 20],
         }
     }
@@ -134,16 +133,7 @@ impl<'a> Writer<'a> {
             return self.enter(parent, name, target);
         }
         let body = self.body(parent, member, data)?;
-        self.inodes.push(Inode {
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            mtime: Time::default(),
-            names: 1,
-            body,
-            inline_attributes: None,
-            attribute_block: None,
-        });
+        self.inodes.push(Inode::new(body, member.mode, member.mtime));
         let new = self.inodes.len() - 1;
         self.describe(new, member)?;
         self.enter(parent, name, new)
@@ -245,17 +235,8 @@ impl<'a> Writer<'a> {
             at = match self.entries(at)?.get(name) {
                 Some(there) => position(*there),
                 None => {
-                    let time = self.inodes[ROOT].mtime;
-                    self.inodes.push(Inode {
-                        mode: 0o755,
-                        uid: 0,
-                        gid: 0,
-                        mtime: time,
-                        names: 1,
-                        body: Body::Directory { parent: index(at), entries: BTreeMap::new() },
-                        inline_attributes: None,
-                        attribute_block: None,
-                    });
+                    let body = Body::Directory { parent: index(at), entries: BTreeMap::new() };
+                    self.inodes.push(Inode::new(body, 0o755, self.inodes[ROOT].mtime));
                     let new = self.inodes.len() - 1;
                     self.enter(at, name, new)?;
                     new
@@ -396,7 +377,7 @@ impl<'a> Writer<'a> {
         Ok(Image { bytes: total * BLOCK_BYTES, used: self.used(&untouched) })
     }
 
-    /// From the time and the label, so that the same tar gives the same bytes.
+    /// From the UUID, so that the same tar gives the same bytes.
     fn hash_seed(&self) -> [u32; 4] {
         let (words, _) = self.options.uuid.as_bytes().as_chunks::<4>();
         let mut seed = [0; 4];
@@ -482,18 +463,8 @@ impl<'a> Writer<'a> {
 
     /// A file of the file system's own.
     fn own_inode(&self, number: u32, content: Content) -> [u8; INODE] {
-        let seconds = i64::try_from(self.options.created).unwrap_or(i64::MAX);
-        let inode = Inode {
-            mode: 0o600,
-            uid: 0,
-            gid: 0,
-            mtime: Time { seconds, nanoseconds: 0 },
-            names: 1,
-            body: Body::File { bytes: 0, extents: Vec::new() },
-            inline_attributes: None,
-            attribute_block: None,
-        };
-        inode.encode(content, self.seed.of_inode(number))
+        let body = Body::File { bytes: 0, extents: Vec::new() };
+        Inode::new(body, 0o600, self.options.time()).encode(content, self.seed.of_inode(number))
     }
 
     fn journal(&mut self, blocks: u64) -> Result<([u8; INODE], [u8; 60])> {
