@@ -1,11 +1,16 @@
 //! The plainest valid value of each large type, for other rooms' tests: `Disk { read_only: true, ..disk("A", 1) }`.
 
+use ed25519_dalek::SigningKey;
+
 use crate::certificate::{Attempt, Drive, ErasureCertificate, Link, Promise, Verdict, Verification};
 use crate::erase::{Depth, Medium, Method, Policy};
 use crate::id::{BootId, MachineId, OrderId};
 use crate::inventory::{Bus, Disk, DiskId, Firmware, FirmwareKind, Inventory, System};
 use crate::manifest::{self, BootFiles, Chunk, ImageFile, Manifest, Pack, TarForm};
-use crate::order::Erase;
+use crate::order::{Erase, Install, ReadBack};
+use crate::sign::PublicKey;
+use crate::system;
+use crate::ticket::PhoneHome;
 
 /// An NVMe drive.
 pub fn disk(serial: &str, size_bytes: u64) -> Disk {
@@ -108,6 +113,27 @@ pub fn certificate(machine: MachineId, boot: BootId, order: OrderId, link: Link,
         started: 1,
         finished: 2,
         agent_version: "test".into(),
+    }
+}
+
+/// An order to install an image on a drive, with a server that isn't there.
+pub fn install(image: &str, cmdline: &str, system: system::System) -> Install {
+    Install {
+        disk: DiskId::new("S1", 1 << 30),
+        image: image.into(),
+        stores: vec!["http://192.0.2.1/images".into()],
+        manifest_sha256: String::new(),
+        read_back: ReadBack::Sampled,
+        system,
+        cmdline: cmdline.into(),
+        phone_home: PhoneHome {
+            server: "https://127.0.0.1:1".into(),
+            boot_server: "http://127.0.0.1:1".into(),
+            ca: "PEM".into(),
+            time_key: PublicKey::of(&SigningKey::from_bytes(&[1; 32])),
+            machine: MachineId(uuid::Uuid::nil()),
+            token: "secret".into(),
+        },
     }
 }
 

@@ -3,12 +3,7 @@ use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use drophammer_protocol::id::MachineId;
-use drophammer_protocol::inventory::DiskId;
-use drophammer_protocol::sign::PublicKey;
 use drophammer_protocol::system::network::{Ip, Network, Port};
-use drophammer_protocol::ticket::PhoneHome;
-use ed25519_dalek::SigningKey;
 
 use super::super::layout::{Geometry, Seed, plan};
 use super::*;
@@ -16,23 +11,8 @@ use super::*;
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFzqkcqBdRpHnJkZ4s2Qf0Q0J1m8Xc0Yw5mS7m2JvH3b";
 
 fn order() -> Install {
-    Install {
-        disk: DiskId::new("S1", 1 << 30),
-        image: "debian/12".into(),
-        stores: vec!["http://192.0.2.1/images".into()],
-        manifest_sha256: String::new(),
-        read_back: drophammer_protocol::order::ReadBack::Sampled,
-        system: System { hostname: "web1".into(), ssh_keys: vec![format!("{KEY} me@home")], ..System::default() },
-        cmdline: String::new(),
-        phone_home: PhoneHome {
-            server: "https://127.0.0.1:1".into(),
-            boot_server: "http://127.0.0.1:1".into(),
-            ca: "PEM".into(),
-            time_key: PublicKey::of(&SigningKey::from_bytes(&[1; 32])),
-            machine: MachineId(uuid::Uuid::nil()),
-            token: "secret".into(),
-        },
-    }
+    let system = System { hostname: "web1".into(), ssh_keys: vec![format!("{KEY} me@home")], ..System::default() };
+    drophammer_protocol::fixtures::install("debian/12", "", system)
 }
 
 fn layout() -> Layout {

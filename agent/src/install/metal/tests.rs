@@ -4,13 +4,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc;
 
-use drophammer_protocol::id::MachineId;
-use drophammer_protocol::inventory::DiskId;
-use drophammer_protocol::sign::PublicKey;
 use drophammer_protocol::system::System;
 use drophammer_protocol::system::metal_stack::MetalStack;
-use drophammer_protocol::ticket::PhoneHome;
-use ed25519_dalek::SigningKey;
 use tempfile::TempDir;
 
 use super::*;
@@ -33,31 +28,16 @@ fn order() -> Install {
         role: Role::Machine,
         networks: vec![network("internet", NetworkKind::External, true), network("private", NetworkKind::Child, false)],
     };
-    Install {
-        disk: DiskId::new("S1", 1 << 30),
-        image: "debian/12.1".into(),
-        stores: vec!["http://192.0.2.1/images".into()],
-        read_back: drophammer_protocol::order::ReadBack::Sampled,
-        manifest_sha256: String::new(),
-        system: System {
-            hostname: "web1".into(),
-            ssh_keys: vec!["ssh-ed25519 AAAA a".into(), "ssh-ed25519 BBBB b".into()],
-            dns: vec!["192.0.2.53".parse().expect("ip")],
-            ntp: vec!["ntp.example.org".into()],
-            user_data: Some(UserData::CloudInit("#cloud-config\n{}\n".into())),
-            metal_stack: Some(metal),
-            ..System::default()
-        },
-        cmdline: "console=tty0 console=ttyS1,57600n8 quiet".into(),
-        phone_home: PhoneHome {
-            server: "https://127.0.0.1:1".into(),
-            boot_server: "http://127.0.0.1:1".into(),
-            ca: "PEM".into(),
-            time_key: PublicKey::of(&SigningKey::from_bytes(&[1; 32])),
-            machine: MachineId(uuid::Uuid::nil()),
-            token: "secret".into(),
-        },
-    }
+    let system = System {
+        hostname: "web1".into(),
+        ssh_keys: vec!["ssh-ed25519 AAAA a".into(), "ssh-ed25519 BBBB b".into()],
+        dns: vec!["192.0.2.53".parse().expect("ip")],
+        ntp: vec!["ntp.example.org".into()],
+        user_data: Some(UserData::CloudInit("#cloud-config\n{}\n".into())),
+        metal_stack: Some(metal),
+        ..System::default()
+    };
+    drophammer_protocol::fixtures::install("debian/12.1", "console=tty0 console=ttyS1,57600n8 quiet", system)
 }
 
 fn port() -> Port {
