@@ -27,6 +27,9 @@ const LEAST_TRIES: u32 = 3;
 /// Longer than what clients wait before they speak up themselves: atftp, once it has a window whose acknowledgement was
 /// lost, ignores every repetition, and its 5 s begin anew with each.
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+/// Before options are offered again. It's the client's turn by then: it repeats its request or its acknowledgement, whichever
+/// was lost. Longer than three of atftp's 5 s, for atftp dies of a second OACK.
+const PAUSE_AFTER_OFFER: Duration = Duration::from_secs(16);
 /// An answer that takes longer is worth sleeping for.
 const QUICK: Duration = Duration::from_micros(250);
 /// By how much pauses grow, steep for the same reason.
@@ -296,9 +299,7 @@ impl Transfer {
     fn pause(&self) -> Duration {
         match self.timeout {
             Some(asked) => asked,
-            // The client's turn: it repeats its request or its acknowledgement if one of them is lost, and atftp dies of
-            // a second OACK.
-            None if self.stage == Stage::Offering => LONGEST_PAUSE,
+            None if self.stage == Stage::Offering => PAUSE_AFTER_OFFER,
             None => {
                 let factor = BACK_OFF.saturating_pow(self.tries);
                 self.round_trip.timeout().saturating_mul(factor).min(LONGEST_PAUSE)
