@@ -1,5 +1,7 @@
 //! `drophammer machine`: what operators do with machines.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use drophammer_control::client::Client;
@@ -9,6 +11,7 @@ use drophammer_protocol::machine::{Allocation, Machine, TakeBack};
 use drophammer_protocol::words;
 
 use crate::certificate;
+use crate::layout;
 use crate::output::{self, clock, date};
 use crate::server;
 use crate::system;
@@ -61,6 +64,10 @@ pub(crate) enum Command {
         /// Serial number of the drive to install on; by default the smallest that fits.
         #[arg(long, value_name = "SERIAL")]
         disk: Option<String>,
+        /// TOML file that says how the drives are divided: partitions, RAID, LVM, encryption, file systems; `drophammer layout
+        /// check --help` shows one. By default everything is on one drive.
+        #[arg(long, value_name = "FILE", conflicts_with = "disk")]
+        layout: Option<PathBuf>,
         /// On whose behalf: a project of the server's configuration, which may want the drives erased better than others.
         #[arg(long, value_name = "NAME")]
         project: Option<String>,
@@ -112,9 +119,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Certificate { which: Which { machine }, shown } => {
             certificate::of_machine(&client, &machine, &shown, args.json)
         }
-        Command::Allocate { which: Which { machine }, image, wish, disk, project } => {
+        Command::Allocate { which: Which { machine }, image, wish, disk, layout, project } => {
             let system = wish.read(|| Ok(client.machine(&machine)?.name))?;
-            let wanted = Allocation { image, system, disk, project };
+            let layout = layout.as_deref().map(layout::read).transpose()?;
+            let wanted = Allocation { image, system, disk, layout, project };
             changed(&client.allocate(&machine, &wanted)?, args.json)
         }
         Command::Release { which: Which { machine }, how } => {

@@ -6,6 +6,7 @@ mod drive;
 mod image;
 mod initramfs;
 mod lab;
+mod layout;
 mod machine;
 mod output;
 mod serve;
@@ -35,6 +36,8 @@ enum Command {
     Bootserver(bootserver::Args),
     /// See, allocate, release and reprovision machines.
     Machine(machine::Args),
+    /// See what a layout of drives would make of a machine.
+    Layout(layout::Args),
     /// Check erase certificates, also without a server, and see the key that they are checked with.
     Certificate(certificate::Args),
     /// Keep the secrets on the labels of self-encrypting drives, for when a tenant has locked one.
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Bootserver(args) => bootserver::run(args),
         Command::Machine(args) => machine::run(args),
+        Command::Layout(args) => layout::run(args),
         Command::Certificate(args) => certificate::run(args),
         Command::Drive(args) => drive::run(args),
         Command::Image(args) => image::run(args),

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use common::{Rig, kit};
 use drophammer_lab::kit::{self, Image};
-use drophammer_lab::qemu::{BootFrom, Firmware};
+use drophammer_lab::qemu::{BootFrom, DiskSpec, Firmware, MachineSpec};
 use drophammer_protocol::event::Phase;
 use drophammer_protocol::machine::{Allocation, State};
 use drophammer_protocol::system::network::{Bond, BondMode, Ip, Network, Under, Vlan};
@@ -16,11 +16,30 @@ use drophammer_protocol::system::{Console, PasswordHash, System, User};
 const ADDRESS: &str = "10.77.0.250";
 const HASH: &str = "$5$saltsalt$KvGFuXKTHlFN2YNq7ErIXpsUT9E8Ai5b9m7i9TFRpR9";
 
+/// For a BIOS, which takes each half of the mirror for a file system.
+const MIRRORED: &str = r#"
+    drive = [
+        { name = "one", partitions = [{ name = "bios", kind = "bios" }, { name = "esp", kind = "esp" }, { name = "root", size = "4 GiB" }, { name = "swap" }] },
+        { name = "two", partitions = [{ name = "bios", kind = "bios" }, { name = "esp", kind = "esp" }, { name = "root", size = "4 GiB" }, { name = "data" }] },
+    ]
+    raid = [{ name = "system", level = 1, devices = ["one/root", "two/root"] }]
+    filesystem = [
+        { on = "system", format = "ext4", mount = "/", label = "sys", options = ["errors=remount-ro"] },
+        { on = "one/swap", format = "swap" },
+        { on = "two/data", format = "xfs", mount = "/data" },
+        { format = "tmpfs", mount = "/tmp", options = ["size=64M", "mode=1777"] },
+    ]
+"#;
+
 #[test]
-fn a_bond_with_a_vlan_users_and_time() {
+fn a_mirror_a_bond_with_a_vlan_users_and_time() {
     kit::prepare(&[Image::Debian12], &mut |line| eprintln!("{line}")).expect("the Debian image");
     let rig = Rig::start(1, 3, &kit().images_dir);
-    let machine = rig.waiting(1, Firmware::Bios);
+    let mut spec = MachineSpec::numbered(1, Firmware::Bios);
+    spec.disks.push(DiskSpec::new("m1-nvme1", 6 << 30));
+    let machine = rig.lab.add_machine(spec).expect("a machine");
+    machine.power_on().expect("switched on");
+    rig.wait_state(&machine, State::Waiting);
     let key = rig.dir.path().join("key");
     let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status();
     assert!(made.expect("ssh-keygen runs").success());
@@ -59,7 +78,8 @@ fn a_bond_with_a_vlan_users_and_time() {
         consoles: vec![Console { port: "ttyS0".into(), speed: None }],
         ..System::default()
     };
-    let wanted = Allocation { image: "debian-12".into(), system, disk: None, project: None };
+    let layout = Some(toml::from_str(MIRRORED).expect("a layout"));
+    let wanted = Allocation { image: "debian-12".into(), system, disk: None, layout, project: None };
     rig.client.allocate("m1", &wanted).expect("allocated");
     let running = rig.wait_state(&machine, State::Running);
     let told = rig.events(&machine);
@@ -99,6 +119,12 @@ fn a_bond_with_a_vlan_users_and_time() {
             ("root", "systemctl is-active serial-getty@ttyS0", "active"),
             ("root", "systemctl list-units --failed --plain --no-legend", ""),
             ("root", "networkctl list --no-legend --no-pager | grep -c -w -e configured -e enslaved", "3"),
+            ("root", "mdadm --detail /dev/md/system | grep -c 'active sync'", "2"),
+            ("root", "mdadm --detail /dev/md/system | grep -o 'Version : .*'", "Version : 1.0"),
+            ("root", "findmnt -n -o FSTYPE,LABEL / | tr -s ' '", "ext4 sys"),
+            ("root", "findmnt -n -o FSTYPE /data", "xfs"),
+            ("root", "findmnt -n -o SIZE /tmp", "64M"),
+            ("root", "swapon --show=TYPE,PRIO --noheadings | cut -d' ' -f1", "partition"),
             ("ann", "id -un", "ann"),
             ("ann", "id -Gn | tr ' ' '\\n' | sort | tr '\\n' ' '", "adm ann makers"),
             ("ann", "stat -c '%a %U' ~ ~/.ssh ~/.ssh/authorized_keys | tr '\\n' ' '", "700 ann 700 ann 600 ann"),

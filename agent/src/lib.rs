@@ -24,7 +24,6 @@ mod run;
 mod server;
 mod signatures;
 mod sys;
-#[allow(dead_code, unused_imports, reason = "declarative disk layouts, which come next, are what calls it")]
 mod volumes;
 mod watchdog;
 

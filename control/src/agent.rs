@@ -8,7 +8,7 @@ use drophammer_protocol::erase::{Depth, Psid};
 use drophammer_protocol::event::{Phase, Step};
 use drophammer_protocol::id::{BootId, MachineId, OrderId};
 use drophammer_protocol::inventory::{DiskId, Inventory};
-use drophammer_protocol::machine::State;
+use drophammer_protocol::machine::{Allocation, State};
 use drophammer_protocol::order::{Erase, Fresh, Install, Order, ReadBack, Task};
 use drophammer_protocol::system::System;
 use drophammer_protocol::ticket::PhoneHome;
@@ -220,6 +220,7 @@ impl Control {
         fresh: BTreeMap<String, Fresh>,
     ) -> Option<Order> {
         let (machine, reach, policy) = (record.id, &boot.reach, self.policy());
+        let layout = record.allocation.as_ref().map(Allocation::layout).unwrap_or_default();
         let task = match &pending.what {
             What::Erase(erasing) => Task::Erase(Box::new(Erase {
                 disks: erasing.disks.clone(),
@@ -232,7 +233,9 @@ impl Control {
             })),
             What::Reboot { reason } => Task::Reboot { reason: reason.clone() },
             What::Install(plan) => Task::Install(Box::new(Install {
-                disk: plan.disk.clone(),
+                disk_key: (!layout.encrypted.is_empty()).then(|| self.inner.key.disk_key(pending.id)),
+                layout,
+                drives: plan.drives.clone(),
                 image: plan.image.clone(),
                 stores: vec![format!("{}{IMAGES}", reach.boot_server.trim_end_matches('/'))],
                 manifest_sha256: plan.manifest_sha256.clone(),

@@ -1,10 +1,13 @@
 //! What exactly is to be installed: an allocation, an image and an inventory in, a plan or a sentence out.
 
+use std::collections::BTreeMap;
+
+use drophammer_protocol::faults::Faults;
 use drophammer_protocol::id::Mac;
-use drophammer_protocol::inventory::{Disk, DiskId, Inventory};
+use drophammer_protocol::inventory::{DiskId, Inventory};
+use drophammer_protocol::layout::Unmatched;
 use drophammer_protocol::machine::Allocation;
-use drophammer_protocol::space::needed_bytes;
-use drophammer_protocol::system::Faults;
+use drophammer_protocol::space::root_bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::images::Image;
@@ -12,7 +15,8 @@ use crate::images::Image;
 /// All decisions of an install order that aren't in the allocation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
-    pub(crate) disk: DiskId,
+    /// By their names in the layout.
+    pub(crate) drives: BTreeMap<String, DiskId>,
     /// `name/version`.
     pub(crate) image: String,
     pub(crate) manifest_sha256: String,
@@ -24,12 +28,14 @@ pub(crate) enum Unfit {
     System(Faults),
     #[error("the machine has no port {wanted}, which the network is to have; it has {}", ports(.have))]
     NoSuchPort { wanted: Mac, have: Vec<Mac> },
-    #[error("the machine has no disk with serial {wanted:?} that can be installed on; it has {}", list(.have))]
-    NoSuchDisk { wanted: String, have: Vec<DiskId> },
-    #[error("{disk} is too small for {image}, which needs {needed} bytes with its file system and boot partitions")]
-    TooSmall { disk: DiskId, image: String, needed: u64 },
-    #[error("no disk is large enough for {image}, which needs {needed} bytes; the machine has {}", list(.have))]
-    NoneFits { image: String, needed: u64, have: Vec<DiskId> },
+    #[error("the layout can't be: {0}")]
+    Layout(Faults),
+    #[error("the order says both which disk and which layout: a layout says itself which drives it's for")]
+    DiskAndLayout,
+    #[error("{0}")]
+    Start(String),
+    #[error("{0}")]
+    Drives(Unmatched),
 }
 
 pub(crate) fn plan(allocation: &Allocation, image: &Image, inventory: &Inventory) -> Result<Plan, Unfit> {
@@ -38,44 +44,15 @@ pub(crate) fn plan(allocation: &Allocation, image: &Image, inventory: &Inventory
     if let Some(wanted) = allocation.system.network.macs().into_iter().find(|mac| !have.contains(mac)) {
         return Err(Unfit::NoSuchPort { wanted, have });
     }
-    Ok(Plan {
-        disk: choose_disk(allocation.disk.as_deref(), image, inventory)?,
-        image: image.reference(),
-        manifest_sha256: image.manifest_sha256.clone(),
-    })
-}
-
-/// The named drive, or the smallest that fits: large ones are for data.
-fn choose_disk(serial: Option<&str>, image: &Image, inventory: &Inventory) -> Result<DiskId, Unfit> {
+    if allocation.disk.is_some() && allocation.layout.is_some() {
+        return Err(Unfit::DiskAndLayout);
+    }
+    let layout = allocation.layout();
+    layout.check().map_err(Unfit::Layout)?;
+    layout.start(inventory.firmware.kind).map_err(Unfit::Start)?;
     // The agent has the last word; here is seen to it that hopeless orders are never written.
-    let needed = |disk: &Disk| needed_bytes(image.summary.installed_bytes, disk.size_bytes, disk.logical_block);
-    let usable = inventory.disks.iter().filter(|d| d.holds_data()).filter_map(|d| Some((d.id()?, needed(d))));
-    let mut have: Vec<(DiskId, u64)> = usable.collect();
-    have.sort_by(|(a, _), (b, _)| (a.size_bytes, &a.serial).cmp(&(b.size_bytes, &b.serial)));
-    let all = || have.iter().map(|(id, _)| id.clone()).collect();
-    match serial.map(str::trim) {
-        Some(wanted) => match have.iter().find(|(id, _)| id.serial == wanted) {
-            Some((disk, needed)) if disk.size_bytes >= *needed => Ok(disk.clone()),
-            Some((disk, needed)) => {
-                Err(Unfit::TooSmall { disk: disk.clone(), image: image.reference(), needed: *needed })
-            }
-            None => Err(Unfit::NoSuchDisk { wanted: wanted.to_owned(), have: all() }),
-        },
-        None => match have.iter().find(|(disk, needed)| disk.size_bytes >= *needed) {
-            Some((disk, _)) => Ok(disk.clone()),
-            None => {
-                let needed = have.last().map_or(image.summary.installed_bytes, |(_, needed)| *needed);
-                Err(Unfit::NoneFits { image: image.reference(), needed, have: all() })
-            }
-        },
-    }
-}
-
-fn list(disks: &[DiskId]) -> String {
-    if disks.is_empty() {
-        return "none".into();
-    }
-    disks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    let drives = layout.choose(&inventory.disks, root_bytes(image.summary.installed_bytes)).map_err(Unfit::Drives)?;
+    Ok(Plan { drives, image: image.reference(), manifest_sha256: image.manifest_sha256.clone() })
 }
 
 fn ports(macs: &[Mac]) -> String {
@@ -89,7 +66,8 @@ fn ports(macs: &[Mac]) -> String {
 mod tests {
     use drophammer_protocol::api::ImageSummary;
     use drophammer_protocol::fixtures::{disk, inventory};
-    use drophammer_protocol::inventory::{Bus, Nic};
+    use drophammer_protocol::inventory::{Firmware, FirmwareKind, Nic};
+    use drophammer_protocol::layout::{Layout, Raid};
     use drophammer_protocol::system::System;
     use drophammer_protocol::system::network::{Ip, Network, Port};
 
@@ -114,52 +92,50 @@ mod tests {
 
     fn allocation() -> Allocation {
         let system = System { hostname: "web-1".into(), ..System::default() };
-        Allocation { image: "debian".into(), system, disk: None, project: None }
+        Allocation { image: "debian".into(), system, disk: None, layout: None, project: None }
     }
 
     #[test]
-    fn the_smallest_disk_that_fits() {
-        let usb = Disk { bus: Bus::Usb, ..disk("usb", 8 * GIB) };
-        let nameless = Disk { serial: None, ..disk("", 8 * GIB) };
-        let two = || vec![disk("big", 100 * GIB), disk("small", 10 * GIB)];
-        let id = |serial: &str, size_bytes| DiskId::new(serial, size_bytes);
-        let needed = |installed: u64| needed_bytes(installed, 10 * GIB, 512);
-        for (name, wanted, installed, disks, want) in [
-            ("smallest", None, GIB, two(), Ok("small")),
-            ("small one too small", None, 20 * GIB, two(), Ok("big")),
-            ("a small disk has a small ESP", None, GIB / 2, vec![disk("tiny", 800 << 20)], Ok("tiny")),
-            ("named", Some("big"), GIB, two(), Ok("big")),
-            ("named with spaces, as labels have them", Some(" big "), GIB, two(), Ok("big")),
-            (
-                "named but too small",
-                Some("small"),
-                20 * GIB,
-                two(),
-                Err(Unfit::TooSmall {
-                    disk: id("small", 10 * GIB),
-                    image: "debian/12".into(),
-                    needed: needed(20 * GIB),
-                }),
-            ),
-            (
-                "named but not there",
-                Some("other"),
-                GIB,
-                vec![disk("small", 10 * GIB)],
-                Err(Unfit::NoSuchDisk { wanted: "other".into(), have: vec![id("small", 10 * GIB)] }),
-            ),
-            (
-                "removable and nameless ones don't count",
-                None,
-                GIB,
-                vec![usb, nameless],
-                Err(Unfit::NoneFits { image: "debian/12".into(), needed: GIB, have: vec![] }),
-            ),
+    fn drives_that_this_machine_has() {
+        let disks = vec![disk("big", 100 * GIB), disk("small", 10 * GIB)];
+        let mirrored = |level: u8| {
+            let drive = |name: &str| {
+                let mut drive = Layout::single(None).drives.remove(0);
+                drive.name = name.into();
+                drive
+            };
+            let mut layout = Layout { drives: vec![drive("a"), drive("b")], ..Layout::single(None) };
+            layout.filesystems[0].on = Some("r".into());
+            let devices = vec!["a/root".into(), "b/root".into()];
+            layout.raids = vec![Raid { name: "r".into(), level, devices, spares: vec![] }];
+            Allocation { layout: Some(layout), ..allocation() }
+        };
+        let named = |serial: &str| Allocation { disk: Some(serial.into()), ..allocation() };
+        for (name, allocation, installed, want) in [
+            ("the smallest", allocation(), GIB, Ok("small")),
+            ("the small one is too small", allocation(), 20 * GIB, Ok("big")),
+            ("none is large enough", allocation(), 200 * GIB, Err("disk small (10737418240 bytes) is too small")),
+            ("named", named("big"), GIB, Ok("big")),
+            ("named but not there", named("other"), GIB, Err("disk small (10737418240 bytes) has another serial")),
+            ("a layout", mirrored(1), GIB, Ok("small,big")),
+            ("one that can't be", mirrored(6), GIB, Err("the layout can't be: raid.r.level: RAID 6 isn't made here")),
+            ("both", Allocation { disk: Some("big".into()), ..mirrored(1) }, GIB, Err("says both")),
         ] {
-            let allocation = Allocation { disk: wanted.map(Into::into), ..allocation() };
-            let got = plan(&allocation, &image(installed), &inventory(disks)).map(|p| p.disk.serial);
-            assert_eq!(got, want.map(String::from), "{name}");
+            let got = plan(&allocation, &image(installed), &inventory(disks.clone()))
+                .map(|plan| plan.drives.into_values().map(|id| id.serial).collect::<Vec<_>>().join(","));
+            match (got.map_err(|e| e.to_string()), want) {
+                (Ok(got), Ok(want)) => assert_eq!(got, want, "{name}"),
+                (Err(got), Err(want)) => assert!(got.contains(want), "{name}: {got}"),
+                (got, want) => panic!("{name}: {got:?} instead of {want:?}"),
+            }
         }
+        let bios = Firmware { kind: FirmwareKind::Bios, ..inventory(vec![]).firmware };
+        let machine = Inventory { firmware: bios, ..inventory(disks) };
+        let got = plan(&mirrored(0), &image(GIB), &machine).map_err(|e| e.to_string());
+        assert!(
+            got.as_ref().is_err_and(|e| e.contains("has a BIOS, which starts from the third partition")),
+            "{got:?}"
+        );
     }
 
     fn nic(mac: Mac) -> Nic {

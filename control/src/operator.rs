@@ -239,6 +239,7 @@ mod tests {
             image: "i".into(),
             system: System { hostname: h.into(), ..System::default() },
             disk: None,
+            layout: None,
             project: None,
         });
         record

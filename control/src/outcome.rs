@@ -9,7 +9,7 @@ use drophammer_protocol::event::{Phase, Step};
 use drophammer_protocol::id::OrderId;
 use drophammer_protocol::machine::State;
 use drophammer_protocol::order::{self, Outcome};
-use drophammer_protocol::words::bytes;
+use drophammer_protocol::words::{bytes, list};
 use sha2::{Digest, Sha256};
 
 use crate::Control;
@@ -122,7 +122,7 @@ impl Control {
                 let message = format!(
                     "{} is on {}: {} fetched, {} written, the agent's memory peaked at {}",
                     plan.image,
-                    plan.disk,
+                    list(plan.drives.values()),
                     bytes(bytes_fetched),
                     bytes(bytes_written),
                     bytes(peak_memory_bytes)

@@ -9,7 +9,8 @@ use std::fmt;
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
-use drophammer_protocol::id::{BootId, BootServerId};
+use drophammer_protocol::id::{BootId, BootServerId, OrderId};
+use drophammer_protocol::order::DiskKey;
 use ring::{aead, hmac};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -73,6 +74,8 @@ pub(crate) enum Purpose {
     BootKey,
     Agent,
     PhoneHome,
+    /// What an install makes the keys of encrypted volumes from.
+    DiskKey,
 }
 
 /// The server's own key.
@@ -92,12 +95,17 @@ impl ServerKey {
         BootKey(self.derive(Purpose::BootKey, server.0).secret)
     }
 
+    pub(crate) fn disk_key(&self, order: OrderId) -> DiskKey {
+        DiskKey::new(&self.derive(Purpose::DiskKey, order.0).secret)
+    }
+
     pub(crate) fn derive(&self, purpose: Purpose, holder: Uuid) -> Token {
         let purpose: &[u8] = match purpose {
             Purpose::Boot => b"boot token\0",
             Purpose::BootKey => b"boot server's key\0",
             Purpose::Agent => b"agent credential\0",
             Purpose::PhoneHome => b"phone-home token\0",
+            Purpose::DiskKey => b"disk key\0",
         };
         let tag = hmac::sign(&self.0, &[purpose, holder.as_bytes()].concat());
         let mut secret = [0; 32];

@@ -6,6 +6,7 @@ use crate::certificate::{Attempt, Drive, ErasureCertificate, Link, Promise, Verd
 use crate::erase::{Depth, Medium, Method, Policy};
 use crate::id::{BootId, MachineId, OrderId};
 use crate::inventory::{Bus, Disk, DiskId, Firmware, FirmwareKind, Inventory, System};
+use crate::layout::{self, Layout};
 use crate::manifest::{self, BootFiles, Chunk, ImageFile, Manifest, Pack, TarForm};
 use crate::order::{Erase, Install, ReadBack};
 use crate::sign::PublicKey;
@@ -119,11 +120,13 @@ pub fn certificate(machine: MachineId, boot: BootId, order: OrderId, link: Link,
 /// An order to install an image on a drive, with a server that isn't there.
 pub fn install(image: &str, cmdline: &str, system: system::System) -> Install {
     Install {
-        disk: DiskId::new("S1", 1 << 30),
+        layout: Layout::single(None),
+        drives: [(layout::SYSTEM.into(), DiskId::new("S1", 1 << 30))].into(),
         image: image.into(),
         stores: vec!["http://192.0.2.1/images".into()],
         manifest_sha256: String::new(),
         read_back: ReadBack::Sampled,
+        disk_key: None,
         system,
         cmdline: cmdline.into(),
         phone_home: PhoneHome {

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | server → machine, before any trust: CA, keys, one-time token | [`ticket`] |
 //! | machine → server: what it is and what happens on it | [`inventory`], [`event`], [`sight`] |
-//! | server → machine: what to do | [`order`], [`erase`], [`system`] |
+//! | server → machine: what to do | [`order`], [`erase`], [`system`], [`layout`] |
 //! | machine → server: proof of what was done | [`certificate`], [`chain`], [`order::Outcome`] |
 //!
 //! What machines do goes through a boot server; one that runs alone speaks for them as [`boot_server`] says.
@@ -15,7 +15,8 @@
 //! [`manifest`] is what an image builder signs, [`sign`] the one envelope that everything signed travels in, and [`api`]
 //! the paths and bodies of both HTTP interfaces (agents and operators). The rest is what two rooms would otherwise each
 //! have of their own: how much of a disk an install takes ([`space`]), what a system calls itself ([`os_release`]), how
-//! a number reads ([`words`]), and how the tar of a root file system is read ([`archive`]).
+//! a number reads ([`words`]), how what is wrong is listed ([`faults`]), and how the tar of a root file system is read
+//! ([`archive`]).
 
 pub mod api;
 pub mod archive;
@@ -24,10 +25,12 @@ pub mod certificate;
 pub mod chain;
 pub mod erase;
 pub mod event;
+pub mod faults;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
 pub mod id;
 pub mod inventory;
+pub mod layout;
 pub mod machine;
 pub mod manifest;
 pub mod order;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{BootId, Mac, MachineId};
 use crate::inventory::Inventory;
+use crate::layout::Layout;
 use crate::system::System;
 
 /// Where a machine stands. `control` holds the rules of how it gets from one to the next.
@@ -74,15 +75,22 @@ pub struct Allocation {
     /// `name/version`, or `name` for the newest version.
     pub image: String,
     pub system: System,
-    /// Serial of the drive to install on; `None` takes the smallest that fits.
+    /// Serial of the drive to install on, all of it; `None` takes the smallest that fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
+    /// How the drives are divided, instead of everything on one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<Layout>,
     /// On whose behalf. A project of the server's configuration: it may want drives erased better than others do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project: Option<String>,
 }
 
 impl Allocation {
+    pub fn layout(&self) -> Layout {
+        self.layout.clone().unwrap_or_else(|| Layout::single(self.disk.as_deref()))
+    }
+
     /// As it's listed and shown.
     #[must_use]
     pub fn without_secrets(self) -> Self {

@@ -4,6 +4,7 @@
 //! out an order only if all of these are its own; everything else is a refusal, which is an answer like any other.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use std::collections::BTreeMap;
 
@@ -11,6 +12,7 @@ use crate::certificate::{ErasureCertificate, Link, Rest, Unwritten};
 use crate::erase::{Depth, Method, Policy, Psid};
 use crate::id::{BootId, MachineId, OrderId};
 use crate::inventory::DiskId;
+use crate::layout::Layout;
 use crate::sign::Signed;
 use crate::system::System;
 
@@ -73,7 +75,10 @@ pub struct Fresh {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Install {
-    pub disk: DiskId,
+    /// How the drives are divided.
+    pub layout: Layout,
+    /// Which of the machine's drives is which of the layout's. These are written to, and no others.
+    pub drives: BTreeMap<String, DiskId>,
     /// `name/version`, for people.
     pub image: String,
     /// Where the signed manifest and the packs are: the same in each, laid out as [`crate::manifest`] says. Whoever serves
@@ -85,12 +90,38 @@ pub struct Install {
     /// How much of what was written is compared with what was signed, once it's on the disk.
     #[serde(default)]
     pub read_back: ReadBack,
+    /// From which the keys of the layout's encrypted volumes are made, if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_key: Option<DiskKey>,
     /// What the image becomes.
     pub system: System,
     /// Extra kernel arguments, such as the console.
     pub cmdline: String,
     /// What the installed system needs to say that it's up.
     pub phone_home: crate::ticket::PhoneHome,
+}
+
+/// A secret of one install, in hex on its way.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DiskKey(String);
+
+impl DiskKey {
+    pub fn new(secret: &[u8; 32]) -> Self {
+        Self(hex::encode(secret))
+    }
+
+    /// Each volume has its own: who reads one key file can't open the others.
+    pub fn of_volume(&self, name: &str) -> [u8; 32] {
+        let hash = Sha256::new_with_prefix("drophammer volume key 1\0").chain_update(&self.0).chain_update(b"\0");
+        hash.chain_update(name).finalize().into()
+    }
+}
+
+impl std::fmt::Debug for DiskKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DiskKey(not shown)")
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

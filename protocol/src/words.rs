@@ -34,6 +34,16 @@ pub fn grouped(n: u64) -> String {
     text
 }
 
+/// `a, b and c`.
+pub fn list<T: std::fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
+    let mut words: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+    match (words.pop(), words.is_empty()) {
+        (None, _) => String::new(),
+        (Some(last), true) => last,
+        (Some(last), false) => format!("{} and {last}", words.join(", ")),
+    }
+}
+
 /// `1 drive`, `2 drives`.
 pub fn count(n: usize, one: &str) -> String {
     let plural = if n == 1 { "" } else { "s" };
@@ -76,6 +86,12 @@ mod tests {
     fn long_numbers_are_grouped() {
         let want = ["0", "999", "1,000", "8,123,456", "18,446,744,073,709,551,615"];
         assert_eq!([0, 999, 1000, 8_123_456, u64::MAX].map(grouped), want);
+    }
+
+    #[test]
+    fn the_last_comes_after_an_and() {
+        let lists = [&[][..], &["a"], &["a", "b"], &["a", "b", "c"]].map(|items| list(items.iter()));
+        assert_eq!(lists, ["", "a", "a and b", "a, b and c"]);
     }
 
     #[test]

@@ -12,9 +12,8 @@ use drophammer_protocol::inventory::FirmwareKind;
 use drophammer_protocol::manifest::{BootFiles, ImageFile};
 use nix::fcntl::PosixFadviseAdvice;
 use sha2::{Digest, Sha256};
-use uuid::Uuid;
 
-use super::layout::Layout;
+use super::layout::Plan;
 use super::root::Root;
 
 pub(crate) const GRUB_CFG: &str = "/boot/grub/grub.cfg";
@@ -25,16 +24,13 @@ const MAX_PROGRAM_BYTES: u64 = 64 << 20;
 
 /// Whether what the image brings can start a machine of this kind after a power cut, when nobody is there to kexec.
 /// Called before anything is touched.
-pub(crate) fn check(boot: &BootFiles, firmware: FirmwareKind, layout: &Layout) -> Result<(), String> {
+pub(crate) fn check(boot: &BootFiles, firmware: FirmwareKind) -> Result<(), String> {
     match firmware {
         FirmwareKind::Uefi if boot.uefi.is_none() => {
             return Err("this machine has UEFI firmware, and the image brings no EFI program to start it".into());
         }
         FirmwareKind::Bios if boot.bios.is_none() => {
             return Err("this machine has a BIOS, and the image brings no GRUB for it".into());
-        }
-        FirmwareKind::Bios if !layout.bios_can_boot() => {
-            return Err("this machine has a BIOS, which can't start from a disk with blocks of 4096 bytes".into());
         }
         FirmwareKind::Bios | FirmwareKind::Uefi => {}
     }
@@ -80,14 +76,9 @@ pub(crate) fn verified_bytes(root: &Root, file: &ImageFile) -> anyhow::Result<Ve
     Ok(bytes)
 }
 
-/// Kernel arguments of the installed system. Without an initrd it's the kernel itself that looks for the root, and it
-/// knows partitions by their GPT names only.
-pub(crate) fn command_line(layout: &Layout, boot: &BootFiles, extra: &str) -> Result<String, String> {
-    let root = match boot.initrd {
-        Some(_) => format!("root=UUID={}", layout.root_uuid),
-        None => format!("root=PARTUUID={} rootwait", layout.root.guid),
-    };
-    let mut words = vec![root, "ro".into()];
+/// Kernel arguments of the installed system.
+pub(crate) fn command_line(plan: &Plan, boot: &BootFiles, extra: &str) -> Result<String, String> {
+    let mut words = vec![plan.root_argument(boot.initrd.is_some())?, "ro".into()];
     words.extend(kernel_arguments(boot, extra)?);
     let line = words.join(" ");
     // COMMAND_LINE_SIZE of x86, with its NUL.
@@ -116,15 +107,13 @@ fn kernel_arguments(boot: &BootFiles, extra: &str) -> Result<Vec<String>, String
 }
 
 /// `grub.cfg`, and `/etc/default/grub` in step with it, so that a later `update-grub` keeps the arguments.
-pub(crate) fn configure(
-    root: &Root,
-    layout: &Layout,
-    boot: &BootFiles,
-    title: &str,
-    extra: &str,
-) -> anyhow::Result<()> {
-    let line = command_line(layout, boot, extra).map_err(anyhow::Error::msg)?;
-    root.put_text(GRUB_CFG, 0o644, &grub_cfg(layout.root_uuid, boot, title, &line))?;
+pub(crate) fn configure(root: &Root, plan: &Plan, boot: &BootFiles, title: &str, extra: &str) -> anyhow::Result<()> {
+    let line = command_line(plan, boot, extra).map_err(anyhow::Error::msg)?;
+    if plan.boot_is_apart() {
+        // What lies below /boot lies below / there; so it's found either way.
+        root.link("/boot/boot", ".")?;
+    }
+    root.put_text(GRUB_CFG, 0o644, &grub_cfg(&plan.boot().format.uuid(), boot, title, &line))?;
     if let Some(defaults) = root.text(GRUB_DEFAULTS)? {
         let arguments = kernel_arguments(boot, extra).map_err(anyhow::Error::msg)?.join(" ");
         root.put_text(GRUB_DEFAULTS, 0o644, &grub_defaults(&defaults, &arguments))?;
@@ -132,7 +121,7 @@ pub(crate) fn configure(
     Ok(())
 }
 
-fn grub_cfg(root_uuid: Uuid, boot: &BootFiles, title: &str, command_line: &str) -> String {
+fn grub_cfg(uuid: &str, boot: &BootFiles, title: &str, command_line: &str) -> String {
     let mut text = String::from(
         "# Written when this system was installed; update-grub replaces it.\nset default=0\nset timeout=1\n",
     );
@@ -144,7 +133,7 @@ fn grub_cfg(root_uuid: Uuid, boot: &BootFiles, title: &str, command_line: &str) 
         ));
     }
     let title: String = title.chars().filter(|c| !c.is_control() && !matches!(c, '\'' | '\\')).collect();
-    text.push_str(&format!("search --no-floppy --fs-uuid --set=root {root_uuid}\nmenuentry '{title}' {{\n"));
+    text.push_str(&format!("search --no-floppy --fs-uuid --set=root {uuid}\nmenuentry '{title}' {{\n"));
     let words: Vec<String> = command_line.split(' ').map(quoted).collect();
     text.push_str(&format!("    linux {} {}\n", boot.kernel.path, words.join(" ")));
     if let Some(initrd) = &boot.initrd {
@@ -180,8 +169,8 @@ fn grub_defaults(existing: &str, arguments: &str) -> String {
 }
 
 /// What the EFI program reads first, from the partition it was started from.
-pub(crate) fn esp_grub_cfg(root_uuid: Uuid) -> String {
-    format!("search.fs_uuid {root_uuid} root\nset prefix=($root)'/boot/grub'\nconfigfile $prefix/grub.cfg\n")
+pub(crate) fn esp_grub_cfg(uuid: &str) -> String {
+    format!("search.fs_uuid {uuid} root\nset prefix=($root)'/boot/grub'\nconfigfile $prefix/grub.cfg\n")
 }
 
 /// Offsets in boot.img (GRUB, include/grub/i386/pc/boot.h) that grub-bios-setup patches.

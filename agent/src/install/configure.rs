@@ -5,6 +5,7 @@
 
 mod accounts;
 mod clock;
+mod mounts;
 mod network;
 mod user_data;
 
@@ -16,7 +17,7 @@ use drophammer_protocol::order::Install;
 use drophammer_protocol::system::{Console, System};
 use drophammer_protocol::ticket::{INSTALLED_AGENT_PATH, PHONE_HOME_PATH};
 
-use super::layout::Layout;
+use super::layout::Plan;
 use super::root::Root;
 use super::systemd;
 use super::uplink::Uplink;
@@ -54,7 +55,7 @@ pub(crate) enum By {
 pub(crate) fn configure(
     root: &Root,
     order: &Install,
-    layout: &Layout,
+    plan: &Plan,
     uplink: &Uplink,
     agent: &mut File,
     by: By,
@@ -62,7 +63,7 @@ pub(crate) fn configure(
     let systemd = systemd::present(root)?;
     let system = &order.system;
     let mut notes = Vec::new();
-    mounts(root, layout)?;
+    mounts::configure(root, plan, order.disk_key.as_ref())?;
     notes.extend(host_keys(root, systemd)?);
     match by {
         By::Us => {
@@ -145,12 +146,6 @@ fn identity(root: &Root, hostname: &str) -> anyhow::Result<()> {
     root.remove("/var/lib/systemd/random-seed")
 }
 
-fn mounts(root: &Root, layout: &Layout) -> anyhow::Result<()> {
-    let fstab = root.text("/etc/fstab")?.unwrap_or_default();
-    root.put_text("/etc/fstab", 0o644, &fstab_text(&fstab, layout))?;
-    root.make_directory("/boot/efi", 0o700)
-}
-
 /// Host keys that came with the image are known to everybody who has the image. They are removed where new ones will
 /// be made: by a unit of ours, since images differ in whether they have one. Without any in the image it is the image's
 /// own affair.
@@ -203,25 +198,6 @@ fn hosts_text(existing: &str, hostname: &str) -> String {
     let names = if short == hostname { hostname.to_owned() } else { format!("{hostname} {short}") };
     lines.push(format!("127.0.1.1 {names}"));
     lines.join("\n") + "\n"
-}
-
-/// Keeps what the image mounts from nowhere (tmpfs and the like); the devices of the machine it was built on aren't here.
-fn fstab_text(existing: &str, layout: &Layout) -> String {
-    let mut text = String::from("# <file system> <mount point> <type> <options> <dump> <pass>\n");
-    text.push_str(&format!("UUID={} / ext4 errors=remount-ro 0 1\n", layout.root_uuid));
-    // nofail: a damaged boot partition is no reason for a server to stop in its emergency shell.
-    text.push_str(&format!("UUID={} /boot/efi vfat umask=0077,nofail 0 2\n", layout.esp_uuid()));
-    for line in existing.lines() {
-        let mut fields = line.split_whitespace();
-        let (Some(source), Some(place)) = (fields.next(), fields.next()) else { continue };
-        let comment = source.starts_with('#');
-        let device = source.starts_with('/') || source.contains('=');
-        if !comment && !device && !matches!(place, "/" | "/boot/efi") {
-            text.push_str(line);
-            text.push('\n');
-        }
-    }
-    text
 }
 
 fn phone_home_text() -> String {

@@ -9,7 +9,7 @@ use gpt::disk::LogicalBlockSize;
 use gpt::mbr::{PartRecord, ProtectiveMBR};
 use gpt::{GptConfig, partition_types};
 
-use super::layout::{Layout, Role};
+use super::layout::{Role, Table};
 
 /// A piece of a disk and where it goes. All of it lies in the first or the last MiB.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,25 +29,29 @@ pub(crate) enum ActiveFlag {
 
 /// In the order in which they must become durable: nothing finds the disk before the last one is down, apart from
 /// firmware that repairs a missing primary table from the backup, by when everything else is complete anyway.
-pub(crate) fn tables(layout: &Layout, boot_code: &[u8; 440], active: ActiveFlag) -> anyhow::Result<[Piece; 3]> {
-    let block = u64::from(layout.geometry.logical_block);
-    let block_size = match layout.geometry.logical_block {
+pub(crate) fn tables(table: &Table, boot_code: &[u8; 440], active: ActiveFlag) -> anyhow::Result<[Piece; 3]> {
+    let block = u64::from(table.geometry.logical_block);
+    let block_size = match table.geometry.logical_block {
         512 => LogicalBlockSize::Lb512,
         4096 => LogicalBlockSize::Lb4096,
         other => anyhow::bail!("a GPT with blocks of {other} bytes isn't known here"),
     };
-    let edges = Edges::new(layout.geometry.bytes / block * block);
+    let edges = Edges::new(table.geometry.bytes / block * block);
     let mut disk = GptConfig::new()
         .writable(true)
         .logical_block_size(block_size)
-        .create_from_device(edges, Some(layout.disk_guid))
+        .create_from_device(edges, Some(table.guid))
         .context("laying out the GPT")?;
     let mut entries = BTreeMap::new();
-    for partition in layout.partitions() {
-        let (kind, name) = match partition.role {
-            Role::BiosBoot => (partition_types::BIOS, "BIOS boot"),
-            Role::Esp => (partition_types::EFI, "EFI system"),
-            Role::Root => (partition_types::LINUX_ROOT_X64, "root"),
+    for partition in &table.partitions {
+        let kind = match partition.role {
+            Role::BiosBoot => partition_types::BIOS,
+            Role::Esp(_) => partition_types::EFI,
+            Role::Root => partition_types::LINUX_ROOT_X64,
+            Role::Data => partition_types::LINUX_FS,
+            Role::Swap => partition_types::LINUX_SWAP,
+            Role::Raid => partition_types::LINUX_RAID,
+            Role::Lvm => partition_types::LINUX_LVM,
         };
         let entry = gpt::partition::Partition {
             part_type_guid: kind,
@@ -55,18 +59,18 @@ pub(crate) fn tables(layout: &Layout, boot_code: &[u8; 440], active: ActiveFlag)
             first_lba: partition.first,
             last_lba: partition.last,
             flags: 0,
-            name: name.to_owned(),
+            name: partition.name.clone(),
         };
         entries.insert(partition.number, entry);
     }
     disk.update_partitions(entries).context("laying out the GPT")?;
     let edges = disk.write().context("laying out the GPT")?;
-    let mbr = protective_mbr(layout, boot_code, active);
+    let mbr = protective_mbr(table, boot_code, active);
     edges.into_pieces(block, mbr).context("laying out the GPT")
 }
 
-fn protective_mbr(layout: &Layout, boot_code: &[u8; 440], active: ActiveFlag) -> Vec<u8> {
-    let blocks = layout.geometry.bytes / u64::from(layout.geometry.logical_block);
+fn protective_mbr(table: &Table, boot_code: &[u8; 440], active: ActiveFlag) -> Vec<u8> {
+    let blocks = table.geometry.bytes / u64::from(table.geometry.logical_block);
     // UEFI 5.2.3: the size of the disk minus one, or all ones if that doesn't fit.
     let mut record = PartRecord::new_protective(Some(u32::try_from(blocks.saturating_sub(1)).unwrap_or(u32::MAX)));
     if active == ActiveFlag::Set {
@@ -76,7 +80,7 @@ fn protective_mbr(layout: &Layout, boot_code: &[u8; 440], active: ActiveFlag) ->
     mbr.set_bootcode(*boot_code);
     mbr.set_partition(0, record);
     let mut sector = mbr.to_bytes().to_vec();
-    sector.resize(layout.geometry.logical_block as usize, 0);
+    sector.resize(table.geometry.logical_block as usize, 0);
     sector
 }
 
@@ -162,20 +166,22 @@ mod tests {
     use std::os::unix::fs::FileExt;
     use std::process::Command;
 
-    use super::super::layout::{Geometry, Seed, plan};
+    use drophammer_protocol::inventory::FirmwareKind;
+
+    use super::super::layout::ordinary;
     use super::*;
 
-    fn layout(bytes: u64, logical_block: u32) -> Layout {
-        plan(Geometry { bytes, logical_block }, MIB, &Seed::of(&["test"])).expect("fits")
+    fn table(bytes: u64, logical_block: u32) -> Table {
+        ordinary(bytes, logical_block, FirmwareKind::Uefi).expect("fits").tables.remove(0)
     }
 
     #[test]
     fn sgdisk_finds_nothing_wrong() {
         // An odd number of sectors: real drives aren't multiples of a MiB.
-        let layout = layout((3 << 30) + 7 * 512, 512);
+        let table = table((3 << 30) + 7 * 512, 512);
         let file = tempfile::NamedTempFile::new().expect("temporary file");
-        file.as_file().set_len(layout.geometry.bytes).expect("sparse file");
-        for piece in tables(&layout, &[0x90; 440], ActiveFlag::Clear).expect("tables") {
+        file.as_file().set_len(table.geometry.bytes).expect("sparse file");
+        for piece in tables(&table, &[0x90; 440], ActiveFlag::Clear).expect("tables") {
             file.as_file().write_all_at(&piece.bytes, piece.offset).expect("written");
         }
         let run = |arguments: &[&str]| {
@@ -193,7 +199,7 @@ mod tests {
         assert!(bios.contains("21686148-6449-6E6F-744E-656564454649"), "{bios}");
         assert!(esp.contains("C12A7328-F81F-11D2-BA4B-00A0C93EC93B"), "{esp}");
         assert!(root.contains("4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"), "{root}");
-        assert!(root.contains(&layout.root.guid.to_string().to_uppercase()), "{root}");
+        assert!(root.contains(&table.partitions[2].guid.to_string().to_uppercase()), "{root}");
     }
 
     #[test]
@@ -201,21 +207,21 @@ mod tests {
         for (name, bytes, logical_block, backup_at) in
             [("512", 1u64 << 30, 512u32, (1u64 << 30) - 33 * 512), ("4096", 1 << 30, 4096, (1 << 30) - 5 * 4096)]
         {
-            let layout = layout(bytes, logical_block);
-            let [backup, primary, mbr] = tables(&layout, &[7; 440], ActiveFlag::Set).expect("tables");
+            let table = table(bytes, logical_block);
+            let [backup, primary, mbr] = tables(&table, &[7; 440], ActiveFlag::Set).expect("tables");
             assert_eq!((backup.offset, primary.offset, mbr.offset), (backup_at, logical_block.into(), 0), "{name}");
             assert!(primary.bytes.starts_with(b"EFI PART"), "{name}");
             assert!(backup.bytes.ends_with(&vec![0; logical_block as usize - 92]), "{name}");
             assert_eq!(mbr.bytes.get(..440), Some(&[7u8; 440][..]), "{name}: boot code");
             assert_eq!(mbr.bytes.get(446..451), Some(&[0x80, 0, 2, 0, 0xee][..]), "{name}: protective entry");
             assert_eq!(mbr.bytes.get(510..512), Some(&[0x55, 0xaa][..]), "{name}: signature");
-            assert_eq!(tables(&layout, &[7; 440], ActiveFlag::Set).expect("tables")[0], backup, "{name}: repeatable");
+            assert_eq!(tables(&table, &[7; 440], ActiveFlag::Set).expect("tables")[0], backup, "{name}: repeatable");
         }
     }
 
     #[test]
     fn a_disk_too_large_for_the_mbr_says_so() {
-        let [.., mbr] = tables(&layout(8 << 40, 512), &[0; 440], ActiveFlag::Clear).expect("tables");
+        let [.., mbr] = tables(&table(8 << 40, 512), &[0; 440], ActiveFlag::Clear).expect("tables");
         assert_eq!(mbr.bytes.get(446), Some(&0));
         assert_eq!(mbr.bytes.get(458..462), Some(&[0xff; 4][..]));
     }

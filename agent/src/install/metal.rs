@@ -82,6 +82,8 @@ pub(crate) struct BootInfo {
 #[derive(Clone, Debug)]
 pub(crate) struct Facts<'a> {
     pub(crate) root_uuid: String,
+    /// Whether there are arrays.
+    pub(crate) raid: bool,
     pub(crate) ports: &'a [Port],
 }
 
@@ -252,7 +254,7 @@ fn install(order: &Install, facts: &Facts<'_>, password: &str, now: &str) -> Val
         "nics": nics(facts),
         "vpn": null,
         "role": role(metal.role),
-        "raidenabled": false,
+        "raidenabled": facts.raid,
         "root_uuid": facts.root_uuid,
         "firewall_rules": null,
         "dns_servers": dns,
@@ -316,7 +318,7 @@ fn details(order: &Install, facts: &Facts<'_>, password: &str) -> Value {
         "nics": nics(facts),
         "password": password,
         "console": console(order),
-        "raidenabled": false,
+        "raidenabled": facts.raid,
         "root_uuid": facts.root_uuid,
     })
 }

@@ -36,7 +36,6 @@ pub(crate) struct New<'a> {
 
 /// With the name that makes it findable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "for layouts, which nothing orders yet"))]
 pub(crate) enum Format {
     Ext3(Uuid),
     Ext4(Uuid),
@@ -44,6 +43,21 @@ pub(crate) enum Format {
     /// FAT's volume id: `UUID=1234-ABCD`.
     Vfat(u32),
     Swap(Uuid),
+}
+
+impl Format {
+    /// As fstab and the kernel have it behind `UUID=`.
+    pub(crate) fn uuid(self) -> String {
+        match self {
+            Self::Ext3(uuid) | Self::Ext4(uuid) | Self::Xfs(uuid) | Self::Swap(uuid) => uuid.to_string(),
+            Self::Vfat(id) => fat_uuid(id),
+        }
+    }
+}
+
+/// As in `UUID=1234-ABCD`.
+pub(crate) fn fat_uuid(volume_id: u32) -> String {
+    format!("{:04X}-{:04X}", volume_id >> 16, volume_id & 0xffff)
 }
 
 impl fmt::Display for Format {

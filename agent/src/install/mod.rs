@@ -1,14 +1,15 @@
 //! From an order and an empty disk to a machine that starts its own system.
 //!
 //! ```text
-//! manifest (signature, hash, fit) → layout → fetch ‖ verify ‖ decompress ‖ write → read back → name, grow
+//! manifest (signature, hash, fit) → layout (partitions, arrays, volumes) → fetch ‖ verify ‖ decompress ‖ write → read back → name, grow
 //!   → (its installer) → configure → boot files → kernel into memory → unmount → backup GPT → primary GPT → boot sector
 //!   → read back
 //! ```
 //!
-//! Up to `Target::take` nothing is touched and a refusal is the worst that happens. From there on the disk holds no
-//! partition table until everything on it is complete and durable: whatever goes wrong, and whenever, it doesn't boot.
+//! Up to `Assembly::take` nothing is touched and a refusal is the worst that happens. From there on the drives hold no
+//! partition table until everything on them is complete and durable: whatever goes wrong, and whenever, nothing boots.
 
+mod assembly;
 mod blocks;
 mod bootloader;
 mod configure;
@@ -34,6 +35,7 @@ pub(crate) use self::{
     metal::fuzz as fuzz_metal, systemd::fuzz as fuzz_systemd, unpack::fuzz as fuzz_archive, yaml::fuzz as fuzz_yaml,
 };
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -42,25 +44,28 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use drophammer_protocol::event::Phase;
 use drophammer_protocol::id::Mac;
-use drophammer_protocol::inventory::FirmwareKind;
-use drophammer_protocol::manifest::{self, BlockForm, Manifest, TarForm};
+use drophammer_protocol::inventory::{DiskId, FirmwareKind};
+use drophammer_protocol::manifest::{self, BiosBoot, BlockForm, Manifest, TarForm};
 use drophammer_protocol::order::{Install, Installed};
 use drophammer_protocol::sign::{PublicKey, Signed, Verified};
-use drophammer_protocol::words::{bytes, count};
+use drophammer_protocol::space::root_bytes;
+use drophammer_protocol::words::{bytes, count, list};
 use sha2::{Digest, Sha256};
 
+use self::assembly::Assembly;
 use self::configure::By;
 use self::esp::EspFile;
 use self::fetch::Patience;
 use self::gpt::ActiveFlag;
-use self::layout::{Geometry, Layout, Seed};
+use self::layout::{Circumstances, Found, Geometry, Role, Seed, Table};
 use self::sources::Sources;
-use self::target::Target;
 use crate::disk::{self, Access, OpenDisk, OpenError};
 use crate::kexec;
+use crate::modules;
 use crate::net;
 use crate::reporter::Reporter;
 use crate::sys::{block, ext4};
+use crate::volumes::{lvm, md};
 
 /// Whom to believe. The client trusts the ticket's CA alone; plain HTTP is as good, for nothing is used unverified.
 #[derive(Clone, Debug)]
@@ -106,18 +111,16 @@ pub(crate) fn carry_out(order: &Install, trust: &Trust, reporter: &Reporter) -> 
     let interrupted = |what: String| reporter.note(Phase::Image, what);
     let sources = Sources::new(&trust.http, &order.stores, Patience::ORDINARY, &interrupted);
     let manifest = manifest(order, trust, &sources)?;
-    let (disk, plan) = plan(order, &manifest)?;
-    reporter.started(
-        Phase::Layout,
-        format!("{} on {} ({}): {}", manifest.reference(), order.disk, disk.facts.name, plan.layout),
-    );
-    let target = Target::take(disk, plan.layout.clone())?;
-    match build(&target, order, &manifest, &plan, &sources, reporter) {
+    let (disks, plan) = plan(order, &manifest)?;
+    reporter.started(Phase::Layout, format!("{} on {}: {}", manifest.reference(), drives(order, &disks), plan.layout));
+    load_drivers(&plan.layout, reporter)?;
+    let mut assembly = Assembly::take(disks, plan.layout.clone(), order.disk_key.as_ref())?;
+    match build(&mut assembly, order, &manifest, &plan, &sources, reporter) {
         Ok(built) => {
-            let bootable = target.finish(&built.tables)?;
+            let bootable = assembly.finish(&built.tables)?;
             reporter.done(Phase::Configure, "the disk is bootable, its tables were read back");
             let report = Installed {
-                root_uuid: plan.layout.root_uuid.to_string(),
+                root_uuid: plan.layout.root().format.uuid(),
                 kernel: manifest.boot.kernel.path.clone(),
                 cmdline: plan.command_line,
                 bytes_fetched: sources.fetched(),
@@ -126,8 +129,42 @@ pub(crate) fn carry_out(order: &Install, trust: &Trust, reporter: &Reporter) -> 
             };
             Ok(Ready { report, start: built.start })
         }
-        Err(e) => Err(InstallError::Failed(target.abandon(e))),
+        Err(e) => Err(InstallError::Failed(assembly.abandon(e))),
     }
+}
+
+/// `disk S1 (1073741824 bytes) (nvme0n1)`, and what it is in the layout if there are several.
+fn drives(order: &Install, disks: &[OpenDisk]) -> String {
+    let one = |(name, id): (&String, &DiskId)| {
+        let disk = disks.iter().find(|disk| disk.facts.id().as_ref() == Some(id));
+        let kernel_name = disk.map_or("", |disk| disk.facts.name.as_str());
+        if order.drives.len() == 1 {
+            format!("{id} ({kernel_name})")
+        } else {
+            format!("{id} ({kernel_name}, as {name})")
+        }
+    };
+    list(order.drives.iter().map(one))
+}
+
+/// Nothing asks for these by itself: the devices that they drive are yet to be made.
+fn load_drivers(layout: &layout::Plan, reporter: &Reporter) -> anyhow::Result<()> {
+    let levels = layout.arrays.iter().map(|(_, array)| match array.level {
+        md::Level::Raid0 => "raid0",
+        md::Level::Raid1 => "raid1",
+    });
+    let mirrored = layout.groups.iter().flat_map(|group| &group.wanted.volumes).any(|v| v.layout == lvm::Layout::Raid1);
+    let mapper = (!layout.groups.is_empty()).then_some("dm_mod").into_iter().chain(mirrored.then_some("dm_raid"));
+    let formats = layout.made.iter().filter_map(|made| match made.format {
+        mkfs::Format::Xfs(_) => Some("xfs"),
+        mkfs::Format::Vfat(_) => Some("vfat"),
+        mkfs::Format::Ext3(_) | mkfs::Format::Ext4(_) | mkfs::Format::Swap(_) => None,
+    });
+    let crypt = (!layout.encrypted.is_empty()).then_some("dm_crypt");
+    for module in levels.chain(mapper).chain(crypt).chain(formats) {
+        modules::load(module, reporter).with_context(|| format!("loading {module}, which the layout needs"))?;
+    }
+    Ok(())
 }
 
 /// The manifest that the order means, and no other.
@@ -160,7 +197,7 @@ fn manifest(order: &Install, trust: &Trust, sources: &Sources<'_>) -> Result<Ver
 /// Everything that was decided before anything was touched.
 #[derive(Debug)]
 struct Plan<'a> {
-    layout: Layout,
+    layout: layout::Plan,
     command_line: String,
     firmware: FirmwareKind,
     root: RootFrom<'a>,
@@ -173,73 +210,106 @@ enum RootFrom<'a> {
     /// As it was published.
     Blocks(&'a BlockForm),
     /// A new one, and the tar unpacked into it.
-    Tar(&'a TarForm, mkfs::Making),
+    Tar(&'a TarForm),
 }
 
-fn plan<'a>(order: &Install, manifest: &'a Verified<Manifest>) -> Result<(OpenDisk, Plan<'a>), InstallError> {
+/// The drives in the layout's order, and what becomes of them.
+fn plan<'a>(order: &Install, manifest: &'a Verified<Manifest>) -> Result<(Vec<OpenDisk>, Plan<'a>), InstallError> {
     let ports: Vec<Mac> = net::ports(Path::new("/")).into_iter().map(|port| port.mac).collect();
     configure::check(order, &ports).map_err(InstallError::Refused)?;
-    let disk = disk::open(&order.disk, Access::Buffered).map_err(|e| match e {
-        OpenError::Open { .. } => InstallError::Failed(e.into()),
-        _ => InstallError::Refused(e.to_string()),
-    })?;
-    let logical_block = block::logical_block(&disk.file).context("asking the disk for the size of its blocks")?;
-    let geometry = Geometry { bytes: disk.facts.size_bytes, logical_block };
-    let machine = order.phone_home.machine.to_string();
-    let seed = Seed::of(&[&machine, &order.disk.serial, &order.manifest_sha256]);
-    let layout = layout::plan(geometry, manifest.installed_bytes, &seed)
-        .map_err(|e| InstallError::Refused(format!("{} can't take image {}: {e}", order.disk, order.image)))?;
+    let (mut disks, mut found) = (Vec::new(), Vec::new());
+    for drive in &order.layout.drives {
+        let id = order.drives.get(&drive.name).ok_or_else(|| {
+            InstallError::Refused(format!("the order doesn't say which of this machine's drives is {:?}", drive.name))
+        })?;
+        let disk = open(id)?;
+        let logical_block = block::logical_block(&disk.file).context("asking the disk for the size of its blocks")?;
+        let geometry = Geometry { bytes: disk.facts.size_bytes, logical_block };
+        found.push(Found { name: drive.name.clone(), kernel_name: disk.facts.name.clone(), geometry });
+        disks.push(disk);
+    }
     let firmware = if Path::new("/sys/firmware/efi").exists() { FirmwareKind::Uefi } else { FirmwareKind::Bios };
-    bootloader::check(&manifest.boot, firmware, &layout).map_err(InstallError::Refused)?;
+    let machine = order.phone_home.machine.to_string();
+    let serials = order.drives.values().map(|id| id.serial.as_str());
+    let seed: Vec<&str> = [machine.as_str(), &order.manifest_sha256].into_iter().chain(serials).collect();
+    let around = Circumstances {
+        firmware,
+        seed: &Seed::of(&seed),
+        hostname: &order.system.hostname,
+        now: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
+        tools: &mkfs::Tools::find(),
+    };
+    let layout = layout::plan(&order.layout, &found, &around).map_err(InstallError::Refused)?;
+    bootloader::check(&manifest.boot, firmware).map_err(InstallError::Refused)?;
     let command_line =
         bootloader::command_line(&layout, &manifest.boot, &order.cmdline).map_err(InstallError::Refused)?;
     let root = root_from(manifest, &layout).map_err(InstallError::Refused)?;
     let uplink = uplink::find(&order.phone_home.server);
-    Ok((disk, Plan { layout, command_line, firmware, root, uplink }))
+    Ok((disks, Plan { layout, command_line, firmware, root, uplink }))
 }
 
-/// The block form if there is one: it's what was made for this.
-fn root_from<'a>(manifest: &'a Manifest, layout: &Layout) -> Result<RootFrom<'a>, String> {
-    let bytes = layout.length_bytes(&layout.root);
-    match (&manifest.block, &manifest.tar) {
-        (Some(form), _) if form.bytes > bytes => Err(format!(
-            "the image's file system has {} bytes, and the root partition would have {bytes}: choose a larger disk for this \
-             machine or a smaller image",
+fn open(id: &DiskId) -> Result<OpenDisk, InstallError> {
+    disk::open(id, Access::Buffered).map_err(|e| match e {
+        OpenError::Open { .. } => InstallError::Failed(e.into()),
+        _ => InstallError::Refused(e.to_string()),
+    })
+}
+
+/// The block form wherever the root can be what was published: it's what was made for this. Where other file systems are
+/// mounted in places that images fill, only a tar is unpacked into both.
+fn root_from<'a>(manifest: &'a Manifest, layout: &layout::Plan) -> Result<RootFrom<'a>, String> {
+    let root = layout.root();
+    let need = match &manifest.block {
+        Some(form)
+            if matches!(root.format, mkfs::Format::Ext4(_)) && (manifest.tar.is_none() || !layout.divides_image()) =>
+        {
+            if form.bytes <= root.bytes {
+                return Ok(RootFrom::Blocks(form));
+            }
             form.bytes
-        )),
-        (Some(form), _) => Ok(RootFrom::Blocks(form)),
-        (None, Some(form)) => {
-            let root = mkfs::New {
-                format: mkfs::Format::Ext4(layout.root_uuid),
-                label: "root",
-                bytes,
-                logical_block: layout.geometry.logical_block,
-                options: &[],
-            };
-            Ok(RootFrom::Tar(form, mkfs::plan(&root, &mkfs::Tools::find())?))
         }
-        (None, None) => Err("the image has neither a block form nor a tar form".to_owned()),
+        _ => root_bytes(manifest.installed_bytes),
+    };
+    match &manifest.tar {
+        Some(form) if root_bytes(manifest.installed_bytes) <= root.bytes || layout.divides_image() => {
+            Ok(RootFrom::Tar(form))
+        }
+        None if manifest.block.is_none() => Err("the image has neither a block form nor a tar form".to_owned()),
+        None if !matches!(root.format, mkfs::Format::Ext4(_)) => Err(format!(
+            "the image was published as an ext4 only, and the layout wants {} at /: publish it with a tar form",
+            root.format
+        )),
+        _ => Err(format!(
+            "the image's files need {}, and the file system at / would have {}: choose a larger disk for this machine or a \
+             smaller image",
+            bytes(need),
+            bytes(root.bytes)
+        )),
     }
 }
 
-/// A disk on which everything is in its place but the tables.
+/// Drives on which everything is in its place but the tables.
 struct Built {
-    tables: [gpt::Piece; 3],
+    /// Of each drive, in the layout's order.
+    tables: Vec<[gpt::Piece; 3]>,
     start: anyhow::Result<kexec::Loaded>,
 }
 
 fn build(
-    target: &Target,
+    assembly: &mut Assembly,
     order: &Install,
     manifest: &Verified<Manifest>,
     plan: &Plan<'_>,
     sources: &Sources<'_>,
     reporter: &Reporter,
 ) -> anyhow::Result<Built> {
-    let layout = target.layout();
+    let layout = &plan.layout;
+    for made in layout.made.iter().filter(|made| *made != layout.root()) {
+        assembly.make(made)?;
+    }
     let root = match &plan.root {
-        RootFrom::Blocks(form) => write_blocks(target, order, manifest, form, sources, reporter)?,
-        RootFrom::Tar(form, made) => unpack_tar(target, order, manifest, form, made, sources, reporter)?,
+        RootFrom::Blocks(form) => write_blocks(assembly, order, manifest, form, sources, reporter)?,
+        RootFrom::Tar(form) => unpack_tar(assembly, order, manifest, form, sources, reporter)?,
     };
 
     let system = &order.system;
@@ -248,8 +318,9 @@ fn build(
     let mut by = By::Us;
     if let Some(contract) = &contract {
         let ports = net::ports(Path::new("/"));
-        let facts = metal::Facts { root_uuid: layout.root_uuid.to_string(), ports: &ports };
-        contract.fulfil(&root, Path::new(target::MOUNT_POINT), order, &facts, metal::TIME_LIMIT, reporter)?;
+        let root_uuid = layout.root().format.uuid();
+        let facts = metal::Facts { root_uuid, raid: !layout.arrays.is_empty(), ports: &ports };
+        contract.fulfil(&root, Path::new(assembly::MOUNT_POINT), order, &facts, metal::TIME_LIMIT, reporter)?;
         if contract.makes_the_system() {
             by = By::ItsInstaller;
         }
@@ -262,15 +333,11 @@ fn build(
     }
     bootloader::configure(&root, layout, &manifest.boot, &manifest.description, &order.cmdline)
         .context("configuring the boot loader")?;
-    let boot_code = boot_files(target, manifest, &root)?;
-    let active = match plan.firmware {
-        FirmwareKind::Bios => ActiveFlag::Set,
-        FirmwareKind::Uefi => ActiveFlag::Clear,
-    };
-    let tables = gpt::tables(layout, &boot_code, active)?;
+    let tables = boot_files(assembly, manifest, plan.firmware, &root)?;
 
-    root.flush().with_context(|| {
-        format!("the drive {} didn't take everything that was written to it: replace it", order.disk.serial)
+    assembly.flush(&root).with_context(|| {
+        let serials = list(order.drives.values().map(|id| &id.serial));
+        format!("the drive {serials} didn't take everything that was written to it: replace it")
     })?;
     let kernel = bootloader::verified(&root, &manifest.boot.kernel)?;
     let initrd = manifest.boot.initrd.as_ref().map(|file| bootloader::verified(&root, file)).transpose()?;
@@ -279,53 +346,56 @@ fn build(
         reporter.note(Phase::Kexec, format!("the kernel can't be started by kexec, a reboot will do it: {e:#}"));
     }
     drop((kernel, initrd, root));
-    target.unmount_root()?;
+    assembly.unmount()?;
     Ok(Built { tables, start })
 }
 
-/// The root file system as it was published, with a name of its own, and as large as its partition.
+/// The root file system as it was published, with a name of its own, and as large as its device.
 fn write_blocks(
-    target: &Target,
+    assembly: &mut Assembly,
     order: &Install,
     manifest: &Manifest,
     form: &BlockForm,
     sources: &Sources<'_>,
     reporter: &Reporter,
 ) -> anyhow::Result<root::Root> {
-    let layout = target.layout();
+    let made = assembly.plan().root().clone();
     reporter.started(
         Phase::Image,
         format!("{} as a file system, in {}", manifest.reference(), pieces(form.pieces.len(), order)),
     );
-    blocks::image(manifest, form, sources, &target.node(&layout.root)?, order.read_back, reporter)
-        .with_context(|| format!("writing image {} to drive {}", manifest.reference(), order.disk.serial))?;
-    let root = target.mount_root()?;
+    blocks::image(manifest, form, sources, assembly.node(&made.on)?, order.read_back, reporter)
+        .with_context(|| format!("writing image {} to {}", manifest.reference(), list(order.drives.values())))?;
+    let root = assembly.mount_root()?;
     let name = || -> anyhow::Result<()> {
-        ext4::set_uuid(root.handle(), layout.root_uuid)?;
-        let blocks = layout.length_bytes(&layout.root) / ext4::block_bytes(root.handle())?;
+        if let mkfs::Format::Ext4(uuid) = made.format {
+            ext4::set_uuid(root.handle(), uuid)?;
+        }
+        if let Some(label) = &made.wanted.label {
+            ext4::set_label(root.handle(), label)?;
+        }
+        let blocks = made.bytes / ext4::block_bytes(root.handle())?;
         Ok(ext4::grow(root.handle(), blocks)?)
     };
     name().context("making the image's file system this machine's own")?;
-    reporter.done(
-        Phase::Image,
-        format!("{} written and verified, grown to {}", bytes(form.bytes), bytes(layout.length_bytes(&layout.root))),
-    );
+    reporter.done(Phase::Image, format!("{} written and verified, grown to {}", bytes(form.bytes), bytes(made.bytes)));
+    assembly.mount_others(&root)?;
     Ok(root)
 }
 
-/// A root file system made here, and the tar unpacked into it.
+/// File systems made here, and the tar unpacked into them.
 fn unpack_tar(
-    target: &Target,
+    assembly: &mut Assembly,
     order: &Install,
     manifest: &Manifest,
     form: &TarForm,
-    made: &mkfs::Making,
     sources: &Sources<'_>,
     reporter: &Reporter,
 ) -> anyhow::Result<root::Root> {
-    made.carry_out(&target.node(&target.layout().root)?)?;
-    let root = target.mount_root()?;
-    reporter.done(Phase::Layout, "the root file system is made and mounted; the disk has no partition table yet");
+    assembly.make(assembly.plan().root())?;
+    let root = assembly.mount_root()?;
+    assembly.mount_others(&root)?;
+    reporter.done(Phase::Layout, "the file systems are made and mounted; no drive has a partition table yet");
     reporter
         .started(Phase::Image, format!("{} as a tar, in {}", manifest.reference(), pieces(form.chunks.len(), order)));
     let unpacked = stream::image(manifest, form, sources, &root, reporter)
@@ -341,14 +411,18 @@ fn pieces(number: usize, order: &Install) -> String {
     format!("{} from {}", count(number, "piece"), order.stores.join(" and "))
 }
 
-/// Fills the partitions that firmware reads. Returns the code for the boot sector, which is written with the tables.
-fn boot_files(target: &Target, manifest: &Verified<Manifest>, root: &root::Root) -> anyhow::Result<[u8; 440]> {
-    let layout = target.layout();
+/// Fills the partitions that firmware reads, and makes each drive's table, with the code for its boot sector.
+fn boot_files(
+    assembly: &Assembly,
+    manifest: &Verified<Manifest>,
+    firmware: FirmwareKind,
+    root: &root::Root,
+) -> anyhow::Result<Vec<[gpt::Piece; 3]>> {
     let program = match &manifest.boot.uefi {
         Some(program) => bootloader::verified_bytes(root, program)?,
         None => Vec::new(),
     };
-    let config = bootloader::esp_grub_cfg(layout.root_uuid);
+    let config = bootloader::esp_grub_cfg(&assembly.plan().boot().format.uuid());
     let mut files = Vec::new();
     if !program.is_empty() {
         // Where firmware looks on a disk that it has no boot entry for (UEFI 3.5.1.1), and where Debian's grub-install
@@ -357,37 +431,58 @@ fn boot_files(target: &Target, manifest: &Verified<Manifest>, root: &root::Root)
         files.push(EspFile { path: "EFI/debian/grubx64.efi", content: &program });
         files.push(EspFile { path: "EFI/debian/grub.cfg", content: config.as_bytes() });
     }
-    write_esp(target, &files)?;
-    let Some(bios) = manifest.boot.bios.as_ref().filter(|_| layout.bios_can_boot()) else { return Ok([0; 440]) };
-    let sector = layout.bios.first;
+    let mut codes = BTreeMap::new();
+    for (table, partition, node) in assembly.partitions() {
+        let device = Device { node: node?, bytes: table.length_bytes(partition) };
+        match partition.role {
+            Role::Esp(volume) => write_esp(&device, table.geometry.logical_block, volume, &files)?,
+            Role::BiosBoot => {
+                if let Some(bios) = manifest.boot.bios.as_ref().filter(|_| table.geometry.logical_block == 512) {
+                    codes.insert(&table.drive, write_core(&device, partition.first, bios, root)?);
+                }
+            }
+            Role::Root | Role::Data | Role::Swap | Role::Raid | Role::Lvm => {}
+        }
+    }
+    let active = |table: &Table| match firmware {
+        FirmwareKind::Bios if table.starts => ActiveFlag::Set,
+        FirmwareKind::Bios | FirmwareKind::Uefi => ActiveFlag::Clear,
+    };
+    let tables = assembly.plan().tables.iter();
+    tables.map(|table| gpt::tables(table, codes.get(&table.drive).unwrap_or(&[0; 440]), active(table))).collect()
+}
+
+struct Device<'a> {
+    node: &'a Path,
+    bytes: u64,
+}
+
+/// Returns the code for the boot sector, which is written with the tables.
+fn write_core(device: &Device<'_>, sector: u64, bios: &BiosBoot, root: &root::Root) -> anyhow::Result<[u8; 440]> {
     let core = bootloader::verified_bytes(root, &bios.core_img)?;
-    let core = bootloader::core_image(&core, sector, layout.length_bytes(&layout.bios))?;
-    let node = target.node(&layout.bios)?;
+    let core = bootloader::core_image(&core, sector, device.bytes)?;
     let fill = || -> anyhow::Result<()> {
-        let device = File::options().read(true).write(true).open(&node)?;
-        device.write_all_at(&core, 0)?;
-        device.sync_all()?;
-        block::drop_cache(&device)?;
-        anyhow::ensure!(block::read_direct(&device, 0, core.len())? == core, "it reads back different");
+        let partition = File::options().read(true).write(true).open(device.node)?;
+        partition.write_all_at(&core, 0)?;
+        partition.sync_all()?;
+        block::drop_cache(&partition)?;
+        anyhow::ensure!(block::read_direct(&partition, 0, core.len())? == core, "it reads back different");
         Ok(())
     };
-    fill().with_context(|| format!("writing GRUB's core image to {}", node.display()))?;
+    fill().with_context(|| format!("writing GRUB's core image to {}", device.node.display()))?;
     bootloader::boot_code(&bootloader::verified_bytes(root, &bios.boot_img)?, sector)
 }
 
 /// Also without a program to put there: the installed system mounts it.
-fn write_esp(target: &Target, files: &[EspFile<'_>]) -> anyhow::Result<()> {
-    let layout = target.layout();
-    let node = target.node(&layout.esp)?;
+fn write_esp(device: &Device<'_>, logical_block: u32, volume: u32, files: &[EspFile<'_>]) -> anyhow::Result<()> {
     let write = || -> anyhow::Result<()> {
-        let mut device = File::options().read(true).write(true).open(&node)?;
-        let bytes = layout.length_bytes(&layout.esp);
-        esp::write(&mut device, bytes, layout.geometry.logical_block, layout.esp_volume, files)?;
-        device.sync_all()?;
-        block::drop_cache(&device)?;
-        esp::check(&mut device, files)
+        let mut partition = File::options().read(true).write(true).open(device.node)?;
+        esp::write(&mut partition, device.bytes, logical_block, volume, files)?;
+        partition.sync_all()?;
+        block::drop_cache(&partition)?;
+        esp::check(&mut partition, files)
     };
-    write().with_context(|| format!("writing the EFI system partition {}", node.display()))
+    write().with_context(|| format!("writing the EFI system partition {}", device.node.display()))
 }
 
 /// The agent's own high-water mark.

@@ -1,4 +1,4 @@
-//! The disk being installed on. Holding a [`Target`] is the only way to write to it.
+//! A drive being installed on. Holding a [`Target`] is the only way to write to it.
 //!
 //! Its partitions exist in the kernel alone (`BLKPG`) until [`Target::finish`] writes the tables, last of all: before
 //! that, neither firmware nor another system finds anything to start, whenever the power goes.
@@ -11,16 +11,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use drophammer_protocol::space::MIB;
-use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags};
 
 use super::gpt::Piece;
-use super::layout::{Layout, Partition};
-use super::root::Root;
+use super::layout::{Partition, Table};
 use crate::disk::OpenDisk;
 use crate::sys::block::{self, KernelPartition};
-
-pub(crate) const MOUNT_POINT: &str = "/run/install/root";
 
 #[derive(Debug)]
 pub(crate) struct Target {
@@ -29,37 +24,30 @@ pub(crate) struct Target {
     disk: File,
     path: PathBuf,
     sysfs: PathBuf,
-    layout: Layout,
+    table: Table,
     sectors_written_before: u64,
 }
 
-/// A disk that is complete, and the proof that its tables were read back from it.
-#[derive(Debug)]
-pub(crate) struct Bootable {
-    pub(crate) bytes_written: u64,
-}
-
 impl Target {
-    /// Destroys what tables the disk has and announces the layout's partitions to the kernel.
-    pub(crate) fn take(disk: OpenDisk, layout: Layout) -> anyhow::Result<Self> {
+    /// Destroys what tables the disk has and announces the partitions of the new one to the kernel.
+    pub(crate) fn take(disk: OpenDisk, table: Table) -> anyhow::Result<Self> {
         let OpenDisk { file, path, .. } = disk;
         let number = file.metadata().with_context(|| format!("examining {}", path.display()))?.rdev();
         let (major, minor) = (nix::sys::stat::major(number), nix::sys::stat::minor(number));
         let sysfs = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
         let shared = reopen(&file, 0).with_context(|| format!("opening {} again", path.display()))?;
         let sectors_written_before = sectors_written(&sysfs);
-        let target = Self { disk: shared, path, sysfs, layout, sectors_written_before };
+        let target = Self { disk: shared, path, sysfs, table, sectors_written_before };
         target.forget_partitions()?;
         target.erase_edges()?;
         drop(file);
         match target.announce() {
             Ok(()) => Ok(target),
-            Err(e) => Err(target.abandon(e)),
+            Err(e) => Err(target
+                .abandon()
+                .into_iter()
+                .fold(e, |e, left| e.context(format!("cleaning up after a failed install also failed ({left:#})")))),
         }
-    }
-
-    pub(crate) fn layout(&self) -> &Layout {
-        &self.layout
     }
 
     /// The device node of a partition.
@@ -84,29 +72,9 @@ impl Target {
         }
     }
 
-    pub(crate) fn mount_root(&self) -> anyhow::Result<Root> {
-        let node = self.node(&self.layout.root)?;
-        let point = Path::new(MOUNT_POINT);
-        fs::create_dir_all(point).with_context(|| format!("making {MOUNT_POINT}"))?;
-        // What lazy_itable_init left to do is for the installed system; here it would compete with the image.
-        let options = "noinit_itable";
-        nix::mount::mount(Some(&node), point, Some("ext4"), MsFlags::MS_NOATIME, Some(options))
-            .with_context(|| format!("mounting {} at {MOUNT_POINT}", node.display()))?;
-        Root::open(point)
-    }
-
-    /// Every handle into the file system must be closed by now.
-    pub(crate) fn unmount_root(&self) -> anyhow::Result<()> {
-        let node = self.node(&self.layout.root)?;
-        let device = File::open(&node).with_context(|| format!("opening {}", node.display()))?;
-        nix::mount::umount2(MOUNT_POINT, MntFlags::empty()).with_context(|| format!("unmounting {MOUNT_POINT}"))?;
-        // Unmounting writes, and doesn't say whether that went well.
-        device.sync_all().with_context(|| format!("flushing {}", node.display()))
-    }
-
     /// Makes the disk bootable: `pieces` in their order, each durable before the next, then read back from the medium.
-    /// The root is unmounted by now.
-    pub(crate) fn finish(self, pieces: &[Piece]) -> anyhow::Result<Bootable> {
+    /// Nobody uses its partitions by now.
+    pub(crate) fn finish(&self, pieces: &[Piece]) -> anyhow::Result<()> {
         let finish = || -> anyhow::Result<()> {
             // Everything that was written so far leaves the drive's own cache.
             self.disk.sync_all().context("flushing the disk")?;
@@ -129,36 +97,20 @@ impl Target {
             }
             Ok(())
         };
-        match finish().with_context(|| format!("making {} bootable", self.path.display())) {
-            Ok(()) => Ok(Bootable { bytes_written: self.bytes_written() }),
-            Err(e) => Err(self.abandon(e)),
-        }
+        finish().with_context(|| format!("making {} bootable", self.path.display()))
     }
 
-    /// Leaves the disk unbootable and free for another attempt. Returns `cause`, with whatever of that didn't work.
-    pub(crate) fn abandon(self, cause: anyhow::Error) -> anyhow::Error {
-        let unmounted = match nix::mount::umount2(MOUNT_POINT, MntFlags::empty()) {
-            // It wasn't mounted.
-            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
-            // Lazily if need be: a failed install must not leave a file system that a later one would write beside.
-            Err(e) => nix::mount::umount2(MOUNT_POINT, MntFlags::MNT_DETACH).map_err(|_| e),
-        };
-        let unmounted = unmounted.with_context(|| format!("unmounting {MOUNT_POINT}"));
-        let mut cause = cause;
-        for left in [unmounted, self.forget_partitions(), self.erase_edges()] {
-            if let Err(e) = left {
-                cause = cause.context(format!("cleaning up after a failed install also failed ({e:#})"));
-            }
-        }
-        cause
+    /// Leaves the disk unbootable and free for another attempt; with whatever of that didn't work.
+    pub(crate) fn abandon(&self) -> Vec<anyhow::Error> {
+        [self.forget_partitions(), self.erase_edges()].into_iter().filter_map(Result::err).collect()
     }
 
     fn announce(&self) -> anyhow::Result<()> {
-        for partition in self.layout.partitions() {
+        for partition in &self.table.partitions {
             let announced = KernelPartition {
                 number: partition.number,
-                start_bytes: self.layout.start_bytes(partition),
-                length_bytes: self.layout.length_bytes(partition),
+                start_bytes: self.table.start_bytes(partition),
+                length_bytes: self.table.length_bytes(partition),
             };
             block::add_partition(&self.disk, announced).with_context(|| {
                 format!("telling the kernel of partition {} of {}", partition.number, self.path.display())
@@ -193,13 +145,13 @@ impl Target {
         let zeros = vec![0; usize::try_from(MIB)?];
         let erase = || -> std::io::Result<()> {
             self.disk.write_all_at(&zeros, 0)?;
-            self.disk.write_all_at(&zeros, self.layout.geometry.bytes.saturating_sub(MIB))?;
+            self.disk.write_all_at(&zeros, self.table.geometry.bytes.saturating_sub(MIB))?;
             self.disk.sync_all()
         };
         erase().with_context(|| format!("erasing the partition tables of {}", self.path.display()))
     }
 
-    fn bytes_written(&self) -> u64 {
+    pub(crate) fn bytes_written(&self) -> u64 {
         // The kernel counts in sectors of 512 bytes whatever the drive's blocks are.
         sectors_written(&self.sysfs).saturating_sub(self.sectors_written_before) * 512
     }

@@ -29,7 +29,7 @@ pub(crate) use self::header::{Header, HeaderError};
 pub(crate) use self::keys::Secret;
 use self::keys::{CIPHER, Random, VolumeKey};
 use crate::sys::block;
-use crate::sys::dm::{Device, Target};
+use crate::sys::dm::{self, Device, Target};
 
 /// Where the encrypted data begin: what cryptsetup leaves for headers and keyslots too. There is room for 63 more keys.
 pub(crate) const DATA_OFFSET: u64 = 16 << 20;
@@ -96,8 +96,13 @@ impl New {
         Ok(())
     }
 
+    /// Of what is inside, once it's open.
+    pub(crate) fn inner_bytes(&self) -> u64 {
+        self.bytes.saturating_sub(DATA_OFFSET)
+    }
+
     /// Larger sectors are one cipher call for eight, and ask for a device that ends with a whole one.
-    fn sector(&self) -> u32 {
+    pub(crate) fn sector(&self) -> u32 {
         if self.bytes.is_multiple_of(4096) { 4096 } else { 512 }
     }
 }
@@ -183,14 +188,16 @@ fn spare(meminfo: &str) -> u64 {
 
 impl Unlocked {
     /// Has the kernel decrypt `device` as /dev/mapper/`name`. `bytes` is the device's size.
-    pub(crate) fn map(&self, device: &File, bytes: u64, name: &str) -> Result<PathBuf, LuksError> {
+    pub(crate) fn map(&self, device: &File, bytes: u64, name: &str) -> Result<Opened, LuksError> {
         let doing = || format!("opening LUKS volume {} as {name}", self.uuid);
-        let map = || -> io::Result<PathBuf> {
+        let map = || -> io::Result<Opened> {
             let number = device.metadata()?.rdev();
             let sectors = self.sectors(bytes).map_err(io::Error::other)?;
             let params = self.parameters(nix::sys::stat::major(number), nix::sys::stat::minor(number));
             let target = Target { start: 0, length: sectors, kind: "crypt", params: &params };
-            Ok(Device::create(name, &self.mapping_uuid(name), &[target])?.path())
+            let uuid = self.mapping_uuid(name);
+            let node = Device::create(name, &uuid, &[target])?.path();
+            Ok(Opened { name: name.to_owned(), uuid, node })
         };
         map().map_err(|source| LuksError::Device { doing: doing(), source })
     }
@@ -230,6 +237,22 @@ impl Unlocked {
             text.push_str(&format!(" 1 sector_size:{}", self.sector));
         }
         text
+    }
+}
+
+/// A volume that the kernel decrypts.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Opened {
+    name: String,
+    uuid: String,
+    /// `/dev/mapper/NAME`
+    pub(crate) node: PathBuf,
+}
+
+impl Opened {
+    /// The kernel forgets the key. Refused while anybody uses the volume.
+    pub(crate) fn close(self) -> io::Result<()> {
+        dm::remove(&self.name, &self.uuid)
     }
 }
 

@@ -7,6 +7,7 @@
 mod allocate;
 mod area;
 mod config;
+#[allow(dead_code, unused_imports, reason = "volumes that are kept over a reinstall, which come next, are found by it")]
 mod existing;
 mod id;
 mod kernel;
@@ -26,9 +27,11 @@ use uuid::Uuid;
 use super::device::{Member, Piece, Writes, number};
 use super::{Contents, device};
 use allocate::{Full, Space};
+#[allow(unused_imports, reason = "volumes that are kept over a reinstall, which come next, are found by it")]
 pub(crate) use existing::{Existing, Found, find};
 pub(crate) use id::Id;
 pub(crate) use kernel::Active;
+pub(crate) use mapping::device_name;
 use mapping::{Below, mappings};
 use metadata::{Kind, Origin};
 pub(crate) use metadata::{Logical, VolumeGroup};
@@ -230,9 +233,18 @@ fn is_tag(tag: &str) -> bool {
     letters && !tag.is_empty() && tag.len() <= 1024 && !tag.starts_with('-')
 }
 
+/// What volumes can have of these together.
+pub(crate) fn usable_bytes(members: &[Member]) -> u64 {
+    members.iter().map(|member| extents(member) * EXTENT).sum()
+}
+
+fn extents(member: &Member) -> u64 {
+    member.bytes.saturating_sub(area::DATA_AT) / EXTENT
+}
+
 fn physical(wanted: &Wanted) -> Result<Vec<metadata::Physical>, Misfit> {
     let physical = wanted.members.iter().enumerate().map(|(place, member)| {
-        let extents = member.bytes.saturating_sub(area::DATA_AT) / EXTENT;
+        let extents = extents(member);
         if extents == 0 {
             return Err(Misfit::Small { group: wanted.name.clone(), path: member.path.clone(), bytes: member.bytes });
         }

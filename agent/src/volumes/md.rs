@@ -5,6 +5,7 @@
 //! superblocks, the same room in front of the data, a write-intent bitmap on a mirror of more than 100 GiB.
 
 mod bitmap;
+#[allow(dead_code, unused_imports, reason = "volumes that are kept over a reinstall, which come next, are found by it")]
 mod existing;
 mod kernel;
 mod place;
@@ -22,6 +23,7 @@ use uuid::Uuid;
 
 use super::Contents;
 use super::device::{Member, Piece, Writes};
+#[allow(unused_imports, reason = "volumes that are kept over a reinstall, which come next, are found by it")]
 pub(crate) use existing::{Existing, Found, assemble, find};
 pub(crate) use kernel::Array;
 use kernel::Copying;
@@ -50,7 +52,7 @@ pub(crate) enum Metadata {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
     pub(crate) uuid: Uuid,
-    /// Without a host; see [`name_of`].
+    /// Without a host.
     pub(crate) name: String,
     pub(crate) level: Level,
     pub(crate) metadata: Metadata,
@@ -111,16 +113,6 @@ const ROUND_SECTORS: u64 = 128;
 
 /// `RAID0_ORIG_LAYOUT` of the kernel's drivers/md/raid0.h, which is what `mdadm` takes.
 const ORIGINAL_LAYOUT: u32 = 1;
-
-/// The name that `mdadm` gives an array by the path it's wanted at: `/dev/md0` and `/dev/md/0` are the array 0,
-/// `/dev/md/boot` is the array boot.
-pub(crate) fn name_of(path: &str) -> &str {
-    let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
-    match name.strip_prefix("md_").or_else(|| name.strip_prefix("md")) {
-        Some(rest) if name.starts_with("md_") || rest.starts_with(|c: char| c.is_ascii_digit()) => rest,
-        _ => name,
-    }
-}
 
 /// As `mdadm` writes UUIDs, in its configuration and on the kernel's command line.
 pub(crate) fn written(uuid: Uuid) -> String {
@@ -304,7 +296,7 @@ impl Level {
 }
 
 impl Metadata {
-    fn minor(self) -> u8 {
+    pub(crate) fn minor(self) -> u8 {
         match self {
             Self::V1_0 => 0,
             Self::V1_2 => 2,

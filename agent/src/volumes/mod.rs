@@ -9,7 +9,7 @@ pub(crate) mod luks;
 pub(crate) mod lvm;
 pub(crate) mod md;
 
-pub(crate) use device::{Member, Piece, Writes};
+pub(crate) use device::Member;
 
 /// What the members of a mirror hold when it's made.
 ///

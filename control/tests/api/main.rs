@@ -17,6 +17,7 @@ use drophammer_protocol::boot_server::Seen;
 use drophammer_protocol::event::{Event, Phase, Recorded, Step};
 use drophammer_protocol::id::Mac;
 use drophammer_protocol::inventory::{Disk, DiskId, Inventory};
+use drophammer_protocol::layout::SYSTEM;
 use drophammer_protocol::machine::{Allocation, State, TakeBack};
 use drophammer_protocol::order::{Outcome, Task};
 use drophammer_protocol::sight::{Asker, Sight};
@@ -76,7 +77,7 @@ fn the_whole_road_with_a_server_that_restarts_between_all_steps() {
         assert_eq!(rig.state(1), State::Installing);
         next(&mut rig);
         assert_eq!(agent.install_order(&rig), (id, install.clone()), "the same order with the same token");
-        assert_eq!(install.disk.serial, "small-1", "the smallest that fits");
+        assert_eq!(install.drives[SYSTEM].serial, "small-1", "the smallest that fits");
         assert_eq!(install.stores, ["http://10.77.0.1:8080/images"]);
         assert_eq!((install.system, install.cmdline.as_str()), (allocation().system, "console=ttyS0"));
         agent.outcome(&rig, id, &installed()).expect("takes the outcome");
@@ -101,7 +102,7 @@ fn the_whole_road_with_a_server_that_restarts_between_all_steps() {
         next(&mut rig);
         let (_, again) = agent.install_order(&rig);
         assert_ne!(again.phone_home.token, install.phone_home.token);
-        assert_eq!((again.image, again.disk), (install.image, install.disk));
+        assert_eq!((again.image, again.drives), (install.image, install.drives));
         let machine = rig.operator().release("web-1", TakeBack::default()).expect("takes it back");
         assert_eq!((machine.state, machine.allocation), (State::Releasing, None));
 
@@ -308,7 +309,7 @@ fn wishes_that_cannot_be_met_are_refused_with_a_sentence() {
             Allocation { system: System { network: on(Mac([8; 6])), ..allocation().system }, ..allocation() },
             "the machine has no port 08:08:08:08:08:08",
         ),
-        ("disk", Allocation { disk: Some("other".into()), ..allocation() }, "no disk with serial \"other\""),
+        ("disk", Allocation { disk: Some("other".into()), ..allocation() }, "has another serial"),
     ] {
         let why = refused(&wanted);
         assert!(why.contains(want), "{name}: {why}");

@@ -372,7 +372,7 @@ pub(crate) fn mac(n: u8) -> Mac {
 }
 
 pub(crate) fn allocation() -> Allocation {
-    Allocation { image: "debian".into(), system: system("web-1"), disk: None, project: None }
+    Allocation { image: "debian".into(), system: system("web-1"), disk: None, layout: None, project: None }
 }
 
 pub(crate) fn system(hostname: &str) -> system::System {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Findings, shown};
+use crate::faults::{Findings, shown};
 use crate::id::Mac;
 
 /// Nothing at all means DHCP on the port that the machine was installed through. As soon as anything is said, it's all

@@ -2,12 +2,8 @@ use std::fs;
 
 use drophammer_protocol::manifest::BiosBoot;
 
-use super::super::layout::{Geometry, Seed, plan};
+use super::super::layout::ordinary;
 use super::*;
-
-fn layout(logical_block: u32) -> Layout {
-    plan(Geometry { bytes: 1 << 30, logical_block }, 0, &Seed::of(&["test"])).expect("fits")
-}
 
 fn file(path: &str) -> ImageFile {
     ImageFile { path: path.into(), sha256: String::new() }
@@ -31,27 +27,26 @@ fn images_that_can_not_start_this_machine() {
         boot
     };
     use FirmwareKind::{Bios, Uefi};
-    for (name, boot, firmware, block, want) in [
-        ("BIOS", boot(), Bios, 512, true),
-        ("UEFI", boot(), Uefi, 512, true),
-        ("UEFI, 4096-byte blocks", boot(), Uefi, 4096, true),
-        ("BIOS, 4096-byte blocks", boot(), Bios, 4096, false),
-        ("no EFI program", with(&|b| b.uefi = None), Uefi, 512, false),
-        ("no EFI program where none is needed", with(&|b| b.uefi = None), Bios, 512, true),
-        ("no boot sector", with(&|b| b.bios = None), Bios, 512, false),
-        ("a relative path", with(&|b| b.kernel.path = "boot/vmlinuz".into()), Uefi, 512, false),
-        ("a path upwards", with(&|b| b.kernel.path = "/boot/../../vmlinuz".into()), Uefi, 512, false),
-        ("a path with a space", with(&|b| b.initrd = Some(file("/boot/a b"))), Uefi, 512, false),
-        ("a path with a newline", with(&|b| b.uefi = Some(file("/boot/a\nb"))), Uefi, 512, false),
+    for (name, boot, firmware, want) in [
+        ("BIOS", boot(), Bios, true),
+        ("UEFI", boot(), Uefi, true),
+        ("no EFI program", with(&|b| b.uefi = None), Uefi, false),
+        ("no EFI program where none is needed", with(&|b| b.uefi = None), Bios, true),
+        ("no boot sector", with(&|b| b.bios = None), Bios, false),
+        ("a relative path", with(&|b| b.kernel.path = "boot/vmlinuz".into()), Uefi, false),
+        ("a path upwards", with(&|b| b.kernel.path = "/boot/../../vmlinuz".into()), Uefi, false),
+        ("a path with a space", with(&|b| b.initrd = Some(file("/boot/a b"))), Uefi, false),
+        ("a path with a newline", with(&|b| b.uefi = Some(file("/boot/a\nb"))), Uefi, false),
     ] {
-        assert_eq!(check(&boot, firmware, &layout(block)).is_ok(), want, "{name}");
+        assert_eq!(check(&boot, firmware).is_ok(), want, "{name}");
     }
 }
 
 #[test]
 fn kernel_command_lines() {
-    let layout = layout(512);
-    let (root, partition) = (format!("root=UUID={} ro", layout.root_uuid), layout.root.guid);
+    let plan = ordinary(1 << 30, 512, FirmwareKind::Bios).expect("fits");
+    let root = format!("root=UUID={} ro", plan.root().format.uuid());
+    let partition = plan.tables[0].partitions[2].guid;
     let bare = BootFiles { initrd: None, cmdline: String::new(), ..boot() };
     for (name, boot, extra, want) in [
         ("as usual", boot(), "", Ok(format!("{root} console=tty0 console=ttyS0,115200n8"))),
@@ -63,7 +58,7 @@ fn kernel_command_lines() {
         ("a control character", boot(), "a\u{1b}[2J", Err("kernel argument")),
         ("a novel", boot(), &"a".repeat(2000), Err("2047 at most")),
     ] {
-        match (command_line(&layout, &boot, extra), want) {
+        match (command_line(&plan, &boot, extra), want) {
             (Ok(got), Ok(want)) => assert_eq!(got, want, "{name}"),
             (Err(got), Err(part)) => assert!(got.contains(part), "{name}: {got}"),
             (got, _) => panic!("{name}: {got:?}"),
@@ -73,7 +68,7 @@ fn kernel_command_lines() {
 
 #[test]
 fn grub_menus() {
-    let uuid = Uuid::from_u128(0x1234);
+    let uuid = "1234-ABCD";
     let text = grub_cfg(uuid, &boot(), "Debian's 12\n", "root=UUID=x ro console=ttyS1,57600n8 mem={1}");
     assert_eq!(
         text,
@@ -85,7 +80,7 @@ fn grub_menus() {
              terminal_input console serial\n    \
              terminal_output console serial\n\
          fi\n\
-         search --no-floppy --fs-uuid --set=root 00000000-0000-0000-0000-000000001234\n\
+         search --no-floppy --fs-uuid --set=root 1234-ABCD\n\
          menuentry 'Debians 12' {\n    \
              linux /boot/vmlinuz-6.1 root=UUID=x ro console=ttyS1,57600n8 'mem={1}'\n    \
              initrd /boot/initrd.img-6.1\n\

@@ -3,9 +3,10 @@ use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
+use drophammer_protocol::inventory::FirmwareKind;
 use drophammer_protocol::system::network::{Ip, Network, Port};
 
-use super::super::layout::{Geometry, Seed, plan};
+use super::super::layout::{Plan, ordinary};
 use super::*;
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFzqkcqBdRpHnJkZ4s2Qf0Q0J1m8Xc0Yw5mS7m2JvH3b";
@@ -15,8 +16,8 @@ fn order() -> Install {
     drophammer_protocol::fixtures::install("debian/12", "", system)
 }
 
-fn layout() -> Layout {
-    plan(Geometry { bytes: 1 << 30, logical_block: 512 }, 0, &Seed::of(&["test"])).expect("fits")
+fn layout() -> Plan {
+    ordinary(1 << 30, 512, FirmwareKind::Uefi).expect("fits")
 }
 
 #[test]
@@ -52,24 +53,6 @@ fn hosts() {
     ] {
         assert_eq!(hosts_text(existing, hostname), want, "{name}");
     }
-}
-
-#[test]
-fn mounts_of_other_machines_are_dropped() {
-    let layout = layout();
-    let existing = "# UNCONFIGURED FSTAB FOR BASE SYSTEM\n/dev/sda1 / ext4 defaults 0 1\nUUID=1-2 /srv ext4 defaults 0 2\n\
-                    tmpfs /tmp tmpfs mode=1777 0 0\nproc /proc proc defaults 0 0\nLABEL=x none swap sw 0 0\n\n";
-    let text = fstab_text(existing, &layout);
-    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
-    assert_eq!(
-        lines,
-        [
-            format!("UUID={} / ext4 errors=remount-ro 0 1", layout.root_uuid).as_str(),
-            format!("UUID={} /boot/efi vfat umask=0077,nofail 0 2", layout.esp_uuid()).as_str(),
-            "tmpfs /tmp tmpfs mode=1777 0 0",
-            "proc /proc proc defaults 0 0",
-        ]
-    );
 }
 
 #[test]

@@ -88,7 +88,7 @@ fn fulfil(base: &TempDir, limit: Duration) -> (anyhow::Result<HandedOver>, Vec<S
     let reporter = Reporter::new(sink);
     let root = Root::open(base.path()).expect("opened");
     let contract = Contract::of(&root).expect("read").expect("an installer");
-    let facts = Facts { root_uuid: "u-1".into(), ports: &[port()] };
+    let facts = Facts { root_uuid: "u-1".into(), raid: false, ports: &[port()] };
     let done = contract.fulfil(&root, base.path(), &order(), &facts, limit, &reporter);
     drop(reporter);
     (done, said.iter().map(|said| said.message).collect())
@@ -254,7 +254,7 @@ fn a_disk_is_free_when_its_installer_has_ended() {
         let (sink, _said) = mpsc::channel::<Said>();
         let root = Root::open(&mounted).expect("opened");
         let contract = Contract::of(&root).expect("read").expect("an installer");
-        let facts = Facts { root_uuid: "u-1".into(), ports: &[port()] };
+        let facts = Facts { root_uuid: "u-1".into(), raid: false, ports: &[port()] };
         let done = contract.fulfil(&root, &mounted, &order(), &facts, PLENTY, &Reporter::new(sink));
         drop(root);
         nix::mount::umount(&mounted).expect("not busy");
@@ -345,7 +345,7 @@ fn boot_info_as_installers_leave_it() {
 #[test]
 fn the_files_of_the_contract() {
     let ports = [port()];
-    let facts = Facts { root_uuid: "u-1".into(), ports: &ports };
+    let facts = Facts { root_uuid: "u-1".into(), raid: false, ports: &ports };
     let mut all = String::new();
     for (name, text) in files(&order(), &facts, "pass", "2026-01-02T03:04:05Z") {
         all.push_str(&format!("=== {name}\n{text}"));

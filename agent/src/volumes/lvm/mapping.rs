@@ -61,7 +61,7 @@ pub(crate) enum Unusable {
 }
 
 /// `vg-lv`, where a dash of a name is written twice.
-pub(super) fn device_name(group: &str, volume: &str) -> String {
+pub(crate) fn device_name(group: &str, volume: &str) -> String {
     format!("{}-{}", group.replace('-', "--"), volume.replace('-', "--"))
 }
 

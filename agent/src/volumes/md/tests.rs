@@ -340,21 +340,6 @@ fn a_plan_is_said_in_words() {
     );
 }
 
-#[test]
-fn names_are_those_that_mdadm_gives() {
-    for (path, want) in [
-        ("/dev/md0", "0"),
-        ("/dev/md127", "127"),
-        ("/dev/md/0", "0"),
-        ("/dev/md/boot", "boot"),
-        ("/dev/md_boot", "boot"),
-        ("/dev/mdadm", "mdadm"),
-        ("root", "root"),
-    ] {
-        assert_eq!(name_of(path), want, "{path}");
-    }
-}
-
 /// The members of an array, as they're read from its devices.
 fn read_back(plan: &Plan) -> Vec<Part> {
     plan.writes

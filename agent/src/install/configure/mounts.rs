@@ -1,0 +1,156 @@
+//! What the installed system mounts, and what it has to know to find it.
+
+use drophammer_protocol::layout::{Filesystem, Format, mounting_order};
+use drophammer_protocol::order::DiskKey;
+
+use super::super::layout::{Encrypted, Plan};
+use super::super::root::Root;
+use crate::volumes::md;
+
+pub(super) fn configure(root: &Root, plan: &Plan, key: Option<&DiskKey>) -> anyhow::Result<()> {
+    let fstab = root.text("/etc/fstab")?.unwrap_or_default();
+    root.put_text("/etc/fstab", 0o644, &fstab_text(&fstab, plan))?;
+    if plan.esp_uuid().is_some() {
+        root.make_directory("/boot/efi", 0o700)?;
+    }
+    if !plan.arrays.is_empty() {
+        needs(root, &["/usr/sbin/mdadm", "/sbin/mdadm"], "arrays", "mdadm")?;
+        let path = if root.exists("/etc/mdadm")? { "/etc/mdadm/mdadm.conf" } else { "/etc/mdadm.conf" };
+        let existing = root.text(path)?.unwrap_or_default();
+        root.put_text(path, 0o644, &mdadm_conf(&existing, plan))?;
+    }
+    if !plan.groups.is_empty() {
+        needs(root, &["/usr/sbin/lvm", "/sbin/lvm"], "volume groups", "lvm2")?;
+    }
+    if let Some(key) = key.filter(|_| !plan.encrypted.is_empty()) {
+        needs(root, &["/usr/sbin/cryptsetup", "/sbin/cryptsetup"], "encrypted volumes", "cryptsetup")?;
+        root.make_directory(KEYS, 0o700)?;
+        for volume in &plan.encrypted {
+            root.put(&key_path(&volume.name), 0o400, &key.of_volume(&volume.name)[..])?;
+        }
+        let existing = root.text("/etc/crypttab")?.unwrap_or_default();
+        root.put_text("/etc/crypttab", 0o644, &crypttab(&existing, plan))?;
+    }
+    Ok(())
+}
+
+/// crypttab(5): where systemd looks for keys by itself.
+const KEYS: &str = "/etc/cryptsetup-keys.d";
+
+fn key_path(volume: &str) -> String {
+    format!("{KEYS}/{volume}.key")
+}
+
+/// What was there of other machines' volumes goes.
+fn crypttab(existing: &str, plan: &Plan) -> String {
+    let mut lines: Vec<String> = existing.lines().filter(|line| line.starts_with('#')).map(str::to_owned).collect();
+    let one =
+        |volume: &Encrypted| format!("{0} UUID={1} {2} luks", volume.name, volume.new.uuid, key_path(&volume.name));
+    lines.extend(plan.encrypted.iter().map(one));
+    lines.join("\n") + "\n"
+}
+
+fn needs(root: &Root, programs: &[&str], what: &str, package: &str) -> anyhow::Result<()> {
+    for program in programs {
+        if root.exists(program)? {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the layout has {what}, and the image has no {package} to find them with: put it into the image")
+}
+
+/// Keeps what the image mounts from nowhere (tmpfs and the like); the devices of the machine it was built on aren't here.
+fn fstab_text(existing: &str, plan: &Plan) -> String {
+    let mut text = String::from("# <file system> <mount point> <type> <options> <dump> <pass>\n");
+    let mut all: Vec<(String, &Filesystem)> =
+        plan.made.iter().map(|made| (format!("UUID={}", made.format.uuid()), &made.wanted)).collect();
+    all.extend(plan.tmpfs.iter().map(|tmpfs| ("tmpfs".to_owned(), tmpfs)));
+    all.sort_by_key(|(_, filesystem)| (filesystem.mount.is_none(), filesystem.mount.as_deref().map(mounting_order)));
+    let mut places = vec!["/boot/efi"];
+    for (source, filesystem) in &all {
+        let (place, options) = match (&filesystem.mount, filesystem.format) {
+            (Some(place), _) => (place.as_str(), "defaults"),
+            (None, Format::Swap) => ("none", "sw"),
+            // Only made.
+            (None, _) => continue,
+        };
+        let pass = match (place, filesystem.format) {
+            ("/", Format::Ext3 | Format::Ext4) => 1,
+            (_, Format::Ext3 | Format::Ext4 | Format::Vfat) => 2,
+            // xfs repairs itself when it's mounted.
+            (_, Format::Xfs | Format::Tmpfs | Format::Swap) => 0,
+        };
+        let options = if filesystem.options.is_empty() { options.to_owned() } else { filesystem.options.join(",") };
+        text.push_str(&format!("{source} {place} {} {options} 0 {pass}\n", filesystem.format.name()));
+        places.extend(filesystem.mount.as_deref());
+    }
+    if let Some(uuid) = plan.esp_uuid() {
+        // nofail: a damaged boot partition is no reason for a server to stop in its emergency shell.
+        text.push_str(&format!("UUID={uuid} /boot/efi vfat umask=0077,nofail 0 2\n"));
+    }
+    for line in existing.lines() {
+        let mut fields = line.split_whitespace();
+        let (Some(source), Some(place)) = (fields.next(), fields.next()) else { continue };
+        let comment = source.starts_with('#');
+        let device = source.starts_with('/') || source.contains('=');
+        if !comment && !device && !places.contains(&place) {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// mdadm.conf(5): what was there of other machines' arrays goes.
+fn mdadm_conf(existing: &str, plan: &Plan) -> String {
+    let kept = existing.lines().filter(|line| !line.trim_start().to_ascii_lowercase().starts_with("array"));
+    let mut lines: Vec<String> = kept.map(str::to_owned).collect();
+    for (name, array) in &plan.arrays {
+        let uuid = md::written(array.uuid);
+        lines.push(format!(
+            "ARRAY /dev/md/{name} metadata=1.{} UUID={uuid} name={}",
+            array.metadata.minor(),
+            array.name
+        ));
+    }
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use drophammer_protocol::inventory::FirmwareKind;
+
+    use super::super::super::layout::ordinary;
+    use super::*;
+
+    #[test]
+    fn arrays_of_other_machines_are_dropped() {
+        let existing = "HOMEHOST <system>\nMAILADDR root\nARRAY /dev/md/0 UUID=1:2:3:4\n";
+        let plan = super::super::super::layout::tests::mirrored_plan(FirmwareKind::Bios);
+        let uuid = md::written(plan.arrays[0].1.uuid);
+        let name = &plan.arrays[0].1.name;
+        let want = format!("ARRAY /dev/md/root metadata=1.0 UUID={uuid} name={name}");
+        assert_eq!(
+            mdadm_conf(existing, &plan).lines().collect::<Vec<_>>(),
+            ["HOMEHOST <system>", "MAILADDR root", &want]
+        );
+    }
+
+    #[test]
+    fn mounts_of_other_machines_are_dropped() {
+        let plan = ordinary(1 << 30, 512, FirmwareKind::Uefi).expect("fits");
+        let existing = "# UNCONFIGURED FSTAB FOR BASE SYSTEM\n/dev/sda1 / ext4 defaults 0 1\nUUID=1-2 /srv ext4 defaults 0 2\n\
+                        tmpfs /tmp tmpfs mode=1777 0 0\nproc /proc proc defaults 0 0\nLABEL=x none swap sw 0 0\n\n";
+        let text = fstab_text(existing, &plan);
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            lines,
+            [
+                format!("UUID={} / ext4 errors=remount-ro 0 1", plan.root().format.uuid()).as_str(),
+                format!("UUID={} /boot/efi vfat umask=0077,nofail 0 2", plan.esp_uuid().expect("one")).as_str(),
+                "tmpfs /tmp tmpfs mode=1777 0 0",
+                "proc /proc proc defaults 0 0",
+            ]
+        );
+    }
+}
