@@ -59,7 +59,7 @@ fn a_bond_with_a_vlan_users_and_time() {
         consoles: vec![Console { port: "ttyS0".into(), speed: None }],
         ..System::default()
     };
-    let wanted = Allocation { image: "debian-12".into(), system, disk: None, project: None };
+    let wanted = Allocation { image: "debian-12".into(), system, disk: None, boot: None, project: None };
     rig.client.allocate("m1", &wanted).expect("allocated");
     let running = rig.wait_state(&machine, State::Running);
     let told = rig.events(&machine);

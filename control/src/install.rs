@@ -1,8 +1,10 @@
 //! What exactly is to be installed: an allocation, an image and an inventory in, a plan or a sentence out.
 
+use drophammer_protocol::glob::glob;
 use drophammer_protocol::id::Mac;
 use drophammer_protocol::inventory::{Disk, DiskId, Inventory};
 use drophammer_protocol::machine::Allocation;
+use drophammer_protocol::order::BootBy;
 use drophammer_protocol::space::needed_bytes;
 use drophammer_protocol::system::Faults;
 use serde::{Deserialize, Serialize};
@@ -16,6 +18,9 @@ pub(crate) struct Plan {
     /// `name/version`.
     pub(crate) image: String,
     pub(crate) manifest_sha256: String,
+    /// `None` leaves it to the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) boot: Option<BootBy>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,7 +37,12 @@ pub(crate) enum Unfit {
     NoneFits { image: String, needed: u64, have: Vec<DiskId> },
 }
 
-pub(crate) fn plan(allocation: &Allocation, image: &Image, inventory: &Inventory) -> Result<Plan, Unfit> {
+pub(crate) fn plan(
+    allocation: &Allocation,
+    image: &Image,
+    inventory: &Inventory,
+    reboot_models: &[String],
+) -> Result<Plan, Unfit> {
     allocation.system.check().map_err(Unfit::System)?;
     let have: Vec<Mac> = inventory.nics.iter().map(|nic| nic.mac).collect();
     if let Some(wanted) = allocation.system.network.macs().into_iter().find(|mac| !have.contains(mac)) {
@@ -42,7 +52,17 @@ pub(crate) fn plan(allocation: &Allocation, image: &Image, inventory: &Inventory
         disk: choose_disk(allocation.disk.as_deref(), image, inventory)?,
         image: image.reference(),
         manifest_sha256: image.manifest_sha256.clone(),
+        boot: allocation.boot.or_else(|| boot_of(inventory, reboot_models)),
     })
+}
+
+/// What the configuration says of this model: by its product's name, or by vendor and product.
+fn boot_of(inventory: &Inventory, reboot_models: &[String]) -> Option<BootBy> {
+    let product = inventory.system.product.as_deref().unwrap_or_default().trim();
+    let vendor = inventory.system.manufacturer.as_deref().unwrap_or_default().trim();
+    let names = [product.to_owned(), format!("{vendor} {product}")];
+    let is_one = |pattern: &String| names.iter().any(|name| glob(pattern.as_bytes(), name.as_bytes()));
+    reboot_models.iter().any(is_one).then_some(BootBy::Reboot)
 }
 
 /// The named drive, or the smallest that fits: large ones are for data.
@@ -114,7 +134,7 @@ mod tests {
 
     fn allocation() -> Allocation {
         let system = System { hostname: "web-1".into(), ..System::default() };
-        Allocation { image: "debian".into(), system, disk: None, project: None }
+        Allocation { image: "debian".into(), system, disk: None, boot: None, project: None }
     }
 
     #[test]
@@ -157,9 +177,32 @@ mod tests {
             ),
         ] {
             let allocation = Allocation { disk: wanted.map(Into::into), ..allocation() };
-            let got = plan(&allocation, &image(installed), &inventory(disks)).map(|p| p.disk.serial);
+            let got = plan(&allocation, &image(installed), &inventory(disks), &[]).map(|p| p.disk.serial);
             assert_eq!(got, want.map(String::from), "{name}");
         }
+    }
+
+    #[test]
+    fn how_it_is_started() {
+        use BootBy::{Kexec, Reboot};
+        let mut machine = inventory(vec![disk("A", 100 * GIB)]);
+        machine.system.manufacturer = Some("Dell Inc.".into());
+        machine.system.product = Some("PowerEdge R740 ".into());
+        for (name, asked, models, want) in [
+            ("nobody says", None, vec![], None),
+            ("its model", None, vec!["PowerEdge R7*"], Some(Reboot)),
+            ("with its vendor", None, vec!["PowerEdge R6*", "Dell* PowerEdge R7[24]0"], Some(Reboot)),
+            ("another model", None, vec!["PowerEdge R7"], None),
+            ("the allocation has the last word", Some(Kexec), vec!["*"], Some(Kexec)),
+            ("the allocation alone", Some(Reboot), vec![], Some(Reboot)),
+        ] {
+            let models: Vec<String> = models.into_iter().map(Into::into).collect();
+            let allocation = Allocation { boot: asked, ..allocation() };
+            let got = plan(&allocation, &image(GIB), &machine, &models).map(|plan| plan.boot);
+            assert_eq!(got, Ok(want), "{name}");
+        }
+        machine.system.product = None;
+        assert_eq!(boot_of(&machine, &["PowerEdge*".into()]), None, "a machine without a name");
     }
 
     fn nic(mac: Mac) -> Nic {
@@ -193,7 +236,8 @@ mod tests {
             ),
             ("what can't be at all", System { hostname: "a_b".into(), ..System::default() }, Some("\"a_b\" is not a")),
         ] {
-            let got = plan(&Allocation { system, ..allocation() }, &image(GIB), &machine).err().map(|e| e.to_string());
+            let wanted = Allocation { system, ..allocation() };
+            let got = plan(&wanted, &image(GIB), &machine, &[]).err().map(|e| e.to_string());
             match (&got, want) {
                 (None, None) => {}
                 (Some(got), Some(want)) => assert!(got.contains(want), "{name}: {got}"),

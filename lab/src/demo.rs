@@ -45,6 +45,7 @@ pub fn demo(options: &DemoOptions) -> Result<()> {
         image: options.image.name().into(),
         system: System { hostname: machine.name.clone(), ssh_keys: vec![lab.ssh_key.clone()], ..System::default() },
         disk: None,
+        boot: None,
         project: None,
     };
     let display = Display::new();

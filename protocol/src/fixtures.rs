@@ -125,6 +125,7 @@ pub fn install(image: &str, cmdline: &str, system: system::System) -> Install {
         manifest_sha256: String::new(),
         read_back: ReadBack::Sampled,
         system,
+        boot: None,
         cmdline: cmdline.into(),
         phone_home: PhoneHome {
             server: "https://127.0.0.1:1".into(),
@@ -162,6 +163,7 @@ pub fn manifest(name: &str, version: &str) -> Manifest {
             cmdline: String::new(),
             bios: None,
             uefi: None,
+            by: None,
         },
         sbom: None,
     }

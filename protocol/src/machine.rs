@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{BootId, Mac, MachineId};
 use crate::inventory::Inventory;
+use crate::order::BootBy;
 use crate::system::System;
 
 /// Where a machine stands. `control` holds the rules of how it gets from one to the next.
@@ -77,6 +78,9 @@ pub struct Allocation {
     /// Serial of the drive to install on; `None` takes the smallest that fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
+    /// How the installed system is started; `None` leaves that to the server's configuration and the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootBy>,
     /// On whose behalf. A project of the server's configuration: it may want drives erased better than others do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project: Option<String>,
