@@ -3,7 +3,7 @@
 //! ```text
 //! manifest (signature, hash, fit) → layout → fetch ‖ verify ‖ decompress ‖ write → read back → name, grow
 //!   → (its installer) → configure → boot files → kernel into memory → unmount → backup GPT → primary GPT → boot sector
-//!   → read back
+//!   → read back → firmware's boot entry
 //! ```
 //!
 //! Up to `Target::take` nothing is touched and a refusal is the worst that happens. From there on the disk holds no
@@ -12,15 +12,18 @@
 mod blocks;
 mod bootloader;
 mod configure;
+mod drivers;
 mod esp;
 mod fetch;
 mod gpt;
 mod layout;
 mod metal;
 mod mkfs;
+mod preflight;
 mod pull;
 mod root;
 mod sources;
+mod start;
 mod stream;
 mod systemd;
 mod target;
@@ -31,7 +34,8 @@ mod yaml;
 #[cfg(fuzzing)]
 pub(crate) use self::{
     bootloader::fuzz as fuzz_bootloader, configure::fuzz as fuzz_accounts, fetch::fuzz as fuzz_fetch,
-    metal::fuzz as fuzz_metal, systemd::fuzz as fuzz_systemd, unpack::fuzz as fuzz_archive, yaml::fuzz as fuzz_yaml,
+    metal::fuzz as fuzz_metal, preflight::fuzz as fuzz_kernel, systemd::fuzz as fuzz_systemd,
+    unpack::fuzz as fuzz_archive, yaml::fuzz as fuzz_yaml,
 };
 
 use std::fs::{self, File};
@@ -55,9 +59,10 @@ use self::fetch::Patience;
 use self::gpt::ActiveFlag;
 use self::layout::{Geometry, Layout, Seed};
 use self::sources::Sources;
+pub(crate) use self::start::Start;
 use self::target::Target;
 use crate::disk::{self, Access, OpenDisk, OpenError};
-use crate::kexec;
+use crate::efi::Loader;
 use crate::net;
 use crate::reporter::Reporter;
 use crate::sys::{block, ext4};
@@ -81,24 +86,13 @@ pub(crate) enum InstallError {
     Failed(#[from] anyhow::Error),
 }
 
-/// A complete, bootable disk and a kernel ready to run. The report should be safe on the server before [`Ready::boot`].
+/// A complete, bootable disk and a way to start it. The report should be safe on the server before the machine is left.
 #[derive(Debug)]
 pub(crate) struct Ready {
     pub(crate) report: Installed,
-    start: anyhow::Result<kexec::Loaded>,
-}
-
-impl Ready {
-    /// Starts the installed system. Returns only if that can't be done by kexec: the disk is complete all the same, and
-    /// an ordinary reboot is the way left.
-    pub(crate) fn boot(self) -> anyhow::Error {
-        match self.start {
-            Ok(loaded) => loaded.start(),
-            Err(e) => {
-                e.context("the installed system's kernel couldn't be loaded by kexec; a reboot starts it from disk")
-            }
-        }
-    }
+    pub(crate) start: Start,
+    /// Where the firmware knows the disk by an entry of its own.
+    pub(crate) loader: Option<Loader>,
 }
 
 /// Installs as ordered. Reports what it's going to do before it does it.
@@ -116,6 +110,7 @@ pub(crate) fn carry_out(order: &Install, trust: &Trust, reporter: &Reporter) -> 
         Ok(built) => {
             let bootable = target.finish(&built.tables)?;
             reporter.done(Phase::Configure, "the disk is bootable, its tables were read back");
+            let loader = start::tell_firmware(&plan.layout, reporter);
             let report = Installed {
                 root_uuid: plan.layout.root_uuid.to_string(),
                 kernel: manifest.boot.kernel.path.clone(),
@@ -124,7 +119,7 @@ pub(crate) fn carry_out(order: &Install, trust: &Trust, reporter: &Reporter) -> 
                 bytes_written: bootable.bytes_written,
                 peak_memory_bytes: peak_memory_bytes(),
             };
-            Ok(Ready { report, start: built.start })
+            Ok(Ready { report, start: built.start, loader })
         }
         Err(e) => Err(InstallError::Failed(target.abandon(e))),
     }
@@ -225,7 +220,7 @@ fn root_from<'a>(manifest: &'a Manifest, layout: &Layout) -> Result<RootFrom<'a>
 /// A disk on which everything is in its place but the tables.
 struct Built {
     tables: [gpt::Piece; 3],
-    start: anyhow::Result<kexec::Loaded>,
+    start: Start,
 }
 
 fn build(
@@ -272,13 +267,8 @@ fn build(
     root.flush().with_context(|| {
         format!("the drive {} didn't take everything that was written to it: replace it", order.disk.serial)
     })?;
-    let kernel = bootloader::verified(&root, &manifest.boot.kernel)?;
-    let initrd = manifest.boot.initrd.as_ref().map(|file| bootloader::verified(&root, file)).transpose()?;
-    let start = kexec::load(&kernel, initrd.as_ref(), &plan.command_line);
-    if let Err(e) = &start {
-        reporter.note(Phase::Kexec, format!("the kernel can't be started by kexec, a reboot will do it: {e:#}"));
-    }
-    drop((kernel, initrd, root));
+    let start = start::prepare(&root, order, &manifest.boot, &plan.command_line, &plan.uplink, reporter)?;
+    drop(root);
     target.unmount_root()?;
     Ok(Built { tables, start })
 }
@@ -341,6 +331,9 @@ fn pieces(number: usize, order: &Install) -> String {
     format!("{} from {}", count(number, "piece"), order.stores.join(" and "))
 }
 
+/// What the firmware's entry leads to: the program that upgrades of the installed system keep new.
+const ESP_PROGRAM: &str = "EFI/debian/grubx64.efi";
+
 /// Fills the partitions that firmware reads. Returns the code for the boot sector, which is written with the tables.
 fn boot_files(target: &Target, manifest: &Verified<Manifest>, root: &root::Root) -> anyhow::Result<[u8; 440]> {
     let layout = target.layout();
@@ -354,7 +347,7 @@ fn boot_files(target: &Target, manifest: &Verified<Manifest>, root: &root::Root)
         // Where firmware looks on a disk that it has no boot entry for (UEFI 3.5.1.1), and where Debian's grub-install
         // would put it; the program itself looks for its configuration in the latter.
         files.push(EspFile { path: "EFI/BOOT/BOOTX64.EFI", content: &program });
-        files.push(EspFile { path: "EFI/debian/grubx64.efi", content: &program });
+        files.push(EspFile { path: ESP_PROGRAM, content: &program });
         files.push(EspFile { path: "EFI/debian/grub.cfg", content: config.as_bytes() });
     }
     write_esp(target, &files)?;
