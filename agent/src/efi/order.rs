@@ -227,8 +227,8 @@ pub(crate) fn forget_next_boot(root: &Path) -> anyhow::Result<bool> {
 
 /// Entries, an order and what was booted, cut from any bytes: a plan touches nobody else's entry, keeps the others in their
 /// order, and has nothing left to do once it's carried out.
-#[cfg(fuzzing)]
-pub(crate) fn fuzz(bytes: &[u8]) {
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(bytes: &[u8]) {
     let mut rest = bytes;
     let mut known = Remembered::default();
     let mut take = |length: usize| {
@@ -567,6 +567,11 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn any_bytes_make_a_plan(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            fuzz(&bytes);
+        }
+
         #[test]
         fn whatever_the_firmware_remembers(
             order in prop::collection::vec(0u16..8, 0..10),
