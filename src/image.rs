@@ -7,6 +7,7 @@ use clap::Subcommand;
 use drophammer_images::{BuildOptions, Forms, PackOptions, Recipe, Stored};
 use drophammer_protocol::api::ImageSummary;
 use drophammer_protocol::manifest::{Chunk, Manifest};
+use drophammer_protocol::order::BootBy;
 use drophammer_protocol::sign::{PublicKey, Verified};
 use drophammer_protocol::words;
 
@@ -68,6 +69,9 @@ enum Command {
         /// Kernel arguments that the image needs, without root=.
         #[arg(long, default_value = "")]
         cmdline: String,
+        /// How it wants to be started for the first time: `reboot` for what doesn't come up after kexec.
+        #[arg(long, value_name = "HOW")]
+        boot: Option<BootBy>,
         /// zstd level: 3 is quick, 19 makes what is fetched often a fifth smaller.
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
         level: i32,
@@ -127,10 +131,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
             }
             output::line(&format!("{} signs; servers are given {}.pub ({public})", file.display(), file.display()))
         }
-        Command::Pack { tar, name, version, store, key, cmdline, level, expires, forms } => {
+        Command::Pack { tar, name, version, store, key, cmdline, boot, level, expires, forms } => {
             let key = drophammer_images::load_key(&key)?;
             let forms = forms.into();
-            let options = PackOptions { level, expires, forms, ..PackOptions::new(&name, &version, &cmdline) };
+            let options = PackOptions { boot, level, expires, forms, ..PackOptions::new(&name, &version, &cmdline) };
             let meter = output::Meter::new("packed");
             let packed = drophammer_images::pack(&tar, &store, &options, &key, &|bytes| meter.add(bytes))?;
             meter.clear();
@@ -226,6 +230,9 @@ fn describe(manifest: &Verified<Manifest>) -> String {
         lines.push(format!("  initrd     {}", initrd.path));
     }
     lines.push(format!("  arguments  {}", boot.cmdline));
+    if let Some(by) = boot.by {
+        lines.push(format!("  started    by {}", by.name()));
+    }
     let starts: Vec<&str> =
         [boot.bios.as_ref().map(|_| "BIOS"), boot.uefi.as_ref().map(|_| "UEFI")].into_iter().flatten().collect();
     lines.push(format!(

@@ -8,6 +8,7 @@ use drophammer_control::client::Client;
 use drophammer_protocol::api::Explanation;
 use drophammer_protocol::event::{Phase, Recorded, Step, boots};
 use drophammer_protocol::machine::{Allocation, Machine, TakeBack};
+use drophammer_protocol::order::BootBy;
 use drophammer_protocol::words;
 
 use crate::certificate;
@@ -68,6 +69,10 @@ pub(crate) enum Command {
         /// check --help` shows one. By default everything is on one drive.
         #[arg(long, value_name = "FILE", conflicts_with = "disk")]
         layout: Option<PathBuf>,
+        /// How the installed system is started: `kexec`, or `reboot` for hardware that doesn't take kexec well. By default as
+        /// the server's configuration says of this model (`reboot_models`), else as the image asks, else by kexec.
+        #[arg(long, value_name = "HOW")]
+        boot: Option<BootBy>,
         /// On whose behalf: a project of the server's configuration, which may want the drives erased better than others.
         #[arg(long, value_name = "NAME")]
         project: Option<String>,
@@ -119,10 +124,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Certificate { which: Which { machine }, shown } => {
             certificate::of_machine(&client, &machine, &shown, args.json)
         }
-        Command::Allocate { which: Which { machine }, image, wish, disk, layout, project } => {
+        Command::Allocate { which: Which { machine }, image, wish, disk, layout, boot, project } => {
             let system = wish.read(|| Ok(client.machine(&machine)?.name))?;
             let layout = layout.as_deref().map(layout::read).transpose()?;
-            let wanted = Allocation { image, system, disk, layout, project };
+            let wanted = Allocation { image, system, disk, layout, boot, project };
             changed(&client.allocate(&machine, &wanted)?, args.json)
         }
         Command::Release { which: Which { machine }, how } => {
@@ -170,6 +175,7 @@ fn show(machine: &Machine, json: bool) -> Result<()> {
     if let Some(a) = &machine.allocation {
         fact("image", Some(a.image.clone()));
         fact("hostname", Some(a.system.hostname.clone()));
+        fact("boot", a.boot.map(|by| by.name().to_owned()));
         fact("project", a.project.clone());
     }
     for key in &machine.ssh_host_keys {

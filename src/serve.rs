@@ -64,6 +64,7 @@ const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_ke
   socket = "/var/lib/drophammer/control.sock" # for `drophammer machine` on this host
   agent_cmdline = "console=ttyS0,115200"   # more kernel arguments for the agent
   install_cmdline = "console=ttyS0,115200" # more kernel arguments for installed systems
+  reboot_models = ["PowerEdge R7*"]        # products that don't take kexec well: they reboot into what was installed
   power_hook = "/etc/drophammer/power"     # called as `power cycle MACHINE_ID MACHINE_NAME`
   max_failures = 3                         # failed boots in a row after which a machine is quarantined
   erase_again_after_days = 30              # a drive that was erased and shows no write since isn't erased again so long
@@ -120,7 +121,7 @@ const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_ke
   router = "10.0.3.254"
 
 SIGHUP (`systemctl reload drophammer`) has the file read again: pools, options, reservations, boot files, kernel arguments,
-image keys, max_failures, erase_policy, erase_again_after_days and projects are taken up at once; what else changed is refused, and needs a restart.
+image keys, reboot_models, max_failures, erase_policy, erase_again_after_days and projects are taken up at once; what else changed is refused, and needs a restart.
 
 The log's detail is set by RUST_LOG (error, warn, info, debug, or drophammer_control=debug,…)."#;
 

@@ -71,6 +71,34 @@ fn the_road(firmware: Firmware, firmware_phases: &[Phase]) {
     // The disk alone is enough: no network, no server.
     machine.cold_boot(BootFrom::Disk).expect("on again");
     machine.wait_console("tiny: up m1-host", rig.limit(60)).expect("the installed system");
+    if firmware == Firmware::Uefi {
+        the_firmware_knows_it(&rig, &machine);
+    }
+}
+
+/// The agent gave the system an entry of its own, behind the network and in front of the disks; the firmware has read it
+/// since, and started the system by it. The first start, which was by kexec, has taken its safety net away.
+fn the_firmware_knows_it(rig: &Rig, machine: &Machine) {
+    let events = rig.events(machine);
+    let order = events.iter().find_map(|e| e.message.strip_prefix("the firmware's boot order, read back: "));
+    let order: Vec<_> = order.unwrap_or_else(|| panic!("{}", rig.story(machine))).split(", ").collect();
+    let ours = order.iter().position(|name| *name == "drophammer").expect("an entry");
+    let network = |name: &str| name.contains("PXEv") || name.contains("HTTPv");
+    assert!(order[..ours].iter().all(|name| network(name)) && order[ours + 1].contains("NVMe"), "{order:?}");
+    assert!(order[0].contains("PXEv4"), "{order:?}");
+
+    machine.type_in("\r").expect("typed");
+    machine.wait_console("/ # ", rig.limit(20)).expect("a shell");
+    // The sums are for telling what is said from what is typed.
+    machine
+        .type_in(
+            "cd /sys/firmware/efi/efivars; n=$(od -An -tx2 -j4 BootCurrent-8be4* | tr -d ' ' | tr a-f A-F); \
+             tr -d '\\000' <Boot$n-8be4* | grep -q drophammer && echo ours $((40 + 2)); \
+             ls BootNext-8be4* || echo no next $((50 + 5))\r",
+        )
+        .expect("typed");
+    machine.wait_console("ours 42", rig.limit(20)).expect("the firmware started our entry");
+    machine.wait_console("no next 55", rig.limit(20)).expect("nothing is left of the first start");
 }
 
 /// What others think of the disk.
@@ -130,6 +158,7 @@ fn a_real_debian_with_systemd_and_ssh() {
                 system: System { hostname: "web1".into(), ssh_keys: vec![public.trim().into()], ..System::default() },
                 disk: None,
                 layout: None,
+                boot: None,
                 project: None,
             },
         )

@@ -14,7 +14,8 @@ use drophammer_lab::qemu::{self, Firmware, MachineSpec, Rom};
 use drophammer_lab::server::ServerSpec;
 use drophammer_lab::vm::Machine;
 use drophammer_protocol::event::{Phase, Recorded, Step};
-use drophammer_protocol::machine::State;
+use drophammer_protocol::machine::{Allocation, State};
+use drophammer_protocol::order::BootBy;
 
 #[test]
 fn http_boot_needs_no_ipxe_and_gives_way_to_a_tenant() {
@@ -26,8 +27,17 @@ fn http_boot_needs_no_ipxe_and_gives_way_to_a_tenant() {
     assert!(events.iter().any(fetched), "{}", rig.story(&machine));
     assert!(events.iter().all(|e| e.phase != Phase::Tftp && e.step != Step::Failed), "{}", rig.story(&machine));
 
-    rig.allocate(&machine, "tiny");
+    // Rebooted into what is installed: the firmware goes to the disk, and the network doesn't get another turn.
+    let before = rig.position(&machine);
+    let wanted = Allocation { boot: Some(BootBy::Reboot), ..common::allocation("tiny", "m1-host") };
+    rig.client.allocate("m1", &wanted).expect("allocated");
     rig.wait_state(&machine, State::Running);
+    let since: Vec<_> = rig.events(&machine).into_iter().filter(|e| e.position > before).collect();
+    let rebooting = "rebooting into the installed system: the order asks for it";
+    assert!(since.iter().any(|e| e.message == rebooting), "{}", rig.story(&machine));
+    assert!(!since.iter().any(|e| e.message.starts_with("asked what to boot")), "{}", rig.story(&machine));
+    assert!(!since.iter().any(|e| e.step == Step::Failed), "{}", rig.story(&machine));
+
     let before = rig.position(&machine);
     machine.power_cycle().expect("off and on, network first");
     machine.wait_console("tiny: up m1-host", rig.limit(60)).expect("the tenant's system");

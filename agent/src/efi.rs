@@ -3,21 +3,21 @@
 //!
 //! Total: variables are whatever firmware and former systems left there.
 
-use std::fs;
-use std::io::Write as _;
+mod order;
+mod variables;
+
 use std::path::Path;
 
-use anyhow::Context;
 use drophammer_protocol::id::Mac;
+use uuid::Uuid;
 
-const VARIABLES: &str = "sys/firmware/efi/efivars";
-/// `EFI_GLOBAL_VARIABLE`.
-const GLOBAL: &str = "8be4df61-93ca-11d2-aa0d-00e098032b8c";
-/// efivarfs puts this much before a value.
-const ATTRIBUTES: usize = 4;
-/// Kept over a restart, and visible to firmware and to systems.
-const BOOT_NEXT_ATTRIBUTES: u32 = 0x7;
+pub(crate) use self::order::{Loader, forget_next_boot, next_boot, remember};
+use self::variables::Variables;
+
 const LOAD_OPTION_ACTIVE: u32 = 0x1;
+const BOOT_CURRENT: &str = "BootCurrent";
+const BOOT_NEXT: &str = "BootNext";
+const BOOT_ORDER: &str = "BootOrder";
 
 /// The network card that firmware booted from, if it did so from one.
 pub(crate) fn booted_from(root: &Path) -> Option<Mac> {
@@ -35,26 +35,27 @@ pub(crate) fn secure_boot(root: &Path) -> Option<bool> {
 /// Has the next boot start from the first disk in the firmware's order, but not from what this boot came from: that would
 /// bring us here again. Its name, or `None` if there is no such disk.
 pub(crate) fn next_boot_from_disk(root: &Path) -> anyhow::Result<Option<String>> {
-    let order = variable(root, "BootOrder").unwrap_or_default();
+    let order = variable(root, BOOT_ORDER).unwrap_or_default();
     let current = current(root);
     let others = numbers(&order).filter(|number| Some(*number) != current);
     let mut entries = others.filter_map(|number| Some((number, Entry::read(root, number)?)));
     let Some((number, entry)) = entries.find(|(_, entry)| entry.active && entry.disk) else { return Ok(None) };
-    let path = root.join(VARIABLES).join(format!("BootNext-{GLOBAL}"));
-    let bytes = [&BOOT_NEXT_ATTRIBUTES.to_le_bytes()[..], &number.to_le_bytes()].concat();
-    // efivarfs takes attributes and value in one write.
-    let open = fs::File::options().write(true).create(true).truncate(false).open(&path);
-    open.and_then(|mut file| file.write_all(&bytes)).with_context(|| format!("writing {}", path.display()))?;
+    Variables::of(root).write(BOOT_NEXT, &number.to_le_bytes())?;
     Ok(Some(entry.name))
 }
 
 fn current(root: &Path) -> Option<u16> {
-    numbers(&variable(root, "BootCurrent")?).next()
+    numbers(&variable(root, BOOT_CURRENT)?).next()
 }
 
+/// For where it makes no difference whether it isn't there or can't be read.
 fn variable(root: &Path, name: &str) -> Option<Vec<u8>> {
-    let bytes = fs::read(root.join(VARIABLES).join(format!("{name}-{GLOBAL}"))).ok()?;
-    bytes.get(ATTRIBUTES..).map(<[u8]>::to_vec)
+    Variables::of(root).read(name).ok()?
+}
+
+/// The variable of a boot entry.
+fn entry_name(number: u16) -> String {
+    format!("Boot{number:04X}")
 }
 
 fn numbers(value: &[u8]) -> impl Iterator<Item = u16> {
@@ -70,11 +71,15 @@ struct Entry {
     card: Option<Mac>,
     /// It goes to a disk or a partition of one.
     disk: bool,
+    /// It goes over a network, whatever lies at the end of that.
+    network: bool,
+    /// The partition that it goes to, if that is one of a GPT.
+    partition: Option<Uuid>,
 }
 
 impl Entry {
     fn read(root: &Path, number: u16) -> Option<Self> {
-        Self::parse(&variable(root, &format!("Boot{number:04X}"))?)
+        Self::parse(&variable(root, &entry_name(number))?)
     }
 
     fn parse(option: &[u8]) -> Option<Self> {
@@ -92,14 +97,33 @@ impl Entry {
         for (kind, subkind, data) in nodes(path) {
             match (kind, subkind) {
                 // Messaging: MAC address, in a field for the longest there are, followed by the type of network.
-                (3, 11) => entry.card = entry.card.or(data.first_chunk().copied().map(Mac)),
-                // Messaging: ATAPI, SCSI, SATA, NVMe. Media: hard drive, which is a partition.
-                (3, 1 | 2 | 18 | 23) | (4, 1) => entry.disk = true,
+                (3, 11) => {
+                    entry.card = entry.card.or(data.first_chunk().copied().map(Mac));
+                    entry.network = true;
+                }
+                // Messaging: InfiniBand, IPv4, IPv6, URI.
+                (3, 9 | 12 | 13 | 24) => entry.network = true,
+                // BIOS boot specification: the type of device for a network.
+                (5, 1) => entry.network |= data.starts_with(&[0x80, 0]),
+                // Messaging: ATAPI, SCSI, SATA, NVMe.
+                (3, 1 | 2 | 18 | 23) => entry.disk = true,
+                // Media: hard drive, which is a partition.
+                (4, 1) => {
+                    entry.disk = true;
+                    entry.partition = entry.partition.or_else(|| gpt_partition(data));
+                }
                 _ => {}
             }
         }
         Some(entry)
     }
+}
+
+/// UEFI 2.10 §10.3.5.1: number, start, length, signature; then what table that is and what signature.
+fn gpt_partition(node: &[u8]) -> Option<Uuid> {
+    const GPT_AND_GUID: [u8; 2] = [2, 2];
+    let (signature, kinds) = node.get(20..)?.split_first_chunk::<16>()?;
+    kinds.starts_with(&GPT_AND_GUID).then(|| Uuid::from_bytes_le(*signature))
 }
 
 /// The nodes of a device path, up to its end or to the first that makes no sense.
@@ -123,18 +147,22 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     }
     assert!(nodes(bytes).count() <= bytes.len() / 4);
     assert_eq!(numbers(bytes).count(), bytes.len() / 2);
+    order::fuzz(bytes);
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::fs;
+
     use proptest::prelude::*;
 
+    use super::variables::{GLOBAL, VARIABLES};
     use super::*;
 
     const CARD: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
-    const END: (u8, u8, &[u8]) = (0x7f, 0xff, &[]);
+    pub(in crate::efi) const END: (u8, u8, &[u8]) = (0x7f, 0xff, &[]);
 
-    fn option(attributes: u32, name: &str, path: &[(u8, u8, &[u8])]) -> Vec<u8> {
+    pub(in crate::efi) fn option(attributes: u32, name: &str, path: &[(u8, u8, &[u8])]) -> Vec<u8> {
         let node = |(kind, subkind, data): &(u8, u8, &[u8])| {
             let length = u16::try_from(data.len() + 4).expect("short").to_le_bytes();
             [&[*kind, *subkind, length[0], length[1]][..], data].concat()
@@ -145,7 +173,7 @@ mod tests {
         [&attributes.to_le_bytes()[..], &length, &name, &path, b"optional data"].concat()
     }
 
-    fn by_network() -> Vec<u8> {
+    pub(in crate::efi) fn by_network() -> Vec<u8> {
         let mac = [&CARD.0[..], &[0; 26], &[1]].concat();
         option(
             1,
@@ -154,13 +182,18 @@ mod tests {
         )
     }
 
-    fn by_disk(attributes: u32) -> Vec<u8> {
+    pub(in crate::efi) fn by_disk(attributes: u32) -> Vec<u8> {
         option(attributes, "UEFI QEMU NVMe Ctrl", &[(2, 1, &[0; 8]), (3, 23, &[0; 12]), END])
     }
 
     #[test]
     fn entries_say_where_they_lead() {
-        let entry = |active, name: &str, card, disk| Some(Entry { active, name: name.into(), card, disk });
+        let entry = |active, name: &str, card: Option<Mac>, disk| {
+            let network = card.is_some();
+            Some(Entry { active, name: name.into(), card, disk, network, partition: None })
+        };
+        let guid = Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
+        let on = |kinds: [u8; 2]| [&[0; 20][..], &guid.to_bytes_le(), &kinds].concat();
         for (name, bytes, want) in [
             ("network", by_network(), entry(true, "UEFI HTTPv4 (MAC:525400770001)", Some(CARD), false)),
             ("disk", by_disk(1), entry(true, "UEFI QEMU NVMe Ctrl", None, true)),
@@ -169,6 +202,17 @@ mod tests {
                 option(1, "debian", &[(4, 1, &[0; 38]), (4, 4, b"x"), END]),
                 entry(true, "debian", None, true),
             ),
+            (
+                "partition of a GPT",
+                option(1, "debian", &[(4, 1, &on([2, 2])), END]),
+                entry(true, "debian", None, true).map(|e| Entry { partition: Some(guid), ..e }),
+            ),
+            ("partition of an MBR", option(1, "old", &[(4, 1, &on([1, 1])), END]), entry(true, "old", None, true)),
+            (
+                "a BIOS's network",
+                option(1, "PXE", &[(5, 1, &[0x80, 0, 0, 0, 0]), END]),
+                entry(true, "PXE", None, false).map(|e| Entry { network: true, ..e }),
+            ),
             ("switched off", by_disk(0), entry(false, "UEFI QEMU NVMe Ctrl", None, true)),
             (
                 "a program in the firmware",
@@ -176,7 +220,11 @@ mod tests {
                 entry(true, "Shell", None, false),
             ),
             ("behind the end", option(1, "x", &[END, (4, 1, &[])]), entry(true, "x", None, false)),
-            ("a short MAC", option(1, "x", &[(3, 11, &[1, 2, 3]), END]), entry(true, "x", None, false)),
+            (
+                "a short MAC",
+                option(1, "x", &[(3, 11, &[1, 2, 3]), END]),
+                entry(true, "x", None, false).map(|e| Entry { network: true, ..e }),
+            ),
             ("a path longer than the variable", by_disk(1)[..60].to_vec(), None),
             ("a name without an end", b"\x01\0\0\0\x04\0a\0b\0".to_vec(), None),
             ("nothing", vec![], None),

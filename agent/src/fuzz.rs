@@ -23,9 +23,10 @@ pub fn drive(page: &[u8]) {
     crate::volumes::luks::fuzz(page);
 }
 
-/// A boot entry among the firmware's variables.
+/// A boot entry among the firmware's variables, a whole boot order of them, and the start of a kernel.
 pub fn efi(bytes: &[u8]) {
     crate::efi::fuzz(bytes);
+    crate::install::fuzz_kernel(bytes);
 }
 
 /// depmod's four tables and a modalias, separated by NULs.

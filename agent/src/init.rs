@@ -18,7 +18,7 @@ use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, sync};
 use crate::efi;
 use crate::erase;
 use crate::events::{Events, uptime};
-use crate::install::Ready;
+use crate::install::{Ready, Start};
 use crate::reporter::Reporter;
 use crate::watchdog::Watchdog;
 
@@ -31,8 +31,8 @@ pub(crate) enum Exit {
     OwnDisk,
     /// It can't go on; the next boot may do better.
     StartOver { reason: String },
-    /// Into the installed system, whose kernel is already loaded.
-    Kexec(Box<Ready>),
+    /// Into the installed system.
+    Installed(Box<Ready>),
 }
 
 /// A reason on the screen is of use only while it can be read; and a machine that fails at once mustn't hammer the boot
@@ -140,6 +140,7 @@ pub(crate) fn leave(exit: Exit, events: &Events, watchdog: &Watchdog) -> ! {
         Exit::Reboot { reason } => {
             reporter.note(Phase::Agent, format!("rebooting: {reason}"));
             tell(events);
+            stop(watchdog, reporter);
             restart();
         }
         Exit::OwnDisk => {
@@ -151,26 +152,69 @@ pub(crate) fn leave(exit: Exit, events: &Events, watchdog: &Watchdog) -> ! {
             reporter.note(Phase::Agent, format!("this machine boots its own disk; rebooting, {next}"));
             // Nobody to tell: this boot never enrolled.
             thread::sleep(BEFORE_REBOOT);
+            stop(watchdog, reporter);
             restart();
         }
         Exit::StartOver { reason } => reason,
-        Exit::Kexec(ready) => {
+        Exit::Installed(ready) => {
+            let Ready { start, loader, .. } = *ready;
             reporter.started(Phase::Kexec, "starting the installed system");
-            // Left running, it would reset the machine while the new kernel boots.
-            if let Err(error) = watchdog.stop() {
-                reporter.note(Phase::Kexec, format!("{error:#}: the machine may reset once while it boots"));
+            if let Some(loader) = loader {
+                let said = match efi::next_boot(Path::new("/"), &loader) {
+                    Ok(()) => "the firmware's next boot, whatever brings it about, is the installed system".to_owned(),
+                    Err(error) => format!("the firmware's own order says what its next boot is ({error:#})"),
+                };
+                reporter.note(Phase::Kexec, said);
             }
-            tell(events);
-            sync();
-            let error = ready.boot();
-            reporter.failed(Phase::Kexec, format!("{error:#}"));
-            format!("the new kernel didn't start ({error:#}); the disk is complete, the firmware can start it")
+            match start {
+                Start::Firmware(why) => {
+                    stop(watchdog, reporter);
+                    reporter.note(Phase::Kexec, format!("rebooting into the installed system: {why}"));
+                    tell(events);
+                    restart();
+                }
+                Start::Kexec { kernel, watchdog: left } => {
+                    leave_watchdog(watchdog, left, reporter);
+                    tell(events);
+                    sync();
+                    let error = kernel.start();
+                    reporter.failed(Phase::Kexec, format!("{error:#}"));
+                    format!("the new kernel didn't start ({error:#}); the disk is complete, the firmware can start it")
+                }
+            }
         }
     };
     reporter.failed(Phase::Agent, format!("{reason}; rebooting in {} s", BEFORE_REBOOT.as_secs()));
     tell(events);
     thread::sleep(BEFORE_REBOOT);
+    stop(watchdog, reporter);
     restart()
+}
+
+/// Left running, it would reset the machine while something else boots.
+fn stop(watchdog: &Watchdog, reporter: &Reporter) {
+    if let Err(error) = watchdog.stop() {
+        reporter.note(Phase::Agent, format!("{error:#}: the machine may reset once while it boots"));
+    }
+}
+
+/// To a kernel that is sure to take it over, so that one that hangs before that doesn't hang for ever.
+fn leave_watchdog(watchdog: &Watchdog, may_run: Result<(), String>, reporter: &Reporter) {
+    if !watchdog.is_there() {
+        return;
+    }
+    let said = match may_run.map(|()| watchdog.hand_over()) {
+        Ok(Ok(None)) => return,
+        Ok(Ok(Some(time))) => {
+            format!("the watchdog resets the machine if the new kernel hasn't taken it over in {} s", time.as_secs())
+        }
+        Ok(Err(error)) => format!("{error:#}: if the new kernel hangs, a person has to reset the machine"),
+        Err(why) => {
+            stop(watchdog, reporter);
+            format!("the watchdog is stopped, as {why}: if the new kernel hangs, a person has to reset the machine")
+        }
+    };
+    reporter.note(Phase::Kexec, said);
 }
 
 fn tell(events: &Events) {

@@ -17,6 +17,7 @@ use drophammer_protocol::api::{self, PhonedHome};
 use drophammer_protocol::os_release::pretty_name;
 use drophammer_protocol::ticket::{INSTALLED_AGENT_PATH, PHONE_HOME_PATH, PhoneHome};
 
+use crate::efi;
 use crate::events::uptime;
 use crate::server::{self, CallError};
 
@@ -40,6 +41,11 @@ pub(crate) fn phone_home(ticket_path: &Path) -> anyhow::Result<()> {
     let ticket: PhoneHome =
         serde_json::from_str(&text).with_context(|| format!("understanding {}", ticket_path.display()))?;
     let root = Path::new("/");
+    // It was for the case that this system wouldn't come up. Left there, it would keep the machine from the network when
+    // that is where it's wanted.
+    if let Err(error) = efi::forget_next_boot(root) {
+        eprintln!("drophammer-agent: the firmware will start this disk next, whatever its boot order says: {error:#}");
+    }
     let began = Instant::now();
     let mut said = String::new();
     let mut pause = FIRST_PAUSE;

@@ -155,7 +155,7 @@ impl Boot {
                     match install::carry_out(task, &trust, reporter) {
                         Ok(ready) => {
                             let outcome = Outcome::Installed(Box::new(ready.report.clone()));
-                            start = Some(Exit::Kexec(Box::new(ready)));
+                            start = Some(Exit::Installed(Box::new(ready)));
                             outcome
                         }
                         Err(InstallError::Refused(reason)) => {

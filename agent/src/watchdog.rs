@@ -19,6 +19,8 @@ use crate::sys::linux;
 const DEVICE: &str = "/dev/watchdog";
 /// Short enough to notice a hang soon, long enough for a machine that is busy erasing.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// From kexec until the installed system has loaded the driver: longer than any that isn't hanging.
+const FOR_THE_NEXT_KERNEL: Duration = Duration::from_secs(300);
 const FEED_EVERY: Duration = Duration::from_secs(5);
 
 /// Where the main work says that it's alive. Cheap to clone; works without a watchdog too.
@@ -75,6 +77,25 @@ impl Watchdog {
             Some(mut device) => device.write_all(b"V").context("stopping the watchdog"),
             None => Ok(()),
         }
+    }
+
+    /// Leaves the timer to the next kernel, which has so long to take it over. `None` if there is no timer.
+    pub(crate) fn hand_over(&self) -> anyhow::Result<Option<Duration>> {
+        // Out of reach of the thread that feeds it: this kernel may hang on its way out, too.
+        let Some(mut device) = self.lock().device.take() else { return Ok(None) };
+        let timeout = linux::set_watchdog_timeout(&device, FOR_THE_NEXT_KERNEL).unwrap_or_default();
+        if timeout < FOR_THE_NEXT_KERNEL {
+            device.write_all(b"V").context("stopping the watchdog")?;
+            anyhow::bail!("the watchdog takes no timeout of {} s and was stopped", FOR_THE_NEXT_KERNEL.as_secs());
+        }
+        device.write_all(b"+").context("feeding the watchdog")?;
+        // Not to be closed: some drivers stop then.
+        std::mem::forget(device);
+        Ok(Some(timeout))
+    }
+
+    pub(crate) fn is_there(&self) -> bool {
+        self.lock().device.is_some()
     }
 
     fn feed(&self, reporter: &Reporter) {

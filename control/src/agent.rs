@@ -136,7 +136,8 @@ impl Control {
                 let inventory = txn.get::<BootInventory>(&inventory_key(record.id))?.filter(|i| i.boot == boot);
                 let plan = match (&record.allocation, &image, inventory) {
                     (Some(a), Some(image), Some(i)) if a.image == image.reference() => {
-                        install::plan(a, image, &i.inventory).map_err(|why| why.to_string())
+                        install::plan(a, image, &i.inventory, &self.policy().reboot_models)
+                            .map_err(|why| why.to_string())
                     }
                     (Some(a), _, Some(_)) => Err(self.no_such_image(&a.image)),
                     _ => return Ok(None),
@@ -240,6 +241,7 @@ impl Control {
                 stores: vec![format!("{}{IMAGES}", reach.boot_server.trim_end_matches('/'))],
                 manifest_sha256: plan.manifest_sha256.clone(),
                 read_back: ReadBack::default(),
+                boot: plan.boot,
                 cmdline: cmdline(&policy.install_cmdline, &record.allocation.as_ref()?.system),
                 system: record.allocation.as_ref()?.system.clone(),
                 phone_home: PhoneHome {
@@ -369,6 +371,7 @@ pub(crate) mod tests {
             policy: Policy {
                 image_keys: vec![],
                 install_cmdline: String::new(),
+                reboot_models: vec![],
                 max_failures: 3,
                 erase: drophammer_protocol::erase::Policy::Purge,
                 erase_again_after: std::time::Duration::from_secs(86_400),

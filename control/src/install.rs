@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use drophammer_protocol::faults::Faults;
+use drophammer_protocol::glob::glob;
 use drophammer_protocol::id::Mac;
 use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::layout::Unmatched;
 use drophammer_protocol::machine::Allocation;
+use drophammer_protocol::order::BootBy;
 use drophammer_protocol::space::root_bytes;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +22,9 @@ pub(crate) struct Plan {
     /// `name/version`.
     pub(crate) image: String,
     pub(crate) manifest_sha256: String,
+    /// `None` leaves it to the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) boot: Option<BootBy>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,7 +43,12 @@ pub(crate) enum Unfit {
     Drives(Unmatched),
 }
 
-pub(crate) fn plan(allocation: &Allocation, image: &Image, inventory: &Inventory) -> Result<Plan, Unfit> {
+pub(crate) fn plan(
+    allocation: &Allocation,
+    image: &Image,
+    inventory: &Inventory,
+    reboot_models: &[String],
+) -> Result<Plan, Unfit> {
     allocation.system.check().map_err(Unfit::System)?;
     let have: Vec<Mac> = inventory.nics.iter().map(|nic| nic.mac).collect();
     if let Some(wanted) = allocation.system.network.macs().into_iter().find(|mac| !have.contains(mac)) {
@@ -52,7 +62,21 @@ pub(crate) fn plan(allocation: &Allocation, image: &Image, inventory: &Inventory
     layout.start(inventory.firmware.kind).map_err(Unfit::Start)?;
     // The agent has the last word; here is seen to it that hopeless orders are never written.
     let drives = layout.choose(&inventory.disks, root_bytes(image.summary.installed_bytes)).map_err(Unfit::Drives)?;
-    Ok(Plan { drives, image: image.reference(), manifest_sha256: image.manifest_sha256.clone() })
+    Ok(Plan {
+        drives,
+        image: image.reference(),
+        manifest_sha256: image.manifest_sha256.clone(),
+        boot: allocation.boot.or_else(|| boot_of(inventory, reboot_models)),
+    })
+}
+
+/// What the configuration says of this model: by its product's name, or by vendor and product.
+fn boot_of(inventory: &Inventory, reboot_models: &[String]) -> Option<BootBy> {
+    let product = inventory.system.product.as_deref().unwrap_or_default().trim();
+    let vendor = inventory.system.manufacturer.as_deref().unwrap_or_default().trim();
+    let names = [product.to_owned(), format!("{vendor} {product}")];
+    let is_one = |pattern: &String| names.iter().any(|name| glob(pattern.as_bytes(), name.as_bytes()));
+    reboot_models.iter().any(is_one).then_some(BootBy::Reboot)
 }
 
 fn ports(macs: &[Mac]) -> String {
@@ -92,7 +116,7 @@ mod tests {
 
     fn allocation() -> Allocation {
         let system = System { hostname: "web-1".into(), ..System::default() };
-        Allocation { image: "debian".into(), system, disk: None, layout: None, project: None }
+        Allocation { image: "debian".into(), system, disk: None, layout: None, boot: None, project: None }
     }
 
     #[test]
@@ -121,7 +145,7 @@ mod tests {
             ("one that can't be", mirrored(6), GIB, Err("the layout can't be: raid.r.level: RAID 6 isn't made here")),
             ("both", Allocation { disk: Some("big".into()), ..mirrored(1) }, GIB, Err("says both")),
         ] {
-            let got = plan(&allocation, &image(installed), &inventory(disks.clone()))
+            let got = plan(&allocation, &image(installed), &inventory(disks.clone()), &[])
                 .map(|plan| plan.drives.into_values().map(|id| id.serial).collect::<Vec<_>>().join(","));
             match (got.map_err(|e| e.to_string()), want) {
                 (Ok(got), Ok(want)) => assert_eq!(got, want, "{name}"),
@@ -131,11 +155,34 @@ mod tests {
         }
         let bios = Firmware { kind: FirmwareKind::Bios, ..inventory(vec![]).firmware };
         let machine = Inventory { firmware: bios, ..inventory(disks) };
-        let got = plan(&mirrored(0), &image(GIB), &machine).map_err(|e| e.to_string());
+        let got = plan(&mirrored(0), &image(GIB), &machine, &[]).map_err(|e| e.to_string());
         assert!(
             got.as_ref().is_err_and(|e| e.contains("has a BIOS, which starts from the third partition")),
             "{got:?}"
         );
+    }
+
+    #[test]
+    fn how_it_is_started() {
+        use BootBy::{Kexec, Reboot};
+        let mut machine = inventory(vec![disk("A", 100 * GIB)]);
+        machine.system.manufacturer = Some("Dell Inc.".into());
+        machine.system.product = Some("PowerEdge R740 ".into());
+        for (name, asked, models, want) in [
+            ("nobody says", None, vec![], None),
+            ("its model", None, vec!["PowerEdge R7*"], Some(Reboot)),
+            ("with its vendor", None, vec!["PowerEdge R6*", "Dell* PowerEdge R7[24]0"], Some(Reboot)),
+            ("another model", None, vec!["PowerEdge R7"], None),
+            ("the allocation has the last word", Some(Kexec), vec!["*"], Some(Kexec)),
+            ("the allocation alone", Some(Reboot), vec![], Some(Reboot)),
+        ] {
+            let models: Vec<String> = models.into_iter().map(Into::into).collect();
+            let allocation = Allocation { boot: asked, ..allocation() };
+            let got = plan(&allocation, &image(GIB), &machine, &models).map(|plan| plan.boot);
+            assert_eq!(got, Ok(want), "{name}");
+        }
+        machine.system.product = None;
+        assert_eq!(boot_of(&machine, &["PowerEdge*".into()]), None, "a machine without a name");
     }
 
     fn nic(mac: Mac) -> Nic {
@@ -169,7 +216,8 @@ mod tests {
             ),
             ("what can't be at all", System { hostname: "a_b".into(), ..System::default() }, Some("\"a_b\" is not a")),
         ] {
-            let got = plan(&Allocation { system, ..allocation() }, &image(GIB), &machine).err().map(|e| e.to_string());
+            let wanted = Allocation { system, ..allocation() };
+            let got = plan(&wanted, &image(GIB), &machine, &[]).err().map(|e| e.to_string());
             match (&got, want) {
                 (None, None) => {}
                 (Some(got), Some(want)) => assert!(got.contains(want), "{name}: {got}"),

@@ -110,6 +110,8 @@ pub struct Policy {
     pub image_keys: Vec<PublicKey>,
     /// Extra kernel arguments of installed systems, such as the console.
     pub install_cmdline: String,
+    /// Patterns of the models that are rebooted into their installed system, because kexec doesn't go well there.
+    pub reboot_models: Vec<String>,
     /// Boots in a row that may end without getting on before the machine is quarantined.
     pub max_failures: u32,
     /// Which erasures are good enough before a machine is given to anybody.

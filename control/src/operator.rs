@@ -105,7 +105,8 @@ impl Control {
             let Some(inventory) = inventory else {
                 return Err(Denied::conflict("the machine has no inventory of its present boot; reboot it"));
             };
-            install::plan(wanted, image?, &inventory.inventory).map_err(|why| unfit(why.to_string()))?;
+            install::plan(wanted, image?, &inventory.inventory, &self.policy().reboot_models)
+                .map_err(|why| unfit(why.to_string()))?;
             let promised = promised.clone().map_err(unfit)?;
             granted.owed = granted.owed.into_iter().chain(promised).reduce(Policy::strictest);
             *record = granted;
@@ -240,6 +241,7 @@ mod tests {
             system: System { hostname: h.into(), ..System::default() },
             disk: None,
             layout: None,
+            boot: None,
             project: None,
         });
         record

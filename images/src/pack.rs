@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use drophammer_protocol::manifest::{
     self, Attachment, BlockForm, Chunk, Filesystem, MAX_MANIFEST_BYTES, Manifest, PACKS, Piece, TarForm, is_plain_name,
 };
+use drophammer_protocol::order::BootBy;
 use drophammer_protocol::sign::{PublicKey, Signed, Verified};
 use ed25519_dalek::SigningKey;
 use sha2::{Digest, Sha256};
@@ -27,6 +28,8 @@ pub struct PackOptions {
     pub version: String,
     /// Kernel arguments, without `root=`.
     pub cmdline: String,
+    /// How it wants to be started for the first time, if it isn't indifferent.
+    pub boot: Option<BootBy>,
     /// Of zstd; 3 is fast and close to the best, 19 is for what is fetched often.
     pub level: i32,
     /// As `uname -m` says it.
@@ -50,6 +53,7 @@ impl PackOptions {
             name: name.to_owned(),
             version: version.to_owned(),
             cmdline: cmdline.to_owned(),
+            boot: None,
             level: 3,
             arch: "x86_64".to_owned(),
             expires: None,
@@ -139,7 +143,10 @@ pub fn pack(
         packs,
         block: made.block,
         tar: made.tar,
-        boot: made.contents.boot_files(&options.cmdline).with_context(|| format!("packing {}", tar.display()))?,
+        boot: made
+            .contents
+            .boot_files(&options.cmdline, options.boot)
+            .with_context(|| format!("packing {}", tar.display()))?,
         sbom: attachment,
     };
     let signed = Signed::seal(&manifest, key);

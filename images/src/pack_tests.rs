@@ -181,6 +181,13 @@ fn a_version_never_changes() -> Result<()> {
         ("another key", &path, options.clone(), key(2), Err("not by this key")),
         ("another command line", &path, PackOptions::new("test", "1", ""), key(1), Err("what starts it differs")),
         (
+            "started another way",
+            &path,
+            PackOptions { boot: Some(BootBy::Reboot), ..options.clone() },
+            key(1),
+            Err("what starts it differs"),
+        ),
+        (
             "another expiry",
             &path,
             PackOptions { expires: Some(5), ..options.clone() },
@@ -204,6 +211,13 @@ fn a_version_never_changes() -> Result<()> {
             (got, want) => panic!("{name}: {got:?} instead of {want:?}"),
         }
         assert!(fs::read(first.dir.join(MANIFEST_FILE))? == before, "{name} left what was published");
+    }
+    // What isn't asked for isn't in a manifest: those of a time when it couldn't be are still in the one form.
+    let options = PackOptions { boot: Some(BootBy::Reboot), ..PackOptions::new("test", "3", "quiet") };
+    let rebooted = pack_to(&path, &store, &options, &key(1))?;
+    assert_eq!(verify(&rebooted.dir, &ours())?.boot.by, Some(BootBy::Reboot));
+    for (manifest, want) in [(before, false), (fs::read(rebooted.dir.join(MANIFEST_FILE))?, true)] {
+        assert_eq!(String::from_utf8(manifest)?.contains(r#"\"by\":"#), want);
     }
     // Of damaged packs nothing is reused.
     fs::write(own_pack(&first), b"damaged")?;

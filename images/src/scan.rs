@@ -6,6 +6,7 @@ use std::io::{self, Read};
 
 use drophammer_protocol::archive::{Archive, ArchiveError, Escape, Kind, Member, Segment, inside};
 use drophammer_protocol::manifest::{BiosBoot, BootFiles, ImageFile};
+use drophammer_protocol::order::BootBy;
 use drophammer_protocol::os_release::pretty_name;
 use sha2::{Digest, Sha256};
 
@@ -200,7 +201,7 @@ impl Contents {
         }
     }
 
-    pub(crate) fn boot_files(&self, cmdline: &str) -> Result<BootFiles, Unfit> {
+    pub(crate) fn boot_files(&self, cmdline: &str, by: Option<BootBy>) -> Result<BootFiles, Unfit> {
         let kernels = self.in_boot(&["vmlinuz"]);
         let kernel = match kernels.as_slice() {
             [] => return Err(Unfit::NoKernel),
@@ -224,6 +225,7 @@ impl Contents {
             cmdline: cmdline.to_owned(),
             bios,
             uefi: self.image_file(grub::GRUBX64),
+            by,
         })
     }
 
@@ -380,7 +382,7 @@ impl<R: Read> Read for Watched<'_, R> {
 pub(crate) fn fuzz(bytes: &[u8]) -> bool {
     let Ok(contents) = Contents::read(bytes, |_, _| Ok(())) else { return false };
     let _ = contents.description();
-    if let Ok(boot) = contents.boot_files("quiet") {
+    if let Ok(boot) = contents.boot_files("quiet", None) {
         for file in [&boot.kernel].into_iter().chain(&boot.initrd).chain(&boot.uefi) {
             assert_eq!(contents.sha256(&file.path).as_ref(), Some(&file.sha256), "{file:?}");
             assert!(!file.path.split('/').any(|part| part == ".."), "{file:?}");

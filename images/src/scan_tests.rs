@@ -181,7 +181,7 @@ fn boot_files_are_found_or_named() {
             Err("isn't a boot sector of 512 bytes"),
         ),
     ] {
-        let got = read(&tar_of(&items)).and_then(|contents| contents.boot_files("quiet"));
+        let got = read(&tar_of(&items)).and_then(|contents| contents.boot_files("quiet", None));
         match (got, want) {
             (Ok(boot), Ok(want)) => assert_eq!((boot.kernel.path, boot.initrd.map(|i| i.path)), want, "{name}"),
             (Err(got), Err(want)) => assert!(got.to_string().contains(want), "{name}: {got}"),
@@ -239,7 +239,7 @@ proptest! {
         header.set_cksum();
         nearly[..512].copy_from_slice(header.as_bytes());
         if let Ok(contents) = read(&nearly) {
-            let _ = contents.boot_files("");
+            let _ = contents.boot_files("", None);
         }
     }
 }

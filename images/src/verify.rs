@@ -172,7 +172,7 @@ impl Packs {
                 return Err(Problem::BootFile { path: file.path.clone() });
             }
         }
-        if contents.boot_files(&boot.cmdline)? != *boot {
+        if contents.boot_files(&boot.cmdline, boot.by)? != *boot {
             return Err(Problem::BootFiles);
         }
         Ok(())

@@ -46,6 +46,7 @@ pub fn demo(options: &DemoOptions) -> Result<()> {
         system: System { hostname: machine.name.clone(), ssh_keys: vec![lab.ssh_key.clone()], ..System::default() },
         disk: None,
         layout: None,
+        boot: None,
         project: None,
     };
     let display = Display::new();

@@ -248,6 +248,7 @@ fn config(spec: &ServerSpec, dir: &Path) -> Config {
         socket: Some(dir.join(API_SOCKET)),
         agent_cmdline: console.clone(),
         install_cmdline: console,
+        reboot_models: vec![],
         power_hook: Some(dir.join(HOOK)),
         max_failures: spec.max_failures,
         erase_policy: spec.erase_policy,

@@ -128,6 +128,7 @@ pub fn install(image: &str, cmdline: &str, system: system::System) -> Install {
         read_back: ReadBack::Sampled,
         disk_key: None,
         system,
+        boot: None,
         cmdline: cmdline.into(),
         phone_home: PhoneHome {
             server: "https://127.0.0.1:1".into(),
@@ -165,6 +166,7 @@ pub fn manifest(name: &str, version: &str) -> Manifest {
             cmdline: String::new(),
             bios: None,
             uefi: None,
+            by: None,
         },
         sbom: None,
     }

@@ -68,7 +68,7 @@ pub struct Select {
     pub serial: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wwn: Option<String>,
-    /// A pattern: `*` stands for anything, `?` for one character.
+    /// A pattern, as in `SAMSUNG*`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -15,8 +15,8 @@
 //! [`manifest`] is what an image builder signs, [`sign`] the one envelope that everything signed travels in, and [`api`]
 //! the paths and bodies of both HTTP interfaces (agents and operators). The rest is what two rooms would otherwise each
 //! have of their own: how much of a disk an install takes ([`space`]), what a system calls itself ([`os_release`]), how
-//! a number reads ([`words`]), how what is wrong is listed ([`faults`]), and how the tar of a root file system is read
-//! ([`archive`]).
+//! a number reads ([`words`]), how what is wrong is listed ([`faults`]), what a pattern matches ([`glob`]), and how the tar of a
+//! root file system is read ([`archive`]).
 
 pub mod api;
 pub mod archive;
@@ -28,6 +28,7 @@ pub mod event;
 pub mod faults;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
+pub mod glob;
 pub mod id;
 pub mod inventory;
 pub mod layout;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{BootId, Mac, MachineId};
 use crate::inventory::Inventory;
 use crate::layout::Layout;
+use crate::order::BootBy;
 use crate::system::System;
 
 /// Where a machine stands. `control` holds the rules of how it gets from one to the next.
@@ -81,6 +82,9 @@ pub struct Allocation {
     /// How the drives are divided, instead of everything on one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<Layout>,
+    /// How the installed system is started; `None` leaves that to the server's configuration and the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootBy>,
     /// On whose behalf. A project of the server's configuration: it may want drives erased better than others do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project: Option<String>,

@@ -20,6 +20,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::order::BootBy;
 use crate::sign::{PublicKey, SignError, Signable, Signed, Verified};
 
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -181,6 +182,9 @@ pub struct BootFiles {
     pub bios: Option<BiosBoot>,
     /// An EFI program that reads `/EFI/debian/grub.cfg` of the partition it was started from.
     pub uefi: Option<ImageFile>,
+    /// How its kernel wants to be started for the first time, if it isn't indifferent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub by: Option<BootBy>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

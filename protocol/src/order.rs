@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use crate::certificate::{ErasureCertificate, Link, Rest, Unwritten};
 use crate::erase::{Depth, Method, Policy, Psid};
@@ -95,6 +96,9 @@ pub struct Install {
     pub disk_key: Option<DiskKey>,
     /// What the image becomes.
     pub system: System,
+    /// How it's started then; what the image asks for where nobody says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootBy>,
     /// Extra kernel arguments, such as the console.
     pub cmdline: String,
     /// What the installed system needs to say that it's up.
@@ -131,6 +135,35 @@ pub enum ReadBack {
     #[default]
     Sampled,
     Full,
+}
+
+/// How an installed system is started for the first time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BootBy {
+    /// By the agent's kernel, without a trip through the firmware.
+    #[default]
+    Kexec,
+    /// By the firmware: for hardware that doesn't take kexec well.
+    Reboot,
+}
+
+impl BootBy {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kexec => "kexec",
+            Self::Reboot => "reboot",
+        }
+    }
+}
+
+impl FromStr for BootBy {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = [Self::Kexec, Self::Reboot].into_iter().find(|by| by.name() == name);
+        known.ok_or_else(|| format!("{name:?} is no way to start a system; there are kexec and reboot"))
+    }
 }
 
 /// How an order ended.

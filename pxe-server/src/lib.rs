@@ -284,6 +284,7 @@ fn policy(settings: &Settings) -> Policy {
     Policy {
         image_keys: settings.image_keys.clone(),
         install_cmdline: settings.install_cmdline.clone(),
+        reboot_models: settings.reboot_models.clone(),
         max_failures: settings.max_failures,
         erase: settings.erase_policy,
         erase_again_after: settings.erase_again_after,

@@ -3,7 +3,7 @@
 //! ```text
 //! manifest (signature, hash, fit) → layout (partitions, arrays, volumes) → fetch ‖ verify ‖ decompress ‖ write → read back → name, grow
 //!   → (its installer) → configure → boot files → kernel into memory → unmount → backup GPT → primary GPT → boot sector
-//!   → read back
+//!   → read back → firmware's boot entry
 //! ```
 //!
 //! Up to `Assembly::take` nothing is touched and a refusal is the worst that happens. From there on the drives hold no
@@ -13,15 +13,18 @@ mod assembly;
 mod blocks;
 mod bootloader;
 mod configure;
+mod drivers;
 mod esp;
 mod fetch;
 mod gpt;
 mod layout;
 mod metal;
 mod mkfs;
+mod preflight;
 mod pull;
 mod root;
 mod sources;
+mod start;
 mod stream;
 mod systemd;
 mod target;
@@ -32,7 +35,8 @@ mod yaml;
 #[cfg(fuzzing)]
 pub(crate) use self::{
     bootloader::fuzz as fuzz_bootloader, configure::fuzz as fuzz_accounts, fetch::fuzz as fuzz_fetch,
-    metal::fuzz as fuzz_metal, systemd::fuzz as fuzz_systemd, unpack::fuzz as fuzz_archive, yaml::fuzz as fuzz_yaml,
+    metal::fuzz as fuzz_metal, preflight::fuzz as fuzz_kernel, systemd::fuzz as fuzz_systemd,
+    unpack::fuzz as fuzz_archive, yaml::fuzz as fuzz_yaml,
 };
 
 use std::collections::BTreeMap;
@@ -59,8 +63,9 @@ use self::fetch::Patience;
 use self::gpt::ActiveFlag;
 use self::layout::{Circumstances, Found, Geometry, Role, Seed, Table};
 use self::sources::Sources;
+pub(crate) use self::start::Start;
 use crate::disk::{self, Access, OpenDisk, OpenError};
-use crate::kexec;
+use crate::efi::Loader;
 use crate::modules;
 use crate::net;
 use crate::reporter::Reporter;
@@ -86,24 +91,13 @@ pub(crate) enum InstallError {
     Failed(#[from] anyhow::Error),
 }
 
-/// A complete, bootable disk and a kernel ready to run. The report should be safe on the server before [`Ready::boot`].
+/// A complete, bootable disk and a way to start it. The report should be safe on the server before the machine is left.
 #[derive(Debug)]
 pub(crate) struct Ready {
     pub(crate) report: Installed,
-    start: anyhow::Result<kexec::Loaded>,
-}
-
-impl Ready {
-    /// Starts the installed system. Returns only if that can't be done by kexec: the disk is complete all the same, and
-    /// an ordinary reboot is the way left.
-    pub(crate) fn boot(self) -> anyhow::Error {
-        match self.start {
-            Ok(loaded) => loaded.start(),
-            Err(e) => {
-                e.context("the installed system's kernel couldn't be loaded by kexec; a reboot starts it from disk")
-            }
-        }
-    }
+    pub(crate) start: Start,
+    /// Where the firmware knows the disk by an entry of its own.
+    pub(crate) loader: Option<Loader>,
 }
 
 /// Installs as ordered. Reports what it's going to do before it does it.
@@ -119,6 +113,7 @@ pub(crate) fn carry_out(order: &Install, trust: &Trust, reporter: &Reporter) -> 
         Ok(built) => {
             let bootable = assembly.finish(&built.tables)?;
             reporter.done(Phase::Configure, "the disk is bootable, its tables were read back");
+            let loader = start::tell_firmware(&plan.layout, reporter);
             let report = Installed {
                 root_uuid: plan.layout.root().format.uuid(),
                 kernel: manifest.boot.kernel.path.clone(),
@@ -127,7 +122,7 @@ pub(crate) fn carry_out(order: &Install, trust: &Trust, reporter: &Reporter) -> 
                 bytes_written: bootable.bytes_written,
                 peak_memory_bytes: peak_memory_bytes(),
             };
-            Ok(Ready { report, start: built.start })
+            Ok(Ready { report, start: built.start, loader })
         }
         Err(e) => Err(InstallError::Failed(assembly.abandon(e))),
     }
@@ -292,7 +287,7 @@ fn root_from<'a>(manifest: &'a Manifest, layout: &layout::Plan) -> Result<RootFr
 struct Built {
     /// Of each drive, in the layout's order.
     tables: Vec<[gpt::Piece; 3]>,
-    start: anyhow::Result<kexec::Loaded>,
+    start: Start,
 }
 
 fn build(
@@ -339,13 +334,8 @@ fn build(
         let serials = list(order.drives.values().map(|id| &id.serial));
         format!("the drive {serials} didn't take everything that was written to it: replace it")
     })?;
-    let kernel = bootloader::verified(&root, &manifest.boot.kernel)?;
-    let initrd = manifest.boot.initrd.as_ref().map(|file| bootloader::verified(&root, file)).transpose()?;
-    let start = kexec::load(&kernel, initrd.as_ref(), &plan.command_line);
-    if let Err(e) = &start {
-        reporter.note(Phase::Kexec, format!("the kernel can't be started by kexec, a reboot will do it: {e:#}"));
-    }
-    drop((kernel, initrd, root));
+    let start = start::prepare(&root, order, &manifest.boot, &plan.command_line, &plan.uplink, reporter)?;
+    drop(root);
     assembly.unmount()?;
     Ok(Built { tables, start })
 }
@@ -411,6 +401,9 @@ fn pieces(number: usize, order: &Install) -> String {
     format!("{} from {}", count(number, "piece"), order.stores.join(" and "))
 }
 
+/// What the firmware's entry leads to: the program that upgrades of the installed system keep new.
+const ESP_PROGRAM: &str = "EFI/debian/grubx64.efi";
+
 /// Fills the partitions that firmware reads, and makes each drive's table, with the code for its boot sector.
 fn boot_files(
     assembly: &Assembly,
@@ -428,7 +421,7 @@ fn boot_files(
         // Where firmware looks on a disk that it has no boot entry for (UEFI 3.5.1.1), and where Debian's grub-install
         // would put it; the program itself looks for its configuration in the latter.
         files.push(EspFile { path: "EFI/BOOT/BOOTX64.EFI", content: &program });
-        files.push(EspFile { path: "EFI/debian/grubx64.efi", content: &program });
+        files.push(EspFile { path: ESP_PROGRAM, content: &program });
         files.push(EspFile { path: "EFI/debian/grub.cfg", content: config.as_bytes() });
     }
     let mut codes = BTreeMap::new();

@@ -184,6 +184,15 @@ pub(crate) fn find(read: &mut Read, size: u64, logical_block: u32) -> Contents {
     contents
 }
 
+/// The names of a drive's GPT partitions, in small letters. `None` if it couldn't be read where tables are.
+pub(crate) fn partition_guids(read: &mut Read, size: u64, logical_block: u32) -> Option<BTreeSet<String>> {
+    let mut unreadable = BTreeSet::new();
+    let mut drive = Region::new(read, 0..size, size, logical_block, &mut unreadable);
+    let (_, partitions) = tables::read(&mut drive);
+    let guids = partitions.into_iter().filter_map(|partition| partition.guid).collect();
+    unreadable.is_empty().then_some(guids)
+}
+
 /// Looks at a single device: a partition, or a drive without its partitions.
 pub(crate) fn in_one(read: &mut Read, size: u64, logical_block: u32) -> Contents {
     let mut contents = Contents::default();

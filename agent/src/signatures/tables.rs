@@ -9,6 +9,8 @@ use super::{Kind, MAX_PARTITIONS, Signature};
 pub(super) struct Partition {
     pub(super) number: u32,
     pub(super) bytes: Range<u64>,
+    /// Its own name, in a GPT.
+    pub(super) guid: Option<String>,
 }
 
 /// A drive may have been partitioned through an adapter that showed blocks of another size.
@@ -68,7 +70,7 @@ fn gpt(drive: &mut Region, at: u64, block: u64) -> Option<(Option<String>, Vec<P
             let used = guid(entry, 0).is_some();
             let (first, last) = (le64(entry, 32)?, le64(entry, 40)?);
             let bytes = last.checked_add(1).and_then(|end| span(drive, first, end, block)).filter(|_| used);
-            partitions.extend(bytes.map(|bytes| Partition { number, bytes }));
+            partitions.extend(bytes.map(|bytes| Partition { number, bytes, guid: guid(entry, 16) }));
         }
     }
     Some((guid(&header, 56), partitions))
@@ -86,7 +88,7 @@ fn mbr(drive: &mut Region) -> Option<(Kind, Vec<Partition>)> {
         if entry.is_extended() {
             partitions.extend(logical(drive, entry.first, block));
         } else if let Some(bytes) = entry.bytes(drive, 0, block) {
-            partitions.push(Partition { number, bytes });
+            partitions.push(Partition { number, bytes, guid: None });
         }
     }
     partitions.sort_by_key(|partition| partition.number);
@@ -101,7 +103,7 @@ fn logical(drive: &mut Region, first: u64, block: u64) -> Vec<Partition> {
         let Some(entries) = entries(&sector) else { break };
         let here = entries.iter().find(|entry| entry.kind != 0 && !entry.is_extended());
         let bytes = here.and_then(|entry| entry.bytes(drive, table, block));
-        partitions.extend(bytes.map(|bytes| Partition { number, bytes }));
+        partitions.extend(bytes.map(|bytes| Partition { number, bytes, guid: None }));
         match entries.iter().find(|entry| entry.is_extended()) {
             Some(next) if first.saturating_add(next.first) != table => table = first.saturating_add(next.first),
             _ => break,

@@ -1,4 +1,4 @@
-//! Network interfaces, the hardware clock and the watchdog.
+//! Network interfaces, the hardware clock, the watchdog and flags of files.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -27,6 +27,14 @@ mod ioctls {
     // include/uapi/linux/rtc.h and watchdog.h
     nix::ioctl_write_ptr!(rtc_set_time, b'p', 0x0a, super::RtcTime);
     nix::ioctl_readwrite!(watchdog_set_timeout, b'W', 6, libc::c_int);
+
+    // include/uapi/linux/fs.h
+    nix::ioctl_read_bad!(get_file_flags, nix::request_code_read!(b'f', 1, size_of::<libc::c_long>()), libc::c_int);
+    nix::ioctl_write_ptr_bad!(
+        set_file_flags,
+        nix::request_code_write!(b'f', 2, size_of::<libc::c_long>()),
+        libc::c_int
+    );
 }
 
 /// `struct rtc_time` of linux/rtc.h: `struct tm` without its time zone.
@@ -199,4 +207,19 @@ pub(crate) fn set_watchdog_timeout(watchdog: &File, timeout: Duration) -> io::Re
     // SAFETY: the kernel reads and writes one int, which outlives the call.
     unsafe { ioctls::watchdog_set_timeout(watchdog.as_raw_fd(), &mut seconds) }?;
     Ok(Duration::from_secs(u64::try_from(seconds).unwrap_or_default()))
+}
+
+// --- files --------------------------------------------------------------------------------------------------------
+
+/// `chattr -i`
+pub(crate) fn clear_immutable(path: &Path) -> io::Result<()> {
+    const FS_IMMUTABLE_FL: libc::c_int = 0x10;
+    let file = File::open(path)?;
+    let mut flags: libc::c_int = 0;
+    // SAFETY: the kernel writes one int (whatever the ioctl's number says of a long), which outlives the call.
+    unsafe { ioctls::get_file_flags(file.as_raw_fd(), &raw mut flags) }?;
+    flags &= !FS_IMMUTABLE_FL;
+    // SAFETY: as above; the kernel only reads.
+    unsafe { ioctls::set_file_flags(file.as_raw_fd(), &raw const flags) }?;
+    Ok(())
 }

@@ -58,6 +58,7 @@ impl Rig {
             policy: Policy {
                 image_keys: vec![PublicKey::of(&key)],
                 install_cmdline: "console=ttyS0".into(),
+                reboot_models: vec![],
                 max_failures: 3,
                 erase: erase::Policy::Purge,
                 erase_again_after: Duration::from_secs(86_400),
@@ -372,7 +373,7 @@ pub(crate) fn mac(n: u8) -> Mac {
 }
 
 pub(crate) fn allocation() -> Allocation {
-    Allocation { image: "debian".into(), system: system("web-1"), disk: None, layout: None, project: None }
+    Allocation { image: "debian".into(), system: system("web-1"), disk: None, layout: None, boot: None, project: None }
 }
 
 pub(crate) fn system(hostname: &str) -> system::System {

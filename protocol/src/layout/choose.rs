@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::{Amount, Device, Drive, Filesystem, Layout, Preference, Select, place};
+use crate::glob::glob;
 use crate::inventory::{Bus, Disk, DiskId};
 use crate::words::bytes;
 
@@ -159,45 +160,8 @@ fn assign(wanted: usize, first: usize, candidates: &[Vec<usize>], taken: &mut Ta
     false
 }
 
-/// `*` and `?`; letters are letters whatever their case.
+/// Letters are letters whatever their case.
 fn matches(pattern: &str, text: &str) -> bool {
-    let (pattern, text) = (pattern.trim().to_lowercase(), text.trim().to_lowercase());
-    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
-    // Which beginnings of the text the pattern so far can be.
-    let mut reach = vec![false; text.len() + 1];
-    reach[0] = true;
-    for symbol in pattern {
-        let before = reach.clone();
-        let mut any = false;
-        for (index, here) in reach.iter_mut().enumerate() {
-            any |= before[index];
-            let step = index.checked_sub(1).is_some_and(|last| before[last] && (symbol == '?' || text[last] == symbol));
-            *here = if symbol == '*' { any } else { step };
-        }
-    }
-    reach.last().copied().unwrap_or(false)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns() {
-        for (pattern, text, want) in [
-            ("*", "", true),
-            ("", "", true),
-            ("", "x", false),
-            ("samsung*", "SAMSUNG MZQL2", true),
-            ("*mzql2*", "SAMSUNG MZQL2", true),
-            ("*mzql2", "SAMSUNG MZQL23", false),
-            ("a?c", "abc", true),
-            ("a?c", "ac", false),
-            ("a*b*c", "a--b--c", true),
-            ("a*b*c", "a--c--b", false),
-            ("**", "x", true),
-        ] {
-            assert_eq!(matches(pattern, text), want, "{pattern:?} against {text:?}");
-        }
-    }
+    let plain = |text: &str| text.trim().to_lowercase();
+    glob(plain(pattern).as_bytes(), plain(text).as_bytes())
 }

@@ -70,6 +70,11 @@ impl Config {
                 format!("kernel arguments are one line of ASCII without ${{…}}, not {text:?}")
             });
         }
+        for (n, model) in self.reboot_models.iter().enumerate() {
+            wrong.unless(!model.trim().is_empty(), &Key::of("reboot_models").item(n), || {
+                "this pattern is empty, so that it fits no model".into()
+            });
+        }
         if let Some(hook) = &self.power_hook {
             wrong.unless(hook.is_file(), &Key::of("power_hook"), || format!("{} is not a file", hook.display()));
         }
@@ -102,6 +107,7 @@ impl Config {
             ports: self.ports,
             agent_cmdline: self.agent_cmdline.trim().to_owned(),
             install_cmdline: self.install_cmdline.trim().to_owned(),
+            reboot_models: self.reboot_models.iter().map(|model| model.trim().to_owned()).collect(),
             power_hook: self.power_hook.clone(),
             max_failures: self.max_failures.max(1),
             erase_policy: self.erase_policy,

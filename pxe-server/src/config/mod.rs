@@ -75,6 +75,10 @@ pub struct Config {
     /// More kernel arguments for installed systems.
     #[serde(default)]
     pub install_cmdline: String,
+    /// Models that are rebooted into their installed system instead of starting it by kexec: patterns of the product's name,
+    /// or of vendor and product, such as `PowerEdge R7*`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reboot_models: Vec<String>,
     /// A program that is called as `HOOK cycle MACHINE_ID` to switch a machine off and on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_hook: Option<PathBuf>,

@@ -36,6 +36,7 @@ pub struct Settings {
     pub ports: Ports,
     pub agent_cmdline: String,
     pub install_cmdline: String,
+    pub reboot_models: Vec<String>,
     pub power_hook: Option<PathBuf>,
     pub max_failures: u32,
     pub erase_policy: Policy,

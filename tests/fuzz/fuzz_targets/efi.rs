@@ -1,4 +1,4 @@
-//! A boot entry among the firmware's variables.
+//! A boot entry among the firmware's variables, a whole boot order of them, and the start of a kernel.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -16,6 +16,7 @@ fn boot() -> BootFiles {
         cmdline: "console=tty0 console=ttyS0,115200n8".into(),
         bios: Some(BiosBoot { boot_img: file("/boot/boot.img"), core_img: file("/boot/core.img") }),
         uefi: Some(file("/boot/grubx64.efi")),
+        by: None,
     }
 }
 

@@ -77,6 +77,7 @@ fn complaints_name_their_key() {
         ("ports.tftp", "ports = { tftp = 67 }", String::new()),
         ("agent_cmdline", "agent_cmdline = \"quiet\\nreboot\"", String::new()),
         ("install_cmdline", "install_cmdline = \"${net0/mac}\"", String::new()),
+        ("reboot_models", "reboot_models = [\"PowerEdge*\", \"\"]", String::new()),
         ("power_hook", "power_hook = \"/nonexistent/hook\"", String::new()),
         ("image_keys", "image_keys = [\"/nonexistent/key\"]", String::new()),
         ("projects.a b", "[projects.\"a b\"]", String::new()),
