@@ -12,7 +12,7 @@
 //!
 //! What machines do goes through a boot server; one that runs alone speaks for them as [`boot_server`] says.
 //!
-//! [`manifest`] is what an image builder signs, [`sign`] the one envelope that everything signed travels in, and [`api`]
+//! [`manifest`] is what an image builder signs, [`revocation`] what takes it back, [`sign`] the one envelope that everything signed travels in, and [`api`]
 //! the paths and bodies of both HTTP interfaces (agents and operators). The rest is what two rooms would otherwise each
 //! have of their own: how much of a disk an install takes ([`space`]), what a system calls itself ([`os_release`]), how
 //! a number reads ([`words`]), and how the tar of a root file system is read ([`archive`]).
@@ -32,6 +32,7 @@ pub mod machine;
 pub mod manifest;
 pub mod order;
 pub mod os_release;
+pub mod revocation;
 pub mod sight;
 pub mod sign;
 pub mod space;
