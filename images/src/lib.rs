@@ -19,6 +19,7 @@ mod ext4;
 mod from_packages;
 #[cfg(fuzzing)]
 pub mod fuzz;
+mod gc;
 mod grub;
 mod input;
 mod keys;
@@ -43,6 +44,7 @@ mod zeros;
 
 pub use bake::{BuildOptions, Built, build};
 pub use cache::cache_dir;
+pub use gc::{Garbage, Kind, Sweep, gc};
 pub use keys::{keygen, load_key, load_public};
 pub use mirror::{Copied, Listener, Mirrored, mirror};
 pub use pack::{Forms, PackOptions, Packed, Progress, pack};
