@@ -15,6 +15,7 @@ mod cache;
 mod chunks;
 mod command;
 pub mod debian;
+mod diff;
 mod ext4;
 mod from_packages;
 #[cfg(fuzzing)]
@@ -44,6 +45,7 @@ mod zeros;
 
 pub use bake::{BuildOptions, Built, build};
 pub use cache::cache_dir;
+pub use diff::{Change, Chunks, Diff, Package, Packages, diff};
 pub use gc::{Garbage, Kind, Sweep, gc};
 pub use keys::{keygen, load_key, load_public};
 pub use mirror::{Copied, Listener, Mirrored, mirror};
