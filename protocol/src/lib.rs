@@ -15,13 +15,15 @@
 //! [`manifest`] is what an image builder signs, [`revocation`] what takes it back, [`sign`] the one envelope that everything signed travels in, and [`api`]
 //! the paths and bodies of both HTTP interfaces (agents and operators). The rest is what two rooms would otherwise each
 //! have of their own: how much of a disk an install takes ([`space`]), what a system calls itself ([`os_release`]), how
-//! a number reads ([`words`]), and how the tar of a root file system is read ([`archive`]).
+//! a number reads ([`words`]), what part of a file is sent ([`content_range`]), and how the tar of a root file system is
+//! read ([`archive`]).
 
 pub mod api;
 pub mod archive;
 pub mod boot_server;
 pub mod certificate;
 pub mod chain;
+pub mod content_range;
 pub mod erase;
 pub mod event;
 #[cfg(any(test, feature = "fixtures"))]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
+use drophammer_protocol::content_range;
 use futures_util::StreamExt;
 use reqwest::header::{CONTENT_RANGE, RANGE};
 use reqwest::{StatusCode, Url};
@@ -89,7 +90,7 @@ enum Answer {
 /// What an answer is good for.
 fn judge(
     status: StatusCode,
-    content_range: &str,
+    said: &str,
     length: Option<u64>,
     offset: u64,
     total: Option<u64>,
@@ -102,10 +103,10 @@ fn judge(
             (Some(has), Some(want)) if has != want => Err(mismatch(has, want)),
             _ => Ok(Answer::Whole),
         },
-        StatusCode::PARTIAL_CONTENT => match (first_and_size(content_range), total) {
+        StatusCode::PARTIAL_CONTENT => match (content_range::parse(said), total) {
             (Some((_, Some(has))), Some(want)) if has != want => Err(mismatch(has, want)),
             (Some((first, _)), _) if first == offset => Ok(Answer::Part),
-            _ => Err(Trouble::Passing(anyhow!("the server answered with another range ({content_range:?})"))),
+            _ => Err(Trouble::Passing(anyhow!("the server answered with another range ({said:?})"))),
         },
         StatusCode::RANGE_NOT_SATISFIABLE => {
             Err(Trouble::Final(anyhow!("the file there ends before byte {offset}, the manifest says that it goes on")))
@@ -115,16 +116,6 @@ fn judge(
         }
         _ if status.is_server_error() => Err(Trouble::Passing(anyhow!("the server answered {status}"))),
         _ => Err(Trouble::Final(anyhow!("the server answered {status}"))),
-    }
-}
-
-/// RFC 9110 §14.4: first byte and, if told, the file's size.
-fn first_and_size(content_range: &str) -> Option<(u64, Option<u64>)> {
-    let (range, size) = content_range.strip_prefix("bytes ")?.split_once('/')?;
-    let first = range.split_once('-')?.0.trim().parse().ok()?;
-    match size.trim() {
-        "*" => Some((first, None)),
-        size => Some((first, Some(size.parse().ok()?))),
     }
 }
 
