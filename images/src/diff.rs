@@ -142,10 +142,16 @@ fn facts(manifest: &Manifest) -> Vec<(&'static str, Option<String>)> {
         ("UEFI program", uefi.as_ref().map(file)),
         ("description", Some(manifest.description.clone())),
         ("architecture", Some(manifest.arch.clone())),
-        ("expiry", manifest.expires.map(|seconds| seconds.to_string())),
+        ("last day", manifest.expires.map(last_day)),
         ("block form", manifest.block.as_ref().map(|form| form.sha256.clone())),
         ("tar form", manifest.tar.as_ref().map(|form| form.sha256.clone())),
     ]
+}
+
+fn last_day(expires: u64) -> String {
+    let last = i64::try_from(expires.saturating_sub(1)).ok();
+    let last = last.and_then(|seconds| time::OffsetDateTime::from_unix_timestamp(seconds).ok());
+    last.map_or_else(|| "never".to_owned(), |time| time.date().to_string())
 }
 
 #[cfg(test)]
@@ -203,7 +209,10 @@ mod tests {
         assert_eq!(compare_facts(&a, &a), []);
         b.boot.cmdline = "quiet".into();
         b.boot.initrd = Some(ImageFile { path: "/initrd".into(), sha256: "f".into() });
-        let changed: Vec<String> = compare_facts(&a, &b).into_iter().map(|change| change.what).collect();
-        assert_eq!(changed, ["initrd", "arguments"]);
+        b.expires = Some(1_700_006_400);
+        let changed = compare_facts(&a, &b);
+        let names: Vec<&str> = changed.iter().map(|change| change.what.as_str()).collect();
+        assert_eq!(names, ["initrd", "arguments", "last day"]);
+        assert_eq!(changed[2].to.as_deref(), Some("2023-11-14"));
     }
 }

@@ -1,14 +1,18 @@
-//! From Debian packages to an image that a server may run.
+//! From Debian packages to an image that a server may run, and back out of its reach.
 //!
 //! ```text
 //! recipe ── build ──▶ rootfs.tar ── pack ──▶ <store>/<name>/<version>/manifest.json, <store>/packs/…
-//!                                                      └── verify, list
+//!                                     └── verify, list, diff, sign, gc
+//!            store ── publish ──▶ directory or bucket ── mirror ──▶ a boot server's directory
+//!                                     └── revoke
 //! ```
 //!
 //! [`build`] makes a root file system from packages that apt has checked against Debian's keys, without root where the
 //! host allows it. [`pack`] compiles any tar of a root file system, once, into what machines install: a file system to be
-//! written as it is, the tar itself, both in chunks that can be checked one by one, and one signature over what they are. [`verify`] repeats every check that a machine makes, and
-//! those it can't make before it has written the disk. Where Debian's packages come from is [`debian`]'s matter.
+//! written as it is, the tar itself, both in chunks that can be checked one by one, and one signature over what they are.
+//! [`verify`] repeats every check that a machine makes, and those it can't make before it has written the disk.
+//! [`publish()`] and [`mirror()`] bring an image from one [`Place`] to another, so that whoever reads sees all of it or
+//! nothing; [`revoke()`] takes it back. Where Debian's packages come from is [`debian`]'s matter.
 
 mod bake;
 mod cache;

@@ -15,11 +15,12 @@ use bytes::Bytes;
 use drophammer_protocol::manifest::Pack;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, AwsCredential};
 use object_store::client::{HttpClient, HttpConnector};
 use object_store::path::Path;
 use object_store::{
-    ClientOptions, Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, RetryConfig, UpdateVersion,
+    ClientOptions, Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, RetryConfig,
+    StaticCredentialProvider, UpdateVersion,
 };
 use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
@@ -81,17 +82,18 @@ impl Bucket {
             .map_err(|_| anyhow!("{prefix:?} isn't a prefix: names with one / between them"))?;
         let mut builder = AmazonS3Builder::from_env();
         if let Some(keys) = access_keys(options)? {
-            builder = builder.with_access_key_id(keys.id).with_secret_access_key(keys.secret);
-            builder = keys.token.into_iter().fold(builder, AmazonS3Builder::with_token);
+            // All three, or a token of the environment's would go with a key of the file's.
+            let keys = AwsCredential { key_id: keys.id, secret_key: keys.secret, token: keys.token };
+            builder = builder.with_credentials(Arc::new(StaticCredentialProvider::new(keys)));
         }
-        builder = options.endpoint.iter().fold(builder, AmazonS3Builder::with_endpoint);
+        if let Some(endpoint) = &options.endpoint {
+            // The variable for S3 alone would go before the one for everything.
+            builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
+        }
         builder = options.region.iter().fold(builder, AmazonS3Builder::with_region);
-        let endpoint = builder.get_config_value(&AmazonS3ConfigKey::Endpoint);
-        let open = endpoint.as_deref().is_some_and(|url| url.starts_with("http://"));
         let retry = RetryConfig { max_retries: RETRIES, ..RetryConfig::default() };
         let store = builder
             .with_bucket_name(bucket)
-            .with_allow_http(open)
             .with_retry(retry)
             .with_http_connector(Connector)
             .build()
