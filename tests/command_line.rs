@@ -1,6 +1,7 @@
 //! What a person at a shell meets: help, exit codes, sentences, JSON.
 
 use std::fs;
+use std::io::Read;
 use std::process::{Command, Output};
 
 use drophammer_protocol::certificate::Link;
@@ -41,6 +42,13 @@ fn every_command_explains_itself() {
         vec!["image", "keygen"],
         vec!["image", "pack"],
         vec!["image", "verify"],
+        vec!["image", "inspect"],
+        vec!["image", "publish"],
+        vec!["image", "mirror"],
+        vec!["image", "sign"],
+        vec!["image", "revoke"],
+        vec!["image", "diff"],
+        vec!["image", "gc"],
         vec!["image", "list"],
         vec!["initramfs", "build"],
         vec!["lab"],
@@ -85,6 +93,13 @@ fn exit_codes_and_sentences() {
         ("an unknown key", vec!["serve", "--check", "--config", &path("typo.toml")], 1, "statedir"),
         ("no such recipe", vec!["image", "build", "windows"], 1, "windows"),
         ("not a key", vec!["image", "verify", ".", "--trust", &path("not.pub")], 1, "not.pub"),
+        (
+            "nowhere to publish",
+            vec!["image", "publish", "/nonexistent/a/1", "--to", "ftp://x"],
+            1,
+            "isn't among s3, http and https",
+        ),
+        ("no store", vec!["image", "gc", &path("none")], 1, "none/packs"),
         ("not an image", vec!["image", "list", "--store", &path("none"), "--trust", &path("none.pub")], 1, "none.pub"),
     ] {
         let output = drophammer(&args);
@@ -118,6 +133,88 @@ fn keys_are_made_once_and_kept_private() {
         &format!("{file}.pub"),
     ]);
     assert_eq!(String::from_utf8_lossy(&json.stdout).trim(), "[]");
+}
+
+/// The life of an image, from one store to another.
+#[test]
+fn images_are_published_mirrored_and_taken_back() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let root = dir.path().join("root");
+    fs::create_dir_all(root.join("boot")).expect("made");
+    fs::create_dir_all(root.join("var/lib/dpkg")).expect("made");
+    fs::write(root.join("boot/vmlinuz-6.1"), "kernel").expect("written");
+    let mut noise = vec![0; 1 << 20];
+    fs::File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut noise)).expect("noise");
+    fs::write(root.join("noise"), noise).expect("written");
+    let status = |version: &str| format!("Package: sshd\nStatus: install ok installed\nVersion: {version}\n\n");
+    let run = |args: &[&str]| {
+        let output = drophammer(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned(), said)
+    };
+    let ok = |args: &[&str]| {
+        let (done, text, said) = run(args);
+        assert!(done, "{args:?}: {said}");
+        text
+    };
+    // As on a disk that is full after so many blocks.
+    let full = |args: &[&str]| {
+        let program = ["-c", "trap '' XFSZ; ulimit -f 64; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_drophammer")];
+        let output = Command::new("sh").args(program).args(args).output().expect("a shell");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("File too large"), "{args:?}: {said}");
+    };
+    let (key, public, new, new_public) = (path("key"), path("key.pub"), path("new"), path("new.pub"));
+    ok(&["image", "keygen", &key]);
+    ok(&["image", "keygen", &new]);
+    let (store, served, mirrored) = (path("store"), path("served"), path("mirrored"));
+    for version in ["1", "2"] {
+        fs::write(root.join("var/lib/dpkg/status"), status(version)).expect("written");
+        let tar = Command::new("tar").arg("-C").arg(&root).args(["-cf", &path("tar"), "."]).status().expect("tar");
+        assert!(tar.success());
+        let named = ["--name", "a", "--version", version, "--store", &store, "--key", &key];
+        ok(&[&["image", "pack", &path("tar")], named.as_slice()].concat());
+        let image = format!("{store}/a/{version}");
+        let publish = ["image", "publish", &image, "--to", &served, "--trust", &public];
+        if version == "1" {
+            full(&publish);
+            assert!(!dir.path().join("served/a").exists(), "nobody sees anything");
+        }
+        assert!(ok(&publish).contains("published in"));
+    }
+    assert!(ok(&["image", "publish", &format!("{store}/a/1"), "--to", &served]).contains("was there already"));
+    let differ = ok(&["image", "diff", &format!("{served}/a/1"), &format!("{served}/a/2"), "--trust", &public]);
+    assert!(differ.contains("sshd:all: 1 → 2"), "{differ}");
+
+    let mirror = ["image", "mirror", "--from", &served, "--to", &mirrored, "--trust", &public];
+    full(&[mirror.as_slice(), &["a"]].concat());
+    assert!(!dir.path().join("mirrored/a").exists(), "nobody sees anything");
+    assert!(ok(&[mirror.as_slice(), &["a"]].concat()).starts_with("a/2 published in"));
+    ok(&["image", "verify", &format!("{mirrored}/a/2"), "--trust", &public]);
+    ok(&["image", "sign", &format!("{mirrored}/a/2"), "--key", &new, "--trust", &public]);
+    ok(&["image", "verify", &format!("{mirrored}/a/2"), "--trust", &new_public]);
+
+    ok(&["image", "revoke", &format!("{served}/a/2"), "--key", &key, "--reason", "a hole"]);
+    for (name, args, words) in [
+        ("verify", vec!["image", "verify", &format!("{served}/a/2"), "--trust", &public], "a/2 is revoked: a hole"),
+        ("list", vec!["image", "list", "--store", &served, "--trust", &public], "a/2: revoked: a hole"),
+        ("mirror", [mirror.as_slice(), &["a/2"]].concat(), "a/2 is revoked: a hole"),
+    ] {
+        let (done, _, said) = run(&args);
+        assert!(!done && said.contains(words), "{name}: {said}");
+    }
+    let shown = ok(&["image", "inspect", &format!("{served}/a/2"), "--trust", &public]);
+    assert!(shown.contains("REVOKED") && shown.contains("a hole"), "{shown}");
+    let json = ok(&["image", "--json", "inspect", &format!("{served}/a/2"), "--trust", &public]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((&json["version"], &json["revoked"]["reason"]), (&"2".into(), &"a hole".into()));
+
+    fs::remove_dir_all(dir.path().join("served/a/2")).expect("removed");
+    assert!(ok(&["image", "gc", &served, "--dry-run"]).contains("would be removed"));
+    assert!(ok(&["image", "gc", &served]).contains("no image refers to it"));
+    assert!(ok(&["image", "gc", &served]).starts_with("0 files"));
+    ok(&["image", "verify", &format!("{served}/a/1"), "--trust", &public]);
 }
 
 /// What an agent prints that erased a drive by hand, and the key that it told.

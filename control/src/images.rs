@@ -1,4 +1,5 @@
-//! The images that can be installed: a directory of published ones, each believed by its signature alone.
+//! The images that can be installed: a directory of published ones, each believed by its signature alone, and none that was
+//! ever seen to be revoked.
 
 use std::collections::HashMap;
 use std::fs;
@@ -10,8 +11,11 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use anyhow::{Context, Result, bail, ensure};
 use drophammer_protocol::api::ImageSummary;
 use drophammer_protocol::manifest::{self, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, PACKS, is_plain_name};
-use drophammer_protocol::sign::{PublicKey, Signed};
+use drophammer_protocol::revocation::{self, MAX_REVOKED_BYTES, REVOKED_FILE, Revocations, Revoked};
+use drophammer_protocol::sign::{PublicKey, Signed, Verified};
 use sha2::{Digest, Sha256};
+
+use crate::store::Store;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Image {
@@ -32,6 +36,20 @@ pub(crate) struct Images {
     dir: PathBuf,
     keys: RwLock<Vec<PublicKey>>,
     known: Mutex<HashMap<PathBuf, (Stamp, Option<Image>)>>,
+    /// Where what was ever revoked is kept: a list that is removed, or an older one in its place, brings no image back.
+    store: Store,
+    /// Of the list that was read last: nothing if there was none.
+    list: Mutex<Option<Option<ListStamp>>>,
+}
+
+/// In the store: everything that any believed list has revoked, and the highest number of all of them.
+const REVOKED_KEY: &str = "revoked-images";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ListStamp {
+    inode: u64,
+    bytes: u64,
+    changed: (i64, i64),
 }
 
 /// What changes when one of the files of an image does.
@@ -45,8 +63,8 @@ struct Stamp {
 }
 
 impl Images {
-    pub(crate) fn new(dir: PathBuf, keys: Vec<PublicKey>) -> Self {
-        Self { dir, keys: RwLock::new(keys), known: Mutex::default() }
+    pub(crate) fn new(dir: PathBuf, keys: Vec<PublicKey>, store: Store) -> Self {
+        Self { dir, keys: RwLock::new(keys), known: Mutex::default(), store, list: Mutex::default() }
     }
 
     /// From here on these keys are believed and no others.
@@ -54,10 +72,74 @@ impl Images {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
         known.clear();
+        *self.list.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// All images that can be installed, by name, newest first. What can't be is logged with the reason, once.
     pub(crate) fn all(&self) -> Result<Vec<Image>> {
+        let revoked = self.revocations()?;
+        let mut images = self.whole()?;
+        images.retain(|image| revoked.of(&image.manifest_sha256).is_none());
+        Ok(images)
+    }
+
+    /// Why an image of which [`Images::find`] knows nothing was revoked, if that is why.
+    pub(crate) fn revoked(&self, reference: &str) -> Option<Revoked> {
+        let image = pick(&self.whole().ok()?, reference)?.manifest_sha256.clone();
+        self.revocations().ok()?.of(&image).cloned()
+    }
+
+    /// Everything that was ever revoked. The list in the directory is read when it changes; what is wrong with it is logged.
+    fn revocations(&self) -> Result<Revocations> {
+        let path = self.dir.join(REVOKED_FILE);
+        let mut last = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = || Ok(self.store.get::<Revocations>(REVOKED_KEY)?.unwrap_or_default());
+        let stamp = match fs::metadata(&path) {
+            Ok(file) => {
+                let changed = (file.mtime(), file.mtime_nsec());
+                Some(ListStamp { inode: file.ino(), bytes: file.len(), changed })
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => None,
+            Err(e) => return Err(e).with_context(|| format!("looking at {}", path.display())),
+        };
+        if *last == Some(stamp) {
+            return kept();
+        }
+        let list = match stamp {
+            Some(_) => read_list(&path, &self.keys.read().unwrap_or_else(PoisonError::into_inner)),
+            None => Ok(Revocations::default()),
+        };
+        let list = match list {
+            Ok(list) => list,
+            Err(why) => {
+                tracing::error!(list = %path.display(), "what was revoked there isn't known, and nobody should have changed it: {why:#}");
+                *last = Some(stamp);
+                return kept();
+            }
+        };
+        let (all, is_older) = self.store.transact(|txn| {
+            let before: Revocations = txn.get(REVOKED_KEY)?.unwrap_or_default();
+            let (after, is_older) = heed(&before, &list);
+            if after != before {
+                txn.put(REVOKED_KEY, &after)?;
+            }
+            anyhow::Ok((after, is_older))
+        })?;
+        if is_older {
+            tracing::error!(
+                list = %path.display(),
+                "it is number {}, and number {} was seen before: somebody removed the list or put an older one back. What was \
+                 revoked stays so",
+                list.sequence,
+                all.sequence
+            );
+        }
+        *last = Some(stamp);
+        Ok(all)
+    }
+
+    /// Those that were revoked among them.
+    fn whole(&self) -> Result<Vec<Image>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut present = HashMap::new();
@@ -107,6 +189,20 @@ impl Images {
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+/// What is revoked from here on, and whether the list is older than one that was seen.
+fn heed(kept: &Revocations, list: &Revocations) -> (Revocations, bool) {
+    let mut all = kept.clone();
+    all.revoked.extend(list.revoked.iter().filter(|revoked| kept.of(&revoked.manifest_sha256).is_none()).cloned());
+    all.sequence = all.sequence.max(list.sequence);
+    (all, list.sequence < kept.sequence)
+}
+
+fn read_list(path: &Path, keys: &[PublicKey]) -> Result<Revocations> {
+    let mut text = Vec::new();
+    fs::File::open(path)?.take(MAX_REVOKED_BYTES + 1).read_to_end(&mut text)?;
+    Ok(revocation::open(&text, keys).map(Verified::into_inner)?)
 }
 
 fn pick<'a>(newest_first: &'a [Image], reference: &str) -> Option<&'a Image> {
@@ -200,6 +296,10 @@ mod tests {
         Manifest { created, ..fixtures::manifest(name, version) }
     }
 
+    fn store(dir: &Path) -> Store {
+        Store::open(&dir.join("state")).expect("opens")
+    }
+
     fn publish(images: &Path, place: &str, manifest: &Manifest, key: &SigningKey) {
         let (dir, packs) = (images.join(place), images.join(PACKS));
         for dir in [&dir, &packs] {
@@ -229,7 +329,7 @@ mod tests {
         fs::write(path.join(PACKS).join(&cut.packs[0].sha256), b"z").expect("writes");
         fs::create_dir_all(path.join("empty/1")).expect("creates");
         publish(path, ".staging/1", &manifest("staging", "1", 100), &ours);
-        let images = Images::new(path.to_owned(), vec![PublicKey::of(&ours)]);
+        let images = Images::new(path.to_owned(), vec![PublicKey::of(&ours)], store(path));
         let list = || images.all().expect("lists").iter().map(Image::reference).collect::<Vec<_>>();
         assert_eq!(list(), ["alpine/3", "debian/12.10", "debian/12.9"]);
         let old = Manifest { expires: Some(1000), ..manifest("debian", "12.11", 250) };
@@ -256,7 +356,82 @@ mod tests {
 
     #[test]
     fn no_directory_is_no_images() {
-        let images = Images::new("/nonexistent/images".into(), vec![]);
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let images = Images::new("/nonexistent/images".into(), vec![], store(dir.path()));
         assert_eq!(images.all().expect("lists"), []);
+    }
+
+    fn list(sequence: u64, hashes: &[&str]) -> Revocations {
+        let one = |hash: &&str| Revoked {
+            manifest_sha256: if hash.len() == 1 { hash.repeat(64) } else { (*hash).to_owned() },
+            image: "debian/12".into(),
+            reason: "it has a back door".into(),
+            at: 0,
+        };
+        Revocations { sequence, revoked: hashes.iter().map(one).collect() }
+    }
+
+    #[test]
+    fn what_was_revoked_stays_so() {
+        for (name, kept, list, want) in [
+            ("the first", list(0, &[]), list(1, &["a"]), (list(1, &["a"]), false)),
+            ("a newer one", list(1, &["a"]), list(2, &["a", "b"]), (list(2, &["a", "b"]), false)),
+            ("the same", list(2, &["a", "b"]), list(2, &["a", "b"]), (list(2, &["a", "b"]), false)),
+            ("an older one", list(2, &["a", "b"]), list(1, &["a"]), (list(2, &["a", "b"]), true)),
+            ("none any more", list(2, &["a", "b"]), list(0, &[]), (list(2, &["a", "b"]), true)),
+            ("a newer one that forgot", list(2, &["a", "b"]), list(3, &["c"]), (list(3, &["a", "b", "c"]), false)),
+            ("an older one that has more", list(2, &["a"]), list(1, &["b"]), (list(2, &["a", "b"]), true)),
+        ] {
+            assert_eq!(heed(&kept, &list), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn revoked_images_are_not_offered() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path();
+        let (ours, theirs) = (SigningKey::from_bytes(&[1; 32]), SigningKey::from_bytes(&[2; 32]));
+        publish(path, "debian/12.1", &manifest("debian", "12.1", 100), &ours);
+        publish(path, "debian/12.2", &manifest("debian", "12.2", 200), &ours);
+        let keys = vec![PublicKey::of(&ours)];
+        let images = Images::new(path.to_owned(), keys.clone(), store(path));
+        let newest = || images.find("debian", 0).expect("finds").map(|i| i.reference());
+        let sha256 = |version: &str| {
+            let found = images.whole().expect("lists");
+            pick(&found, version).expect("there").manifest_sha256.clone()
+        };
+        let (first, second) = (sha256("debian/12.1"), sha256("debian/12.2"));
+        let seal = |list: &Revocations, key: &SigningKey| serde_json::to_vec(&Signed::seal(list, key)).expect("JSON");
+        let one = seal(&list(1, &[&second]), &ours);
+        let two = seal(&list(2, &[&second, &first]), &ours);
+        for (name, text, want) in [
+            ("no list", None, Some("debian/12.2")),
+            ("one that nobody trusts", Some(seal(&list(1, &[&second]), &theirs)), Some("debian/12.2")),
+            ("one is revoked", Some(one.clone()), Some("debian/12.1")),
+            ("both are", Some(two), None),
+            ("the older list again", Some(one), None),
+            ("rubbish", Some(b"{}".to_vec()), None),
+            ("no list any more", None, None),
+        ] {
+            let file = path.join(REVOKED_FILE);
+            match text {
+                Some(text) => {
+                    // As a publisher replaces it: another file.
+                    fs::write(path.join(".list"), text).expect("writes");
+                    fs::rename(path.join(".list"), &file).expect("replaces");
+                }
+                None => drop(fs::remove_file(&file)),
+            }
+            assert_eq!(newest().as_deref(), want, "{name}");
+        }
+        let why = images.revoked("debian/12.2").map(|revoked| revoked.reason);
+        assert_eq!(why.as_deref(), Some("it has a back door"));
+        assert!(images.all().expect("lists").is_empty());
+        drop(images);
+        // And after a restart, whoever is trusted then.
+        let again = Images::new(path.to_owned(), keys, store(path));
+        assert!(again.all().expect("lists").is_empty());
+        again.trust(vec![PublicKey::of(&ours), PublicKey::of(&theirs)]);
+        assert!(again.all().expect("lists").is_empty());
     }
 }

@@ -170,7 +170,7 @@ impl Control {
         for record in records.iter().filter(|r| r.cycle_due && r.state == State::Releasing) {
             power.iter().for_each(|p| p.cycle(record.id, record.name.clone()));
         }
-        let images = Images::new(config.images_dir.clone(), config.policy.image_keys.clone());
+        let images = Images::new(config.images_dir.clone(), config.policy.image_keys.clone(), store.clone());
         let policy = RwLock::new(Arc::new(config.policy.clone()));
         let own_disks = Watched::new(&records);
         Ok(Self {

@@ -169,10 +169,16 @@ impl Control {
     }
 
     pub(crate) fn no_such_image(&self, reference: &str) -> String {
+        let day = |seconds: u64| {
+            let at = i64::try_from(seconds).ok().and_then(|at| time::OffsetDateTime::from_unix_timestamp(at).ok());
+            at.map(|at| at.date().to_string()).unwrap_or_default()
+        };
         if let Some(expired) = self.inner.images.expired(reference) {
-            let since = i64::try_from(expired).ok().and_then(|at| time::OffsetDateTime::from_unix_timestamp(at).ok());
-            let since = since.map(|at| at.date().to_string()).unwrap_or_default();
-            return format!("image {reference} expired on {since}: publish a newer version");
+            return format!("image {reference} expired on {}: publish a newer version", day(expired));
+        }
+        if let Some(revoked) = self.inner.images.revoked(reference) {
+            let (since, why) = (day(revoked.at), revoked.reason);
+            return format!("image {reference} was revoked on {since}: {why}; choose another version");
         }
         let dir = self.inner.images.dir().display();
         format!(

@@ -102,9 +102,11 @@ pub fn pack(
              not {PACKS:?}"
         );
     }
+    let _held = store::hold(store)?;
     let draft = Draft::new(store, &options.name, &options.version)?;
+    let own_pack = store::new_pack(store)?;
     let known = store::known(store, PublicKey::of(key))?;
-    let mut packer = Packer::new(draft.pack.as_file(), &known, options.level);
+    let mut packer = Packer::new(own_pack.as_file(), &known, options.level);
     let scratch = draft.scratch()?;
     let mut made =
         compile(tar, &scratch, options, &mut packer, progress).with_context(|| format!("packing {}", tar.display()))?;
@@ -166,7 +168,10 @@ pub fn pack(
         store::ensure_same(&there, &manifest, store)?;
         return Ok(Packed { dir, manifest: there, existed: true, new_bytes: 0 });
     }
-    let dir = draft.publish(&text, own.as_ref())?;
+    if let Some(own) = &own {
+        store::keep_pack(store, own_pack, own)?;
+    }
+    let dir = draft.publish(&text)?;
     Ok(Packed { dir, manifest, existed: false, new_bytes })
 }
 
@@ -293,4 +298,4 @@ impl Read for Tee<'_> {
 
 #[cfg(test)]
 #[path = "pack_tests.rs"]
-mod tests;
+pub(crate) mod tests;

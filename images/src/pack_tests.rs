@@ -10,16 +10,16 @@ use crate::chunks::tests::noise;
 use crate::verify::{Problem, verify};
 use crate::{grub, list};
 
-fn key(seed: u8) -> SigningKey {
+pub(crate) fn key(seed: u8) -> SigningKey {
     SigningKey::from_bytes(&[seed; 32])
 }
 
-fn ours() -> Vec<PublicKey> {
+pub(crate) fn ours() -> Vec<PublicKey> {
     vec![PublicKey::of(&key(1))]
 }
 
 /// A bootable tar with `files` in it besides.
-fn tar_with(files: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
+pub(crate) fn tar_with(files: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     let fixed: [(&str, Vec<u8>); 6] = [
         ("boot/vmlinuz-6.1", b"kernel".to_vec()),
@@ -42,7 +42,7 @@ fn tar_with(files: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     Ok(tar.into_inner()?)
 }
 
-fn packed(tar: &[u8]) -> Result<(TempDir, Packed)> {
+pub(crate) fn packed(tar: &[u8]) -> Result<(TempDir, Packed)> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("rootfs.tar");
     fs::write(&path, tar)?;
@@ -50,7 +50,7 @@ fn packed(tar: &[u8]) -> Result<(TempDir, Packed)> {
     Ok((dir, packed))
 }
 
-fn pack_to(tar: &Path, store: &Path, options: &PackOptions, key: &SigningKey) -> Result<Packed> {
+pub(crate) fn pack_to(tar: &Path, store: &Path, options: &PackOptions, key: &SigningKey) -> Result<Packed> {
     pack(tar, store, options, key, &|_| {})
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -92,6 +93,41 @@ pub(crate) fn spdx(reference: &str, created: u64, packages: &[Installed]) -> Str
     format!("{document:#}\n")
 }
 
+/// Names and versions in a document, with the architecture where its package URL tells it.
+pub(crate) fn packages(text: &[u8]) -> Result<Vec<(String, String)>, serde_json::Error> {
+    let document: Document = serde_json::from_slice(text)?;
+    let one = |package: Listed| {
+        let urls =
+            package.external_refs.iter().filter_map(|reference| reference.reference_locator.split_once("?arch="));
+        let arch = urls.map(|(_, arch)| arch.split('&').next().unwrap_or(arch)).next();
+        let name = arch.map_or(package.name.clone(), |arch| format!("{}:{arch}", package.name));
+        (name, package.version_info)
+    };
+    Ok(document.packages.into_iter().map(one).collect())
+}
+
+#[derive(Deserialize)]
+struct Document {
+    packages: Vec<Listed>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Listed {
+    name: String,
+    #[serde(default)]
+    version_info: String,
+    #[serde(default)]
+    external_refs: Vec<Reference>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Reference {
+    #[serde(default)]
+    reference_locator: String,
+}
+
 fn one(id: &str, package: &Installed) -> Value {
     let (kind, vendor) = match package.kind {
         Kind::Debian => ("deb", "debian"),
@@ -153,5 +189,13 @@ mod tests {
         assert_eq!(document["creationInfo"]["created"], "2023-11-14T22:13:20Z");
         let url = &document["packages"][1]["externalRefs"][0]["referenceLocator"];
         assert_eq!(url, "pkg:deb/debian/libc6@1%3A2.36?arch=amd64");
+        let pair = |name: &str, version: &str| (name.to_owned(), version.to_owned());
+        assert_eq!(
+            packages(text.as_bytes()).expect("ours"),
+            [pair("bash:amd64", "5.2-1"), pair("libc6:amd64", "1:2.36")]
+        );
+        let other = br#"{"spdxVersion":"SPDX-2.3","packages":[{"name":"a"},{"name":"b","versionInfo":"1"}]}"#;
+        assert_eq!(packages(other).expect("another's"), [pair("a", ""), pair("b", "1")]);
+        assert!(packages(b"[]").is_err() && packages(b"{}").is_err());
     }
 }

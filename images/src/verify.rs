@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use drophammer_protocol::manifest::{
     self, Attachment, BlockForm, Chunk, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, ManifestError, Piece, TarForm,
 };
+use drophammer_protocol::revocation::Revoked;
 use drophammer_protocol::sign::{PublicKey, Verified};
 use sha2::{Digest, Sha256};
 
+use crate::revoke::revoked;
 use crate::scan::{Contents, Unfit};
 use crate::store;
 use crate::zeros::hash_zeros;
@@ -37,6 +39,10 @@ pub enum Problem {
     Unfit(#[from] Unfit),
     #[error("{path} in the image isn't the file of the manifest")]
     BootFile { path: String },
+    #[error("{} is revoked: {}", .0.image, .0.reason)]
+    Revoked(Revoked),
+    #[error("the list of what is revoked can't be believed: {0}")]
+    Revocations(String),
     #[error("the manifest names other files for starting a machine than the image has")]
     BootFiles,
 }
@@ -44,6 +50,11 @@ pub enum Problem {
 /// Checks everything there is to check about the image in `dir`, which is in a store.
 pub fn verify(dir: &Path, trusted: &[PublicKey]) -> Result<Verified<Manifest>, Problem> {
     let manifest = inspect(dir, trusted)?;
+    match revoked(dir, &manifest, trusted) {
+        Ok(None) => {}
+        Ok(Some(revoked)) => return Err(Problem::Revoked(revoked)),
+        Err(error) => return Err(Problem::Revocations(format!("{error:#}"))),
+    }
     let dir = absolute(dir)?;
     let store = dir.ancestors().nth(2).unwrap_or(&dir);
     let packs = Packs::open(store, &manifest)?;
@@ -81,14 +92,20 @@ fn absolute(dir: &Path) -> Result<PathBuf, Problem> {
     fs::canonicalize(dir).map_err(|source| Problem::Read { path: dir.to_owned(), source })
 }
 
-fn attachment(dir: &Path, attachment: &Attachment) -> Result<(), Problem> {
+/// What lies beside the manifest, as it was signed.
+pub(crate) fn attachment(dir: &Path, attachment: &Attachment) -> Result<Vec<u8>, Problem> {
     let path = dir.join(&attachment.file);
-    let bytes = fs::read(&path).map_err(|source| Problem::Read { path: path.clone(), source })?;
+    let failed = |source| Problem::Read { path: path.clone(), source };
+    let bytes = store::read_if_there(&path, MAX_ATTACHMENT_BYTES).map_err(failed)?;
+    let bytes = bytes.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     if hex::encode(Sha256::digest(&bytes)) != attachment.sha256 {
         return Err(Problem::Altered { what: path.display().to_string() });
     }
-    Ok(())
+    Ok(bytes)
 }
+
+/// A larger one isn't read.
+pub(crate) const MAX_ATTACHMENT_BYTES: u64 = 256 << 20;
 
 /// The packs of an image, open and of the right length.
 struct Packs(Vec<(File, PathBuf)>);

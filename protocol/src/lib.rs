@@ -12,17 +12,18 @@
 //!
 //! What machines do goes through a boot server; one that runs alone speaks for them as [`boot_server`] says.
 //!
-//! [`manifest`] is what an image builder signs, [`sign`] the one envelope that everything signed travels in, and [`api`]
-//! the paths and bodies of both HTTP interfaces (agents and operators). The rest is what two rooms would otherwise each
+//! [`manifest`] is what an image builder signs, [`revocation`] what takes it back, [`sign`] the one envelope that everything
+//! signed travels in, and [`api`] the paths and bodies of both HTTP interfaces (agents and operators). The rest is what two rooms would otherwise each
 //! have of their own: how much of a disk an install takes ([`space`]), what a system calls itself ([`os_release`]), how
-//! a number reads ([`words`]), how what is wrong is listed ([`faults`]), what a pattern matches ([`glob`]), and how the tar of a
-//! root file system is read ([`archive`]).
+//! a number reads ([`words`]), how what is wrong is listed ([`faults`]), what a pattern matches ([`glob`]), what part of a file
+//! is sent ([`content_range`]), and how the tar of a root file system is read ([`archive`]).
 
 pub mod api;
 pub mod archive;
 pub mod boot_server;
 pub mod certificate;
 pub mod chain;
+pub mod content_range;
 pub mod erase;
 pub mod event;
 pub mod faults;
@@ -36,6 +37,7 @@ pub mod machine;
 pub mod manifest;
 pub mod order;
 pub mod os_release;
+pub mod revocation;
 pub mod sight;
 pub mod sign;
 pub mod space;

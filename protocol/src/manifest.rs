@@ -6,6 +6,7 @@
 //! <name>/<version>/manifest.json   Signed<Manifest>
 //! <name>/<version>/sbom.spdx.json  the packages in it
 //! packs/<SHA-256 of the pack>      chunks, one after the other
+//! revoked.json                     Signed<Revocations>, if any image was revoked
 //! ```
 //!
 //! An image comes in up to two forms. The *block form* is a file system that was made once, by whoever published it, and
@@ -19,6 +20,7 @@
 //! differs from it by a byte isn't a manifest.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::order::BootBy;
 use crate::sign::{PublicKey, SignError, Signable, Signed, Verified};
@@ -244,6 +246,12 @@ pub fn open_signed(signed: &Signed<Manifest>, trusted: &[PublicKey]) -> Result<V
     Ok(manifest)
 }
 
+/// By what orders and revocations name it: the SHA-256 of what was signed, which has one form.
+pub fn payload_sha256(manifest: &Verified<Manifest>) -> String {
+    let payload = serde_json::to_string(manifest.get()).expect("it was written so when it was opened");
+    hex::encode(Sha256::digest(payload.as_bytes()))
+}
+
 impl Manifest {
     /// `name/version`.
     pub fn reference(&self) -> String {
@@ -457,6 +465,8 @@ mod tests {
         let text = |signed: &Signed<Manifest>| serde_json::to_vec(signed).expect("JSON");
         let signed = Signed::seal(&manifest, &key);
         assert_eq!(open(&text(&signed), &trusted).map(Verified::into_inner), Ok(manifest.clone()));
+        let sha256 = hex::encode(Sha256::digest(signed.payload.as_bytes()));
+        assert_eq!(open(&text(&signed), &trusted).map(|opened| payload_sha256(&opened)), Ok(sha256));
         assert_eq!(open(&text(&signed), &[]), Err(ManifestError::Signature(SignError::Untrusted(trusted[0]))));
         assert!(matches!(open(b"{}", &trusted), Err(ManifestError::NotAManifest(_))));
         // Signed by whoever may, and still not as everybody else would write it.

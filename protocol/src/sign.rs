@@ -102,6 +102,12 @@ impl<T: Signable> Signed<T> {
         Self { payload, key: PublicKey::of(key), signature, kind: PhantomData }
     }
 
+    /// The very same statement with the signature of `key`, if one of `trusted` signed it before.
+    pub fn sign_again(&self, trusted: &[PublicKey], key: &SigningKey) -> Result<Self, SignError> {
+        self.open(trusted)?;
+        Ok(Self::seal_text(self.payload.clone(), key))
+    }
+
     /// What was signed, if one of `trusted` signed it.
     pub fn open(&self, trusted: &[PublicKey]) -> Result<Verified<T>, SignError> {
         if !trusted.contains(&self.key) {
@@ -204,6 +210,16 @@ mod tests {
         ] {
             assert_eq!(signed.open(&trusted).map(Verified::into_inner), want, "{name}");
         }
+    }
+
+    #[test]
+    fn a_key_takes_over_what_another_signed() {
+        let (old, new) = (PublicKey::of(&key(1)), PublicKey::of(&key(2)));
+        let signed = Signed::seal(&Note("hello".into()), &key(1));
+        let again = signed.sign_again(&[old], &key(2)).expect("signs");
+        assert_eq!((&again.payload, again.key), (&signed.payload, new));
+        assert_eq!(again.open(&[new]).map(Verified::into_inner), Ok(Note("hello".into())));
+        assert_eq!(signed.sign_again(&[new], &key(2)), Err(SignError::Untrusted(old)), "not whatever it's given");
     }
 
     #[test]

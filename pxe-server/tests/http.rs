@@ -263,6 +263,8 @@ async fn no_name_leads_elsewhere(dir: &Path) {
         "/images/debian/%2e%2e/secret",
         "/images/../../state/secret",
         "/images/debian/1/.hidden",
+        "/images/secret",
+        "/images/revoked.json",
         "/images/debian/1/",
         "/images/debian/1/root.frames/",
         "/images/debian/1/root.frames%00",
@@ -281,6 +283,10 @@ async fn no_name_leads_elsewhere(dir: &Path) {
             assert!(!answer.2.starts_with(b"a secret"), "{path}, {way}");
         }
     }
+    // What mirrors ask for, where there is one.
+    fs::write(dir.join("state/images/revoked.json"), "a list").expect("written");
+    let answer = fetch(&["http://10.77.0.1/images/revoked.json"]).await;
+    assert_eq!((answer.0.as_str(), answer.2.as_slice()), ("200", b"a list".as_slice()));
 }
 
 async fn slow_readers_hold_nobody_up(kernel: &[u8]) {

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use drophammer_protocol::content_range;
 use reqwest::StatusCode;
 use reqwest::blocking::{Client, Response};
 use reqwest::header::{CONTENT_RANGE, RANGE};
@@ -71,7 +72,7 @@ pub(super) fn range(
         return Ok(Ranged::Whole(Whole { response, next: 0 }));
     }
     let said = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).unwrap_or("");
-    match content_range(said) {
+    match content_range::parse(said) {
         Some((start, size)) if start == offset && size.is_none_or(|size| size == total) => {}
         Some((start, Some(size))) if start == offset => {
             return Err(Trouble::Final(anyhow::anyhow!("the file there has {size} bytes, the manifest says {total}")));
@@ -154,26 +155,12 @@ fn check_status(response: Response) -> Result<Response, Trouble> {
     }
 }
 
-/// RFC 9110 §14.4: first byte and, if told, the file's size.
-fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
-    let (range, total) = value.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-    if last < first {
-        return None;
-    }
-    match total.trim() {
-        "*" => Some((first, None)),
-        total => Some((first, Some(total.parse().ok()?))),
-    }
-}
-
 /// What a server says of the range that it sends.
 #[cfg(fuzzing)]
 pub(crate) fn fuzz(text: &str) {
-    if let Some((first, total)) = content_range(text) {
+    if let Some((first, total)) = content_range::parse(text) {
         let total = total.map_or("*".to_owned(), |total| total.to_string());
-        assert!(content_range(&format!("bytes {first}-{first}/{total}")).is_some());
+        assert!(content_range::parse(&format!("bytes {first}-{first}/{total}")).is_some());
     }
 }
 

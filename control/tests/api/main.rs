@@ -366,6 +366,30 @@ fn an_image_that_is_gone_is_waited_for() {
 }
 
 #[test]
+fn a_revoked_image_is_neither_offered_nor_installed() {
+    let mut rig = Rig::new();
+    let agent = rig.waiting(1);
+    rig.allocate(1).expect("allocates");
+    rig.revoke("debian/12.2", "it has a back door");
+    assert_eq!(agent.order(&rig, 0).expect("answers"), None, "though it was allocated before");
+    let why = "image debian/12.2 was revoked on 2023-11-14: it has a back door; choose another version";
+    let reason = rig.machine(1).reason.unwrap_or_default();
+    assert!(reason.contains(why), "{reason}");
+
+    let _other = rig.waiting(2);
+    let named = Allocation { image: "debian/12.2".into(), ..allocation() };
+    let denied = rig.operator().allocate("SN-2", &named).expect_err("revoked");
+    assert!(format!("{denied:#}").contains(why), "{denied:#}");
+    rig.allocate(2).expect("allocates");
+    assert_eq!(rig.machine(2).allocation.map(|a| a.image).as_deref(), Some("debian/12.1"), "the newest that is left");
+
+    fs::remove_file(rig.path().join("images/revoked.json")).expect("removes");
+    rig.restart();
+    let offered: Vec<String> = rig.operator().images().expect("lists").into_iter().map(|image| image.version).collect();
+    assert_eq!(offered, ["12.1"], "whoever removes the list, and whoever restarts");
+}
+
+#[test]
 fn taking_a_machine_back_ends_what_its_agent_does() {
     let rig = Rig::new();
     let (agent, order, _) = rig.installing(1);

@@ -15,8 +15,9 @@ use drophammer_protocol::fixtures;
 use drophammer_protocol::id::{Mac, MachineId, OrderId};
 use drophammer_protocol::inventory::{Disk, Inventory, System};
 use drophammer_protocol::machine::{Allocation, Machine, State};
-use drophammer_protocol::manifest::{MANIFEST_FILE, Manifest, PACKS};
+use drophammer_protocol::manifest::{self, MANIFEST_FILE, Manifest, PACKS};
 use drophammer_protocol::order::{Erase, Install, Installed, Order, Outcome, Task};
+use drophammer_protocol::revocation::{REVOKED_FILE, Revocations, Revoked};
 use drophammer_protocol::sign::{PublicKey, Signed};
 use drophammer_protocol::system;
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach};
@@ -105,6 +106,21 @@ impl Rig {
 
     pub(crate) fn control(&self) -> &Control {
         &self.running().control
+    }
+
+    /// As `image revoke` does it.
+    pub(crate) fn revoke(&self, image: &str, reason: &str) {
+        let (key, images) = (SigningKey::from_bytes(&[1; 32]), &self.config.images_dir);
+        let text = fs::read(images.join(image).join(MANIFEST_FILE)).expect("reads");
+        let manifest = manifest::open(&text, &[PublicKey::of(&key)]).expect("ours");
+        let list = Revocations::default().with(Revoked {
+            manifest_sha256: manifest::payload_sha256(&manifest),
+            image: image.into(),
+            reason: reason.into(),
+            at: 1_700_000_000,
+        });
+        let signed = serde_json::to_string(&Signed::seal(&list.expect("grows"), &key)).expect("serializes");
+        fs::write(images.join(REVOKED_FILE), signed).expect("writes");
     }
 
     fn socket(&self) -> PathBuf {

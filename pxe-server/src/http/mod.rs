@@ -33,6 +33,7 @@ use drophammer_protocol::api::{
 use drophammer_protocol::event::{Phase, Progress, Step};
 use drophammer_protocol::id::{BootId, Mac, MachineId};
 use drophammer_protocol::manifest::{PACKS, is_plain_name};
+use drophammer_protocol::revocation::REVOKED_FILE;
 use drophammer_protocol::sight::{End, File, Sight};
 use drophammer_protocol::sign::{PublicKey, Signed};
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach, ServerTime, TICKET_PATH};
@@ -132,6 +133,7 @@ pub(crate) fn images(boot: Arc<Boot>) -> Router {
     Router::new()
         .route(&format!("{IMAGES}/{{name}}/{{version}}/{{file}}"), get(image))
         .route(&format!("{IMAGES}/{PACKS}/{{pack}}"), get(pack))
+        .route(&format!("{IMAGES}/{REVOKED_FILE}"), get(revoked))
         .with_state(boot)
 }
 
@@ -313,6 +315,15 @@ async fn image(
 
 async fn pack(boot: State<Arc<Boot>>, peer: Extension<Peer>, Path(pack): Path<String>, asked: Parts) -> Response {
     image_file(boot, peer, &[PACKS, &pack], asked).await
+}
+
+/// For whoever mirrors from here. A boot server that runs alone has what its control API decided, and no list to keep.
+async fn revoked(State(boot): State<Arc<Boot>>, asked: Parts) -> Response {
+    match Content::open(&boot.images_dir.join(REVOKED_FILE)).await {
+        Ok(Some(content)) => content.respond(&asked, |_| ()).unwrap_or_else(|error| broken(format_args!("{error:#}"))),
+        Ok(None) => refuse(StatusCode::NOT_FOUND, "no image here is revoked"),
+        Err(error) => broken(format_args!("{error:#}")),
+    }
 }
 
 async fn image_file(

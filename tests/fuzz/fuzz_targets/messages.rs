@@ -4,6 +4,7 @@
 use std::fmt::Debug;
 
 use drophammer_protocol::manifest::{MAX_CHUNK_BYTES, Manifest};
+use drophammer_protocol::revocation::{self, Revocations, Revoked};
 use drophammer_protocol::sign::{PublicKey, SignError, Signed};
 use drophammer_protocol::{api, boot_server, certificate, chain, erase, inventory, machine, order, ticket};
 use ed25519_dalek::SigningKey;
@@ -61,6 +62,17 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(signed.open(&[PublicKey::of(&key)]).map(|opened| opened.into_inner()), Ok(manifest));
         signed.payload.push(' ');
         assert_eq!(signed.open(&[PublicKey::of(&key)]), Err(SignError::Forged));
+    }
+    if let Some(list) = again::<Revocations>(bytes) {
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let text = serde_json::to_vec(&Signed::seal(&list, &key)).expect("JSON");
+        let opened = revocation::open(&text, &[PublicKey::of(&key)]);
+        assert_eq!(opened.is_ok(), list.check().is_ok());
+        assert!(opened.is_err() || list.revoked.iter().all(|revoked| !revoked.reason.contains('\n')));
+        let one = Revoked { manifest_sha256: "0".repeat(64), image: "a/1".into(), reason: "a".into(), at: 0 };
+        if let Some(longer) = list.with(one) {
+            assert!(longer.sequence > list.sequence && longer.covers(&list));
+        }
     }
 });
 

@@ -114,19 +114,3 @@ fn pauses_grow_and_end() {
     let pauses: Vec<u128> = [1, 2, 3, 7, 40].map(|n| patience.pause(n).as_millis()).to_vec();
     assert_eq!(pauses, [200, 400, 800, 10_000, 10_000]);
 }
-
-#[test]
-fn content_ranges() {
-    for (text, want) in [
-        ("bytes 0-99/100", Some((0, Some(100)))),
-        ("bytes 5-9/*", Some((5, None))),
-        ("bytes */100", None),
-        ("bytes 9-5/100", None),
-        ("0-99/100", None),
-        ("bytes -1-99/100", None),
-        ("bytes 0-99/99999999999999999999", None),
-        ("", None),
-    ] {
-        assert_eq!(content_range(text), want, "{text:?}");
-    }
-}

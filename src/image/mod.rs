@@ -1,16 +1,18 @@
 //! `drophammer image`: what image builders do.
 
+mod publish;
+mod show;
+
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use clap::Subcommand;
-use drophammer_images::{BuildOptions, Forms, PackOptions, Recipe, Stored};
-use drophammer_protocol::api::ImageSummary;
-use drophammer_protocol::manifest::{Chunk, Manifest};
+use drophammer_images::{BuildOptions, Forms, PackOptions, Recipe};
 use drophammer_protocol::order::BootBy;
-use drophammer_protocol::sign::{PublicKey, Verified};
+use drophammer_protocol::sign::PublicKey;
 use drophammer_protocol::words;
 
+use self::show::{describe, list, list_store, summary};
 use crate::output;
 use crate::server::Server;
 
@@ -98,6 +100,54 @@ enum Command {
         #[arg(long = "trust", value_name = "FILE", required = true)]
         keys: Vec<PathBuf>,
     },
+    /// Bring an image to where it's served from: another directory, or an S3-compatible bucket.
+    ///
+    /// It's checked first; only packs that aren't there yet are sent, and the manifest comes last, so that nobody sees half
+    /// an image. A version that is there is never replaced by another; running it again takes up what was interrupted.
+    Publish(publish::Publish),
+    /// Fill a boot server's directory from a store elsewhere, for machines that reach nothing else.
+    ///
+    /// Nothing of an image is fetched before its signature is found right, and every pack is checked before it's there.
+    /// What broke off goes on where it did, also when this is run again. One image that fails doesn't keep others away.
+    Mirror(publish::Mirror),
+    /// Sign an image with another key: the same manifest, to the byte, with a new signature.
+    ///
+    /// `image publish` then brings the signature to where the image is served from.
+    Sign {
+        /// Directory of the image, STORE/NAME/VERSION.
+        dir: PathBuf,
+        /// Private key from `image keygen` that signs it from here on.
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+        /// Public key that has signed it until now. Can be given several times.
+        #[arg(long = "trust", value_name = "FILE", required = true)]
+        keys: Vec<PathBuf>,
+    },
+    /// Take back an image that was published: servers don't install it any more, and say why.
+    ///
+    /// It's put on the store's signed list of revoked images, which `image publish` and `image mirror` bring to other stores.
+    /// What was revoked once stays so; another build is another version.
+    Revoke(publish::Revoke),
+    /// Say what is different between two images: packages, what starts a machine, and how much has to be fetched.
+    Diff {
+        /// Directory of the older image, STORE/NAME/VERSION.
+        from: PathBuf,
+        /// Directory of the newer one.
+        to: PathBuf,
+        /// Public key that may sign images (FILE.pub of `image keygen`). Can be given several times.
+        #[arg(long = "trust", value_name = "FILE", required = true)]
+        keys: Vec<PathBuf>,
+    },
+    /// Remove what a store needn't keep: packs that no image there refers to, and what killed publishers left.
+    ///
+    /// Nothing is removed if any manifest there can't be read, or while anybody publishes into it.
+    Gc {
+        /// Directory of images.
+        store: PathBuf,
+        /// Say what would be removed, and remove nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// List the images that a server can install; with --store, those of a directory, and why others can't be trusted.
     List {
         /// Directory of images, as `image pack` fills it, instead of a server's.
@@ -112,12 +162,13 @@ enum Command {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
+    let json = args.json;
     match args.command {
         Command::Build { recipe, output, mirror, refresh } => {
             let recipe = Recipe::load(&recipe)?;
             let output = output.unwrap_or_else(|| format!("{}.tar", recipe.name).into());
             let built = drophammer_images::build(&recipe, &output, &BuildOptions { mirror, refresh })?;
-            if args.json {
+            if json {
                 return output::json(&built);
             }
             let from = if built.cached { "from the cache" } else { "built" };
@@ -126,7 +177,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         Command::Keygen { file } => {
             let public = drophammer_images::keygen(&file)?;
-            if args.json {
+            if json {
                 return output::json(&public);
             }
             output::line(&format!("{} signs; servers are given {}.pub ({public})", file.display(), file.display()))
@@ -138,7 +189,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             let meter = output::Meter::new("packed");
             let packed = drophammer_images::pack(&tar, &store, &options, &key, &|bytes| meter.add(bytes))?;
             meter.clear();
-            if args.json {
+            if json {
                 return output::json(&summary(&packed.manifest));
             }
             let done = if packed.existed { "was there already, the same to the byte" } else { "published" };
@@ -147,15 +198,17 @@ pub(crate) fn run(args: Args) -> Result<()> {
             output::line(&format!("machines fetch {all}; the store grew by {new}"))
         }
         Command::Inspect { dir, keys } => {
-            let manifest = drophammer_images::inspect(&dir, &public_keys(&keys)?)?;
-            if args.json {
-                return output::json(manifest.get());
+            let keys = public_keys(&keys)?;
+            let manifest = drophammer_images::inspect(&dir, &keys)?;
+            let revoked = drophammer_images::revoked(&dir, &manifest, &keys)?;
+            if json {
+                return output::json(&show::Inspected { manifest: manifest.get(), revoked: revoked.as_ref() });
             }
-            output::line(&describe(&manifest))
+            output::line(&describe(&manifest, revoked.as_ref()))
         }
         Command::Verify { dir, keys } => {
             let manifest = drophammer_images::verify(&dir, &public_keys(&keys)?)?;
-            if args.json {
+            if json {
                 return output::json(&summary(&manifest));
             }
             let chunks = manifest.chunks().count();
@@ -165,10 +218,34 @@ pub(crate) fn run(args: Args) -> Result<()> {
                 manifest.signed_by()
             ))
         }
-        Command::List { store: Some(store), keys, .. } => {
-            list_store(&drophammer_images::list(&store, &public_keys(&keys)?)?, args.json)
+        Command::Publish(args) => publish::publish(&args, json),
+        Command::Mirror(args) => publish::mirror(&args, json),
+        Command::Sign { dir, key, keys } => {
+            let key = drophammer_images::load_key(&key)?;
+            let manifest = drophammer_images::sign(&dir, &public_keys(&keys)?, &key)?;
+            if json {
+                return output::json(&summary(&manifest));
+            }
+            output::line(&format!("{} is signed by {} now", manifest.reference(), manifest.signed_by()))
         }
-        Command::List { store: None, server, .. } => list(&server.connect()?.images()?, args.json),
+        Command::Revoke(args) => publish::revoke(&args, json),
+        Command::Diff { from, to, keys } => {
+            let diff = drophammer_images::diff(&from, &to, &public_keys(&keys)?)?;
+            if json { output::json(&diff) } else { output::line(&show::difference(&diff)) }
+        }
+        Command::Gc { store, dry_run } => {
+            let sweep = drophammer_images::gc(&store, std::time::SystemTime::now())?;
+            if json {
+                output::json(&sweep.garbage)?;
+            } else {
+                output::line(&show::garbage(&sweep.garbage, dry_run))?;
+            }
+            if dry_run { Ok(()) } else { sweep.remove() }
+        }
+        Command::List { store: Some(store), keys, .. } => {
+            list_store(&drophammer_images::list(&store, &public_keys(&keys)?)?, json)
+        }
+        Command::List { store: None, server, .. } => list(&server.connect()?.images()?, json),
     }
 }
 
@@ -199,93 +276,6 @@ fn end_of_day(text: &str) -> Result<u64> {
     u64::try_from(next.unix_timestamp()).context("that was before 1970")
 }
 
-fn describe(manifest: &Verified<Manifest>) -> String {
-    let mut lines = vec![
-        format!("{}: {}", manifest.reference(), manifest.description),
-        format!("  for        {}, {} installed", manifest.arch, words::bytes(manifest.installed_bytes)),
-        format!("  signed by  {}", manifest.signed_by()),
-        format!("  made       {}", output::date(manifest.created * 1000)),
-    ];
-    if let Some(expires) = manifest.expires {
-        lines.push(format!("  until      {}", output::date(expires.saturating_sub(1) * 1000)));
-    }
-    let fetched = |chunks: &mut dyn Iterator<Item = &Chunk>| {
-        let (number, bytes) = chunks.fold((0, 0), |(n, sum), chunk| (n + 1, sum + u64::from(chunk.length)));
-        format!("{} in {}", words::bytes(bytes), words::count(number, "chunk"))
-    };
-    if let Some(form) = &manifest.block {
-        let size = words::bytes(form.bytes);
-        lines.push(format!("  as blocks  an ext4 of {size}, fetched as {}", fetched(&mut form.chunks())));
-    }
-    if let Some(form) = &manifest.tar {
-        let size = words::bytes(form.bytes);
-        lines.push(format!("  as a tar   of {size}, fetched as {}", fetched(&mut form.chunks.iter())));
-    }
-    for pack in &manifest.packs {
-        lines.push(format!("  pack       {} ({})", pack.sha256, words::bytes(pack.bytes)));
-    }
-    let boot = &manifest.boot;
-    lines.push(format!("  kernel     {}", boot.kernel.path));
-    if let Some(initrd) = &boot.initrd {
-        lines.push(format!("  initrd     {}", initrd.path));
-    }
-    lines.push(format!("  arguments  {}", boot.cmdline));
-    if let Some(by) = boot.by {
-        lines.push(format!("  started    by {}", by.name()));
-    }
-    let starts: Vec<&str> =
-        [boot.bios.as_ref().map(|_| "BIOS"), boot.uefi.as_ref().map(|_| "UEFI")].into_iter().flatten().collect();
-    lines.push(format!(
-        "  starts on  {}",
-        if starts.is_empty() { "nothing but kexec".to_owned() } else { starts.join(" and ") }
-    ));
-    if let Some(sbom) = &manifest.sbom {
-        lines.push(format!("  packages   {} (SPDX)", sbom.file));
-    }
-    lines.join("\n")
-}
-
 fn public_keys(files: &[PathBuf]) -> Result<Vec<PublicKey>> {
     files.iter().map(|file| drophammer_images::load_public(file)).collect()
-}
-
-fn list_store(stored: &[Stored], json: bool) -> Result<()> {
-    let mut trusted = Vec::new();
-    let mut refused = Vec::new();
-    for image in stored {
-        match &image.manifest {
-            Ok(manifest) => trusted.push(summary(manifest)),
-            Err(problem) => refused.push(format!("{}: {problem}", image.reference)),
-        }
-    }
-    list(&trusted, json)?;
-    ensure!(refused.is_empty(), "images that can't be trusted:\n  {}", refused.join("\n  "));
-    if stored.is_empty() {
-        bail!("the store has no images; `drophammer image pack` publishes one");
-    }
-    Ok(())
-}
-
-fn list(images: &[ImageSummary], json: bool) -> Result<()> {
-    if json {
-        return output::json(images);
-    }
-    let row = |i: &ImageSummary| {
-        let (download, installed) = (words::bytes(i.download_bytes), words::bytes(i.installed_bytes));
-        [format!("{}/{}", i.name, i.version), download, installed, i.description.clone()]
-    };
-    output::table(["IMAGE", "DOWNLOAD", "INSTALLED", "DESCRIPTION"], &images.iter().map(row).collect::<Vec<_>>())
-}
-
-fn summary(manifest: &Verified<Manifest>) -> ImageSummary {
-    ImageSummary {
-        name: manifest.name.clone(),
-        version: manifest.version.clone(),
-        description: manifest.description.clone(),
-        created: manifest.created,
-        expires: manifest.expires,
-        download_bytes: manifest.download_bytes(),
-        installed_bytes: manifest.installed_bytes,
-        signed_by: manifest.signed_by(),
-    }
 }
