@@ -8,7 +8,7 @@ use drophammer_control::client::Client;
 use drophammer_protocol::api::Explanation;
 use drophammer_protocol::event::{Phase, Recorded, Step, boots};
 use drophammer_protocol::machine::{Allocation, Machine, TakeBack};
-use drophammer_protocol::order::BootBy;
+use drophammer_protocol::order::{BootBy, ReadBack};
 use drophammer_protocol::words;
 
 use crate::certificate;
@@ -73,6 +73,9 @@ pub(crate) enum Command {
         /// the server's configuration says of this model (`reboot_models`), else as the image asks, else by kexec.
         #[arg(long, value_name = "HOW")]
         boot: Option<BootBy>,
+        /// How much of what was written is read back from the drives and compared with what was signed: `sampled`, or `full`.
+        #[arg(long, value_name = "HOW", default_value = "sampled")]
+        verify: ReadBack,
         /// On whose behalf: a project of the server's configuration, which may want the drives erased better than others.
         #[arg(long, value_name = "NAME")]
         project: Option<String>,
@@ -124,10 +127,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Certificate { which: Which { machine }, shown } => {
             certificate::of_machine(&client, &machine, &shown, args.json)
         }
-        Command::Allocate { which: Which { machine }, image, wish, disk, layout, boot, project } => {
+        Command::Allocate { which: Which { machine }, image, wish, disk, layout, boot, verify, project } => {
             let system = wish.read(|| Ok(client.machine(&machine)?.name))?;
             let layout = layout.as_deref().map(layout::read).transpose()?;
-            let wanted = Allocation { image, system, disk, layout, boot, project };
+            let wanted = Allocation { image, system, disk, layout, boot, read_back: verify, project };
             changed(&client.allocate(&machine, &wanted)?, args.json)
         }
         Command::Release { which: Which { machine }, how } => {

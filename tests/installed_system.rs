@@ -79,7 +79,7 @@ fn a_mirror_a_bond_with_a_vlan_users_and_time() {
         ..System::default()
     };
     let layout = Some(toml::from_str(MIRRORED).expect("a layout"));
-    let wanted = Allocation { image: "debian-12".into(), system, disk: None, layout, boot: None, project: None };
+    let wanted = Allocation { image: "debian-12".into(), system, layout, ..Allocation::default() };
     rig.client.allocate("m1", &wanted).expect("allocated");
     let running = rig.wait_state(&machine, State::Running);
     let told = rig.events(&machine);

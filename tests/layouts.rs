@@ -50,7 +50,7 @@ fn raid_lvm_and_luks_from_uefi_to_login() {
     assert!(made.expect("ssh-keygen runs").success());
     let public = fs::read_to_string(key.with_extension("pub")).expect("a public key").trim().to_owned();
     let system = System { hostname: "stacked".into(), ssh_keys: vec![public], ..System::default() };
-    let wanted = Allocation { image: "debian-12".into(), system, disk: None, layout: Some(layout), project: None };
+    let wanted = Allocation { image: "debian-12".into(), system, layout: Some(layout), ..Allocation::default() };
 
     // What the machine hasn't, and what can't be: a sentence, and nothing is touched.
     for (name, from, to, want) in [

@@ -156,10 +156,7 @@ fn a_real_debian_with_systemd_and_ssh() {
             &Allocation {
                 image: "debian-12".into(),
                 system: System { hostname: "web1".into(), ssh_keys: vec![public.trim().into()], ..System::default() },
-                disk: None,
-                layout: None,
-                boot: None,
-                project: None,
+                ..Allocation::default()
             },
         )
         .expect("allocated");

@@ -9,7 +9,7 @@ use drophammer_protocol::event::{Phase, Step};
 use drophammer_protocol::id::{BootId, MachineId, OrderId};
 use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::machine::{Allocation, State};
-use drophammer_protocol::order::{Erase, Fresh, Install, Order, ReadBack, Task};
+use drophammer_protocol::order::{Erase, Fresh, Install, Order, Task};
 use drophammer_protocol::system::System;
 use drophammer_protocol::ticket::PhoneHome;
 use uuid::Uuid;
@@ -240,7 +240,7 @@ impl Control {
                 image: plan.image.clone(),
                 stores: vec![format!("{}{IMAGES}", reach.boot_server.trim_end_matches('/'))],
                 manifest_sha256: plan.manifest_sha256.clone(),
-                read_back: ReadBack::default(),
+                read_back: record.allocation.as_ref()?.read_back,
                 boot: plan.boot,
                 cmdline: cmdline(&policy.install_cmdline, &record.allocation.as_ref()?.system),
                 system: record.allocation.as_ref()?.system.clone(),

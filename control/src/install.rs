@@ -116,7 +116,7 @@ mod tests {
 
     fn allocation() -> Allocation {
         let system = System { hostname: "web-1".into(), ..System::default() };
-        Allocation { image: "debian".into(), system, disk: None, layout: None, boot: None, project: None }
+        Allocation { image: "debian".into(), system, ..Allocation::default() }
     }
 
     #[test]

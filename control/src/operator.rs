@@ -245,10 +245,7 @@ mod tests {
         record.allocation = hostname.map(|h| Allocation {
             image: "i".into(),
             system: System { hostname: h.into(), ..System::default() },
-            disk: None,
-            layout: None,
-            boot: None,
-            project: None,
+            ..Allocation::default()
         });
         record
     }

@@ -44,10 +44,7 @@ pub fn demo(options: &DemoOptions) -> Result<()> {
     let allocation = |machine: &MachineSpec| Allocation {
         image: options.image.name().into(),
         system: System { hostname: machine.name.clone(), ssh_keys: vec![lab.ssh_key.clone()], ..System::default() },
-        disk: None,
-        layout: None,
-        boot: None,
-        project: None,
+        ..Allocation::default()
     };
     let display = Display::new();
     let results: Vec<(&MachineSpec, Result<Vec<Recorded>>)> = thread::scope(|scope| {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{BootId, Mac, MachineId};
 use crate::inventory::Inventory;
 use crate::layout::Layout;
-use crate::order::BootBy;
+use crate::order::{BootBy, ReadBack};
 use crate::system::System;
 
 /// Where a machine stands. `control` holds the rules of how it gets from one to the next.
@@ -70,7 +70,7 @@ impl std::fmt::Display for State {
 }
 
 /// What somebody wants on a machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Allocation {
     /// `name/version`, or `name` for the newest version.
@@ -85,6 +85,9 @@ pub struct Allocation {
     /// How the installed system is started; `None` leaves that to the server's configuration and the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootBy>,
+    /// How much of what was written is read back and compared.
+    #[serde(default, skip_serializing_if = "ReadBack::is_default")]
+    pub read_back: ReadBack,
     /// On whose behalf. A project of the server's configuration: it may want drives erased better than others do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project: Option<String>,

@@ -137,6 +137,24 @@ pub enum ReadBack {
     Full,
 }
 
+impl ReadBack {
+    pub(crate) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl FromStr for ReadBack {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "sampled" => Ok(Self::Sampled),
+            "full" => Ok(Self::Full),
+            _ => Err(format!("{name:?} is no way to read back what was written; there are sampled and full")),
+        }
+    }
+}
+
 /// How an installed system is started for the first time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -213,7 +213,7 @@ pub(crate) fn until_or(limit: Duration, story: impl Fn() -> String, mut is_so: i
 
 pub(crate) fn allocation(image: &str, hostname: &str) -> Allocation {
     let system = System { hostname: hostname.into(), ..System::default() };
-    Allocation { image: image.into(), system, disk: None, layout: None, boot: None, project: None }
+    Allocation { image: image.into(), system, ..Allocation::default() }
 }
 
 /// Whether firmware of any kind would find something to start on a disk: a boot sector, or either GPT.

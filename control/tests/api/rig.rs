@@ -389,7 +389,7 @@ pub(crate) fn mac(n: u8) -> Mac {
 }
 
 pub(crate) fn allocation() -> Allocation {
-    Allocation { image: "debian".into(), system: system("web-1"), disk: None, layout: None, boot: None, project: None }
+    Allocation { image: "debian".into(), system: system("web-1"), ..Allocation::default() }
 }
 
 pub(crate) fn system(hostname: &str) -> system::System {
