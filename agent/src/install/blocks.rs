@@ -73,7 +73,7 @@ fn zero(device: &File, form: &BlockForm) -> anyhow::Result<()> {
 }
 
 /// Reads back from the medium and compares with what was signed.
-fn compare(direct: &File, form: &BlockForm, read_back: ReadBack, reporter: &Reporter) -> anyhow::Result<()> {
+pub(super) fn compare(direct: &File, form: &BlockForm, read_back: ReadBack, reporter: &Reporter) -> anyhow::Result<()> {
     let chosen: Vec<&Piece> = match read_back {
         ReadBack::Full => form.pieces.iter().collect(),
         ReadBack::Sampled => {

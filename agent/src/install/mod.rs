@@ -9,6 +9,7 @@
 //! Up to `Target::take` nothing is touched and a refusal is the worst that happens. From there on the disk holds no
 //! partition table until everything on it is complete and durable: whatever goes wrong, and whenever, it doesn't boot.
 
+pub mod bench;
 mod blocks;
 mod bootloader;
 mod configure;
