@@ -484,12 +484,19 @@ pub const BENCHES: &[Bench] = &[
     },
 ];
 
-/// Runs the benchmarks whose names start with `filter`, and hands over each row as soon as it's there.
-pub fn run(filter: &str, say: &mut dyn FnMut(&str), done: &mut dyn FnMut(Row) -> Result<()>) -> Result<()> {
+/// Runs the benchmarks whose names start with `filter`, with so many rounds if it's said how many, and hands over each row
+/// as soon as it's there.
+pub fn run(
+    filter: &str,
+    rounds: Option<usize>,
+    say: &mut dyn FnMut(&str),
+    done: &mut dyn FnMut(Row) -> Result<()>,
+) -> Result<()> {
     let chosen = choose(BENCHES, filter)?;
     for bench in chosen {
         say(&format!("{}: {}", bench.name, bench.what));
-        done(measure(bench, say))?;
+        let bench = Bench { rounds: rounds.unwrap_or(bench.rounds), ..*bench };
+        done(measure(&bench, say))?;
     }
     Ok(())
 }
@@ -521,7 +528,7 @@ fn rounds(bench: &Bench, say: &mut dyn FnMut(&str)) -> Result<Vec<Round>> {
             Round { ours: contest(Side::Ours)?, rival }
         };
         let Round { ours, rival } = round;
-        say(&format!("  round {n} of {}: {ours:.1} against {rival:.1} {}", bench.rounds, bench.unit));
+        say(&format!("  round {n} of {}: {ours:.2} against {rival:.2} {}", bench.rounds, bench.unit));
         rounds.push(round);
     }
     Ok(rounds)
