@@ -6,6 +6,7 @@ pub(crate) mod dm;
 pub(crate) mod ethtool;
 #[cfg_attr(not(test), expect(dead_code, reason = "for images in block form, which nothing writes yet"))]
 pub(crate) mod ext4;
+pub(crate) mod files;
 pub(crate) mod holders;
 pub(crate) mod kexec;
 pub(crate) mod linux;
