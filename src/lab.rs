@@ -49,9 +49,12 @@ enum Command {
     },
     /// Measure this beside what others use for it, on this machine, now (`cargo bench-all`).
     Bench {
-        /// Only the benchmarks whose names start with this: boot., erase., install., control., …
+        /// Only the benchmarks whose names start with this: boot., erase., install., images., …
         #[arg(default_value = "")]
         filter: String,
+        /// Measure so many rounds instead of those that each benchmark takes by itself.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+        rounds: Option<u16>,
         /// Print each row as a line of JSON instead of a table.
         #[arg(long)]
         json: bool,
@@ -212,7 +215,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         Command::Verify { filter } => verify::verify(filter.as_deref()),
         Command::Fuzz { name, seconds } => fuzz::fuzz(name.as_deref(), seconds, fuzz::Luck::Fresh, &mut say),
-        Command::Bench { filter, json } => measure(&filter, json, &mut say),
+        Command::Bench { filter, rounds, json } => measure(&filter, rounds.map(usize::from), json, &mut say),
         Command::Up { firmware, machines, images, rom } => {
             let options = UpOptions { firmware: firmware.into(), rom: rom.into(), machines, images };
             let status = up::up(&options, &mut say)?;
@@ -243,9 +246,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
 }
 
-fn measure(filter: &str, json: bool, say: &mut dyn FnMut(&str)) -> Result<()> {
+fn measure(filter: &str, rounds: Option<usize>, json: bool, say: &mut dyn FnMut(&str)) -> Result<()> {
     let mut rows = vec![];
-    bench::run(filter, say, &mut |row| {
+    bench::run(filter, rounds, say, &mut |row| {
         if json {
             output::line(&serde_json::to_string(&row).context("writing a row as JSON")?)?;
         }

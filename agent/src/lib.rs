@@ -27,6 +27,8 @@ mod sys;
 mod volumes;
 mod watchdog;
 
+pub use install::bench;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;

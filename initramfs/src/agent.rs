@@ -10,7 +10,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use drophammer_protocol::ticket::INSTALLED_AGENT_PATH;
 
 const TARGET: &str = "x86_64-unknown-linux-musl";
-const BINARY: &str = "drophammer-agent";
+const PACKAGE: &str = "drophammer-agent";
+/// What is measured in place of an agent, made of its code, as it is made.
+const BENCH: &str = "install-bench";
 
 /// Names that stand for this machine's directories in the binary.
 const SOURCE_NAME: &str = "/drophammer";
@@ -41,20 +43,29 @@ pub(crate) fn agent() -> Result<PathBuf> {
 }
 
 /// Builds the agent from the source tree `repo` and returns the binary. What is fresh is not built again.
-///
-/// It works in a target directory of its own: the lock of the usual one may be held by the very cargo that runs us.
 pub fn build_agent(repo: &Path) -> Result<PathBuf> {
+    build(repo, PACKAGE, &[])
+}
+
+/// The same for the program that the benchmarks of installations run.
+pub fn build_install_bench(repo: &Path) -> Result<PathBuf> {
+    build(repo, BENCH, &["--features", "bench"])
+}
+
+/// It works in a target directory of its own: the lock of the usual one may be held by the very cargo that runs us.
+fn build(repo: &Path, binary: &str, more: &[&str]) -> Result<PathBuf> {
     let repo = repo.canonicalize().with_context(|| format!("finding the source tree {}", repo.display()))?;
     require_target()?;
     require_musl_gcc()?;
     let target_dir = repo.join("target/agent");
     let flags = flags(&repo, &cargo_home()?)?;
-    tracing::info!("building {BINARY} for {TARGET}");
+    tracing::info!("building {binary} for {TARGET}");
 
     let mut cargo = Command::new(tool("CARGO", "cargo"));
     cargo
         .current_dir(&repo)
-        .args(["build", "--locked", "--release", "--target", TARGET, "--package", BINARY, "--bin", BINARY])
+        .args(["build", "--locked", "--release", "--target", TARGET, "--package", PACKAGE, "--bin", binary])
+        .args(more)
         .stdin(Stdio::null())
         // Our own standard output belongs to the caller's results.
         .stdout(Stdio::null());
@@ -67,11 +78,11 @@ pub fn build_agent(repo: &Path) -> Result<PathBuf> {
         .env("CC_x86_64_unknown_linux_musl", "musl-gcc")
         .env("CFLAGS_x86_64_unknown_linux_musl", flags.c);
     let status = cargo.status().map_err(without_rust).context("running cargo")?;
-    ensure!(status.success(), "building {BINARY} failed ({status}): the compiler's own words are above");
+    ensure!(status.success(), "building {binary} failed ({status}): the compiler's own words are above");
 
-    let binary = target_dir.join(TARGET).join("release").join(BINARY);
-    ensure!(binary.is_file(), "cargo says it built {BINARY}, but {} isn't there", binary.display());
-    Ok(binary)
+    let built = target_dir.join(TARGET).join("release").join(binary);
+    ensure!(built.is_file(), "cargo says it built {binary}, but {} isn't there", built.display());
+    Ok(built)
 }
 
 struct Flags {

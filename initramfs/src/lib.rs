@@ -31,7 +31,7 @@ use anyhow::{Context as _, Result};
 use drophammer_images::debian::{Archive, Package};
 use sha2::{Digest as _, Sha256};
 
-pub use agent::{build_agent, repository};
+pub use agent::{build_agent, build_install_bench, repository};
 pub use authenticode::Signer;
 pub use kernel::Flavour;
 pub use modules::Set;

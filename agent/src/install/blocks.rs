@@ -4,6 +4,7 @@ use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use anyhow::Context;
@@ -13,7 +14,7 @@ use drophammer_protocol::order::ReadBack;
 use drophammer_protocol::words::count;
 use sha2::{Digest, Sha256};
 
-use super::pull::{Load, Turn};
+use super::pull::{self, Load, Turn};
 use super::sources::Sources;
 use crate::reporter::Reporter;
 use crate::sys::block::{self, Aligned};
@@ -73,47 +74,59 @@ fn zero(device: &File, form: &BlockForm) -> anyhow::Result<()> {
 }
 
 /// Reads back from the medium and compares with what was signed.
-fn compare(direct: &File, form: &BlockForm, read_back: ReadBack, reporter: &Reporter) -> anyhow::Result<()> {
+pub(super) fn compare(direct: &File, form: &BlockForm, read_back: ReadBack, reporter: &Reporter) -> anyhow::Result<()> {
     let chosen: Vec<&Piece> = match read_back {
         ReadBack::Full => form.pieces.iter().collect(),
         ReadBack::Sampled => {
             sample(form.pieces.len())?.into_iter().filter_map(|index| form.pieces.get(index)).collect()
         }
     };
-    let mut room = Aligned::new(PART);
-    for piece in &chosen {
-        let at = piece.at();
-        let same = || -> anyhow::Result<bool> {
-            match piece {
-                Piece::Chunk { chunk, .. } => {
-                    room.resize(usize::try_from(chunk.unpacked)?);
-                    direct.read_exact_at(&mut room, at)?;
-                    Ok(hex::encode(Sha256::digest(&*room)) == chunk.content_sha256)
-                }
-                Piece::Zeros { length, .. } => {
-                    let mut from = at;
-                    while from < at + length {
-                        room.resize(usize::try_from(at + length - from)?.min(PART));
-                        direct.read_exact_at(&mut room, from)?;
-                        if room.iter().any(|byte| *byte != 0) {
-                            return Ok(false);
-                        }
-                        from += room.len() as u64;
-                    }
-                    Ok(true)
-                }
-            }
-        };
-        let mut same = same;
-        anyhow::ensure!(
-            same().with_context(|| format!("reading byte {at} of the root partition back"))?,
-            "byte {at} of the root partition and what follows reads back different from what was written: the drive is \
-             not to be trusted, replace it"
-        );
-    }
+    let next = AtomicUsize::new(0);
+    let look = || -> anyhow::Result<()> {
+        let mut room = Aligned::default();
+        while let Some(piece) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let at = piece.at();
+            let same = reads_back(direct, piece, &mut room);
+            anyhow::ensure!(
+                same.with_context(|| format!("reading byte {at} of the root partition back"))?,
+                "byte {at} of the root partition and what follows reads back different from what was written: the drive \
+                 is not to be trusted, replace it"
+            );
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let looking: Vec<_> = (0..pull::threads().min(chosen.len())).map(|_| scope.spawn(look)).collect();
+        let looked = looking.into_iter().map(|l| l.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        looked.collect::<anyhow::Result<()>>()
+    })?;
     let of = if chosen.len() == form.pieces.len() { "all".to_owned() } else { format!("of {}", form.pieces.len()) };
     reporter.note(Phase::Image, format!("{} read back, {of}, and as signed", count(chosen.len(), "piece")));
     Ok(())
+}
+
+/// Whether the medium has of this piece what it should.
+fn reads_back(direct: &File, piece: &Piece, room: &mut Aligned) -> anyhow::Result<bool> {
+    let at = piece.at();
+    match piece {
+        Piece::Chunk { chunk, .. } => {
+            room.resize(usize::try_from(chunk.unpacked)?);
+            direct.read_exact_at(room, at)?;
+            Ok(hex::encode(Sha256::digest(&**room)) == chunk.content_sha256)
+        }
+        Piece::Zeros { length, .. } => {
+            let mut from = at;
+            while from < at + length {
+                room.resize(usize::try_from(at + length - from)?.min(PART));
+                direct.read_exact_at(room, from)?;
+                if room.iter().any(|byte| *byte != 0) {
+                    return Ok(false);
+                }
+                from += room.len() as u64;
+            }
+            Ok(true)
+        }
+    }
 }
 
 /// The first, the last, and others at random: where a drive fails isn't known beforehand, and shouldn't be.

@@ -1,8 +1,8 @@
 //! From an order and an empty disk to a machine that starts its own system.
 //!
 //! ```text
-//! manifest (signature, hash, fit) → layout (partitions, arrays, volumes) → fetch ‖ verify ‖ decompress ‖ write → read back → name, grow
-//!   → (its installer) → configure → boot files → kernel into memory → unmount → backup GPT → primary GPT → boot sector
+//! manifest (signature, hash, fit) → layout (partitions, arrays, volumes) → fetch ‖ verify ‖ decompress ‖ write → read back
+//!   → name, grow → (its installer) → configure → boot files → kernel into memory → unmount → backup GPT → primary GPT → boot sector
 //!   → read back → firmware's boot entry
 //! ```
 //!
@@ -10,6 +10,7 @@
 //! partition table until everything on them is complete and durable: whatever goes wrong, and whenever, nothing boots.
 
 mod assembly;
+pub mod bench;
 mod blocks;
 mod bootloader;
 mod configure;

@@ -17,7 +17,7 @@ use crate::reporter::Reporter;
 use crate::sys::block::Aligned;
 
 /// Twice the processors, so that one can wait for the network or the drive; six chunks, packed and unpacked, are 48 MiB.
-fn threads() -> usize {
+pub(crate) fn threads() -> usize {
     (2 * thread::available_parallelism().map_or(1, NonZeroUsize::get)).clamp(3, 6)
 }
 

@@ -32,6 +32,7 @@ pub(crate) struct Sources<'a> {
     interrupted: &'a (dyn Fn(String) + Sync),
     /// Bytes that came over the network, whether they were of use or not.
     fetched: AtomicU64,
+    also: Option<&'a (dyn Fn(&[u8]) + Sync)>,
 }
 
 struct Store {
@@ -75,7 +76,13 @@ impl<'a> Sources<'a> {
                 stream: Mutex::default(),
             })
             .collect();
-        Self { http, stores, patience, interrupted, fetched: AtomicU64::new(0) }
+        Self { http, stores, patience, interrupted, fetched: AtomicU64::new(0), also: None }
+    }
+
+    /// Does more with each chunk that is as it was signed, packed as it is: how much more time that takes is for
+    /// [`super::bench`] to say.
+    pub(super) fn also_with_each_chunk(&mut self, also: &'a (dyn Fn(&[u8]) + Sync)) {
+        self.also = Some(also);
     }
 
     pub(crate) fn fetched(&self) -> u64 {
@@ -114,6 +121,9 @@ impl<'a> Sources<'a> {
             self.part(store, pack, chunk, frame, limit)?;
             let got = hex::encode(Sha256::digest(&frame));
             if got == chunk.sha256 {
+                if let Some(also) = self.also {
+                    also(frame);
+                }
                 return Ok(());
             }
             let what = anyhow::anyhow!("{name} came with SHA-256 {got}, the manifest says {}", chunk.sha256);

@@ -10,6 +10,9 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
 
 use anyhow::Context;
 use drophammer_protocol::archive::{Archive, Content, Kind, Member, Segment, Time, inside};
@@ -21,6 +24,7 @@ use nix::unistd::{Gid, Uid};
 use xattr::FileExt as _;
 
 use super::root::{Root, kind_at, remove_at, split};
+use crate::sys::files;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unpacked {
@@ -28,10 +32,30 @@ pub(crate) struct Unpacked {
     pub(crate) file_bytes: u64,
 }
 
+/// Files that are complete and wait to be seen off: as many descriptors are open at most.
+const WAITING: usize = 64;
+
 /// Unpacks the archive and reads `stream` to its very end.
 pub(crate) fn unpack(stream: impl Read, root: &Root) -> anyhow::Result<Unpacked> {
+    let (complete, files) = sync_channel(WAITING);
+    thread::scope(|scope| {
+        scope.spawn(move || see_off(&files));
+        place_all(stream, root, complete)
+    })
+}
+
+/// Has the drive begin with each file as soon as it's complete. The kernel by itself would wait for seconds, in which the
+/// drive does nothing, and leave most of it to whoever flushes.
+fn see_off(files: &Receiver<File>) {
+    for file in files {
+        // What doesn't go well is told by `Root::flush`, which everything has to pass.
+        files::begin_writing(&file).ok();
+    }
+}
+
+fn place_all(stream: impl Read, root: &Root, complete: SyncSender<File>) -> anyhow::Result<Unpacked> {
     let mut archive = Archive::new(stream);
-    let mut tree = Tree { root, parent: None, directory_times: Vec::new(), buffer: vec![0; 256 << 10] };
+    let mut tree = Tree { root, parent: None, directory_times: Vec::new(), buffer: vec![0; 256 << 10], complete };
     let mut done = Unpacked::default();
     while let Some(member) = archive.next_member()? {
         tree.place(&member, &mut archive).with_context(|| format!("unpacking {}", member.path.display()))?;
@@ -48,10 +72,11 @@ pub(crate) fn unpack(stream: impl Read, root: &Root) -> anyhow::Result<Unpacked>
 struct Tree<'a> {
     root: &'a Root,
     /// Where the last member went: neighbours in the archive are mostly neighbours in the tree.
-    parent: Option<(PathBuf, OwnedFd)>,
+    parent: Option<(PathBuf, Rc<OwnedFd>)>,
     /// Set at the very end, because every file that is put into a directory changes its time.
     directory_times: Vec<(PathBuf, Time)>,
     buffer: Vec<u8>,
+    complete: SyncSender<File>,
 }
 
 impl Tree<'_> {
@@ -114,13 +139,16 @@ impl Tree<'_> {
         }
     }
 
-    fn parent(&mut self, path: &Path) -> anyhow::Result<OwnedFd> {
-        if self.parent.as_ref().is_none_or(|(known, _)| known != path) {
-            let dir = self.root.directories(path).with_context(|| format!("opening directory {}", path.display()))?;
-            self.parent = Some((path.to_owned(), dir));
+    fn parent(&mut self, path: &Path) -> anyhow::Result<Rc<OwnedFd>> {
+        if let Some((known, dir)) = &self.parent
+            && known == path
+        {
+            return Ok(Rc::clone(dir));
         }
-        let (_, dir) = self.parent.as_ref().context("no directory")?;
-        Ok(dir.try_clone()?)
+        let dir = self.root.directories(path).with_context(|| format!("opening directory {}", path.display()))?;
+        let dir = Rc::new(dir);
+        self.parent = Some((path.to_owned(), Rc::clone(&dir)));
+        Ok(dir)
     }
 
     fn directory_at(&mut self, parent: &OwnedFd, name: &OsStr) -> anyhow::Result<OwnedFd> {
@@ -158,7 +186,8 @@ impl Tree<'_> {
         }
         // Writing to a file takes its capabilities away, so the attributes come after the data.
         set_owner_mode_xattrs(&file, member)?;
-        nix::sys::stat::futimens(&file, &TimeSpec::UTIME_OMIT, &time_spec(member.mtime)).context("setting its time")
+        nix::sys::stat::futimens(&file, &TimeSpec::UTIME_OMIT, &time_spec(member.mtime)).context("setting its time")?;
+        self.complete.send(file).context("the thread that sees files off has ended")
     }
 
     fn set_directory_times(&mut self) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@ pub(crate) mod confine;
 pub(crate) mod dm;
 pub(crate) mod ethtool;
 pub(crate) mod ext4;
+pub(crate) mod files;
 pub(crate) mod holders;
 pub(crate) mod kexec;
 pub(crate) mod linux;

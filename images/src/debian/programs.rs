@@ -40,6 +40,12 @@ impl Programs {
         find(&self.trees, path.trim_start_matches('/')).with_context(|| format!("no package has {path}"))
     }
 
+    /// All directories that packages have at this path.
+    pub fn directories(&self, path: &str) -> Vec<PathBuf> {
+        let path = path.trim_start_matches('/');
+        self.trees.iter().map(|tree| tree.join(path)).filter(|dir| dir.is_dir()).collect()
+    }
+
     /// Runs the program that one of the packages has at this path.
     pub fn command(&self, path: &str) -> Result<Command> {
         let mut command = Command::new(&self.loader);

@@ -8,13 +8,14 @@
 //! A benchmark is a line of [`BENCHES`] and a file beside this one: a function that sets up what both sides need and returns
 //! one that measures a round of either. Rivals come from Debian's archive and are run from where they were unpacked
 //! ([`drophammer_images::debian::Programs`]); nothing is installed. Servers and load live in network namespaces of their own
-//! ([`crate::net`]); no root is needed.
+//! ([`crate::net`]). No root is needed but for loop devices, which is what images are installed on.
 
 mod arena;
 mod boot;
 mod dora;
 mod erase;
 mod http;
+mod install;
 mod memory;
 mod peak;
 mod perfdhcp;
@@ -281,14 +282,221 @@ pub const BENCHES: &[Bench] = &[
         rounds: 3,
         contest: erase::overwrite,
     },
+    Bench {
+        name: "install.block.metal-hammer",
+        what: "a Debian of more than 1 GB, verified, from HTTP to a memory device, by the block form",
+        rival: "metal-hammer's order: curl, md5sum, lz4 and tar",
+        unit: "s",
+        better: Better::Less,
+        goal: 5.0,
+        rounds: 5,
+        contest: install::block_metal_hammer,
+    },
+    Bench {
+        name: "install.block.curl-zstd-tar",
+        what: "the same",
+        rival: "curl, zstd and tar in a pipe, unverified",
+        unit: "s",
+        better: Better::Less,
+        goal: 4.0,
+        rounds: 5,
+        contest: install::block_curl_zstd_tar,
+    },
+    Bench {
+        name: "install.block.bmaptool",
+        what: "the same",
+        rival: "bmaptool copy, with its map",
+        unit: "s",
+        better: Better::Less,
+        goal: 4.0,
+        rounds: 5,
+        contest: install::block_bmaptool,
+    },
+    Bench {
+        name: "install.block.dd",
+        what: "the same",
+        rival: "curl, zstd and dd of a 4 GiB disk, past the cache",
+        unit: "s",
+        better: Better::Less,
+        goal: 6.0,
+        rounds: 5,
+        contest: install::block_dd,
+    },
+    Bench {
+        name: "install.block.limit",
+        what: "the same",
+        rival: "the slowest of transfer, dd of as much, and zstd -d by all processors, each alone",
+        unit: "s",
+        better: Better::Less,
+        goal: 0.87,
+        rounds: 5,
+        contest: install::block_limit,
+    },
+    Bench {
+        name: "install.block.disk",
+        what: "the same to this host's disk, past its cache",
+        rival: "metal-hammer's order: curl, md5sum, lz4 and tar",
+        unit: "s",
+        better: Better::Less,
+        goal: 5.0,
+        rounds: 5,
+        contest: install::block_disk,
+    },
+    Bench {
+        name: "install.block.10g",
+        what: "the same to a memory device, over a cable of 10 Gb/s",
+        rival: "metal-hammer's order: curl, md5sum, lz4 and tar",
+        unit: "s",
+        better: Better::Less,
+        goal: 3.0,
+        rounds: 5,
+        contest: install::block_10g,
+    },
+    Bench {
+        name: "install.block.1g",
+        what: "the same over a cable of 1 Gb/s",
+        rival: "metal-hammer's order: curl, md5sum, lz4 and tar",
+        unit: "s",
+        better: Better::Less,
+        goal: 2.5,
+        rounds: 3,
+        contest: install::block_1g,
+    },
+    Bench {
+        name: "install.block.1g.link",
+        what: "the same over a cable of 1 Gb/s",
+        rival: "curl of as many bytes to nowhere",
+        unit: "s",
+        better: Better::Less,
+        goal: 0.95,
+        rounds: 3,
+        contest: install::block_1g_link,
+    },
+    Bench {
+        name: "install.tar.metal-hammer",
+        what: "a Debian of more than 1 GB, verified, from HTTP to a memory device, by the tar form into a new ext4",
+        rival: "metal-hammer's order: curl, md5sum, lz4 and tar",
+        unit: "s",
+        better: Better::Less,
+        goal: 2.0,
+        rounds: 5,
+        contest: install::tar_metal_hammer,
+    },
+    Bench {
+        name: "install.tar.curl-zstd-tar",
+        what: "the same",
+        rival: "curl, zstd and tar in a pipe, unverified",
+        unit: "s",
+        better: Better::Less,
+        goal: 1.6,
+        rounds: 5,
+        contest: install::tar_curl_zstd_tar,
+    },
+    Bench {
+        name: "install.tar.disk",
+        what: "the same to this host's disk, past its cache",
+        rival: "metal-hammer's order: curl, md5sum, lz4 and tar",
+        unit: "s",
+        better: Better::Less,
+        goal: 2.0,
+        rounds: 5,
+        contest: install::tar_disk,
+    },
+    Bench {
+        name: "install.verify",
+        what: "the block form, with every hash made and every sample read back twice: what verification costs",
+        rival: "the same, verified once",
+        unit: "s",
+        better: Better::Less,
+        goal: 0.95,
+        rounds: 7,
+        contest: install::verify,
+    },
+    Bench {
+        name: "install.memory.block",
+        what: "the most resident memory of the program that installs, by the block form",
+        rival: "a limit of 64 MB",
+        unit: "MB",
+        better: Better::Less,
+        goal: 1.0,
+        rounds: 3,
+        contest: install::memory_block,
+    },
+    Bench {
+        name: "install.memory.tar",
+        what: "the same by the tar form",
+        rival: "a limit of 64 MB",
+        unit: "MB",
+        better: Better::Less,
+        goal: 1.0,
+        rounds: 3,
+        contest: install::memory_tar,
+    },
+    Bench {
+        name: "install.init",
+        what: "from the first program of a machine to kexec, with an image of 1 GB",
+        rival: "metal-hammer's order: curl, md5sum, lz4 and tar",
+        unit: "s",
+        better: Better::Less,
+        goal: 3.33,
+        rounds: 3,
+        contest: install::init,
+    },
+    Bench {
+        name: "images.pack",
+        what: "a tar of more than 1 GB to the chunks of its block form",
+        rival: "tar, mke2fs -d and zstd -3 -T0",
+        unit: "s",
+        better: Better::Less,
+        goal: 1.0,
+        rounds: 3,
+        contest: install::pack,
+    },
+    Bench {
+        name: "images.bytes.block.lz4",
+        what: "what a machine fetches of the block form",
+        rival: "tar.lz4 -9",
+        unit: "MB",
+        better: Better::Less,
+        goal: 1.4,
+        rounds: 1,
+        contest: install::bytes_block_lz4,
+    },
+    Bench {
+        name: "images.bytes.block.zstd",
+        what: "the same",
+        rival: "tar.zst -3",
+        unit: "MB",
+        better: Better::Less,
+        goal: 0.97,
+        rounds: 1,
+        contest: install::bytes_block_zstd,
+    },
+    Bench {
+        name: "images.bytes.tar.zstd",
+        what: "what a machine fetches of the tar form",
+        rival: "tar.zst -3",
+        unit: "MB",
+        better: Better::Less,
+        goal: 0.97,
+        rounds: 1,
+        contest: install::bytes_tar_zstd,
+    },
 ];
 
-/// Runs the benchmarks whose names start with `filter`, and hands over each row as soon as it's there.
-pub fn run(filter: &str, say: &mut dyn FnMut(&str), done: &mut dyn FnMut(Row) -> Result<()>) -> Result<()> {
+/// Runs the benchmarks whose names start with `filter`, with so many rounds if it's said how many, and hands over each row
+/// as soon as it's there.
+pub fn run(
+    filter: &str,
+    rounds: Option<usize>,
+    say: &mut dyn FnMut(&str),
+    done: &mut dyn FnMut(Row) -> Result<()>,
+) -> Result<()> {
     let chosen = choose(BENCHES, filter)?;
     for bench in chosen {
         say(&format!("{}: {}", bench.name, bench.what));
-        done(measure(bench, say))?;
+        let bench = Bench { rounds: rounds.unwrap_or(bench.rounds), ..*bench };
+        done(measure(&bench, say))?;
     }
     Ok(())
 }
@@ -320,7 +528,7 @@ fn rounds(bench: &Bench, say: &mut dyn FnMut(&str)) -> Result<Vec<Round>> {
             Round { ours: contest(Side::Ours)?, rival }
         };
         let Round { ours, rival } = round;
-        say(&format!("  round {n} of {}: {ours:.1} against {rival:.1} {}", bench.rounds, bench.unit));
+        say(&format!("  round {n} of {}: {ours:.2} against {rival:.2} {}", bench.rounds, bench.unit));
         rounds.push(round);
     }
     Ok(rounds)
@@ -381,6 +589,8 @@ mod tests {
         let error = count("memory").expect_err("none").to_string();
         assert!(error.starts_with("no benchmark's name starts with \"memory\"; there are boot.dora, "), "{error}");
         for (n, bench) in BENCHES.iter().enumerate() {
+            assert!(bench.goal > 0.0 && bench.rounds > 0, "{}", bench.name);
+            assert!(![bench.what, bench.rival, bench.unit].contains(&""), "{}", bench.name);
             assert!(BENCHES.iter().skip(n + 1).all(|other| other.name != bench.name), "{} twice", bench.name);
         }
     }
