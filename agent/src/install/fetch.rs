@@ -98,6 +98,7 @@ pub(super) fn from_start(http: &Client, url: &str, patience: Patience) -> Result
 }
 
 /// How a server answered when it was asked for a part.
+#[expect(clippy::large_enum_variant, reason = "there's one at a time, and it's taken apart at once")]
 pub(super) enum Ranged {
     /// With it.
     Part,
