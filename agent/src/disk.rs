@@ -37,6 +37,8 @@ pub(crate) struct OpenDisk {
 pub(crate) enum OpenError {
     #[error("{0} isn't in this machine")]
     Missing(DiskId),
+    #[error("{id} isn't in this machine any more: the drive with this serial has {bytes} bytes")]
+    Resized { id: DiskId, bytes: u64 },
     #[error("{0} is there more than once; drives that share serial and size can't be told apart")]
     Ambiguous(DiskId),
     #[error("{id} ({name}) is in use: {holders}; release it and order again")]
@@ -56,17 +58,30 @@ pub(crate) enum OpenError {
 /// a volume group, is refused by the kernel.
 pub(crate) fn open(id: &DiskId, access: Access) -> Result<OpenDisk, OpenError> {
     let root = Path::new("/");
-    let found: Vec<Disk> = disks::disks(root).into_iter().filter(|disk| disk.id().as_ref() == Some(id)).collect();
-    let disk = match found.as_slice() {
-        [] => return Err(OpenError::Missing(id.clone())),
-        [disk] => disk,
-        _ => return Err(OpenError::Ambiguous(id.clone())),
-    };
+    let disks = disks::disks(root);
+    let disk = find(&disks, id)?;
     let mut opened = open_as(id, &disk.name, access)?;
     for name in &disk.paths {
         opened.others.push(open_as(id, name, access)?);
     }
     Ok(opened)
+}
+
+/// The one drive that an order can mean.
+fn find<'a>(disks: &'a [Disk], id: &DiskId) -> Result<&'a Disk, OpenError> {
+    let mut found = disks.iter().filter(|disk| disk.id().as_ref() == Some(id));
+    match (found.next(), found.next()) {
+        (Some(disk), None) => Ok(disk),
+        (Some(_), Some(_)) => Err(OpenError::Ambiguous(id.clone())),
+        (None, _) => {
+            let sized =
+                |disk: &&Disk| disk.id().is_some_and(|other| DiskId { size_bytes: id.size_bytes, ..other } == *id);
+            Err(match disks.iter().find(sized) {
+                Some(other) => OpenError::Resized { id: id.clone(), bytes: other.size_bytes },
+                None => OpenError::Missing(id.clone()),
+            })
+        }
+    }
 }
 
 fn open_as(id: &DiskId, name: &str, access: Access) -> Result<OpenDisk, OpenError> {
@@ -108,7 +123,31 @@ fn facts(root: &Path, file: &File) -> io::Result<Disk> {
 
 #[cfg(test)]
 mod tests {
+    use drophammer_protocol::fixtures::disk;
+
     use super::*;
+
+    #[test]
+    fn a_drive_that_was_changed_since_is_another() {
+        let id = DiskId::new("S1", 1 << 30);
+        let disks = |sizes: &[(&str, u64)]| sizes.iter().map(|(serial, size)| disk(serial, *size)).collect::<Vec<_>>();
+        for (name, there, want) in [
+            ("as ordered", disks(&[("S0", 1 << 30), ("S1", 1 << 30)]), Ok(1)),
+            ("no drive at all", vec![], Err("disk S1 (1073741824 bytes) isn't in this machine")),
+            ("another in its place", disks(&[("S2", 1 << 30)]), Err("isn't in this machine")),
+            ("a smaller one", disks(&[("S1", 1 << 20)]), Err("the drive with this serial has 1048576 bytes")),
+            ("a larger one", disks(&[("S1", 1 << 40)]), Err("the drive with this serial has 1099511627776 bytes")),
+            ("smaller by a sector", disks(&[("S1", (1 << 30) - 512)]), Err("with this serial has 1073741312 bytes")),
+            ("twice", disks(&[("S1", 1 << 30), ("S1", 1 << 30)]), Err("can't be told apart")),
+            ("without a serial", vec![Disk { serial: None, ..disk("S1", 1 << 30) }], Err("isn't in this machine")),
+        ] {
+            match (find(&there, &id), want) {
+                (Ok(found), Ok(number)) => assert!(std::ptr::eq(found, &raw const there[number]), "{name}"),
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{name}: {error}"),
+                (got, _) => panic!("{name}: {got:?}"),
+            }
+        }
+    }
 
     #[test]
     fn a_drive_that_is_not_there() {

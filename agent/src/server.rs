@@ -78,25 +78,30 @@ pub(crate) fn https(ca: &str, clock: Arc<dyn TimeProvider>) -> anyhow::Result<Cl
         .with_no_client_auth();
     // One connection per transfer: parallel fetches shouldn't wait for each other's packets.
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    client(tls)
+    client(tls, ANSWER_WITHIN)
 }
 
 /// For the ticket and the signed time, before any certificate can be judged.
 pub(crate) fn plain_http() -> anyhow::Result<Client> {
+    plain_http_within(ANSWER_WITHIN)
+}
+
+/// The same for somebody who doesn't wait as long for a server that is silent.
+pub(crate) fn plain_http_within(limit: Duration) -> anyhow::Result<Client> {
     let tls = rustls::ClientConfig::builder_with_details(ring(), Arc::new(DefaultTimeProvider))
         .with_safe_default_protocol_versions()
         .context("choosing TLS versions")?
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
-    client(tls)
+    client(tls, limit)
 }
 
-fn client(tls: rustls::ClientConfig) -> anyhow::Result<Client> {
+fn client(tls: rustls::ClientConfig, answer_within: Duration) -> anyhow::Result<Client> {
     Client::builder()
         .tls_backend_preconfigured(tls)
         .user_agent(concat!("drophammer-agent/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_WITHIN)
-        .timeout(ANSWER_WITHIN)
+        .timeout(answer_within)
         .tcp_keepalive(Duration::from_secs(15))
         // A credential goes to the server that it's for, wherever that server points.
         .redirect(reqwest::redirect::Policy::none())

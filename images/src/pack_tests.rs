@@ -3,6 +3,7 @@ use std::fs;
 use drophammer_protocol::manifest::{ImageFile, MANIFEST_FILE};
 use drophammer_protocol::sign::PublicKey;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use tempfile::TempDir;
 
 use super::*;
@@ -430,4 +431,26 @@ proptest! {
         let got = unpacked(&packed, &chunks).map_err(|e| TestCaseError::fail(format!("{e:#}")))?;
         prop_assert_eq!(got, tar);
     }
+}
+
+/// Wherever one byte of what was published is another, it's found.
+#[test]
+fn one_changed_byte_is_enough() -> Result<()> {
+    let (_dir, packed) = packed(&tar_with(&[("usr/noise".to_owned(), noise(5000, 0))])?)?;
+    let files = [packed.dir.join(MANIFEST_FILE), own_pack(&packed)];
+    let mut runner = TestRunner::new(ProptestConfig { cases: 256, max_shrink_iters: 16, ..ProptestConfig::default() });
+    runner.run(&(any::<prop::sample::Index>(), 1..=u8::MAX, 0..files.len()), |(place, by, file)| {
+        let path = &files[file];
+        let good = fs::read(path)?;
+        let mut bad = good.clone();
+        let place = place.index(bad.len());
+        bad[place] ^= by;
+        fs::write(path, bad)?;
+        let said = verify(&packed.dir, &ours());
+        fs::write(path, good)?;
+        prop_assert!(said.is_err(), "byte {place} of {}", path.display());
+        Ok(())
+    })?;
+    verify(&packed.dir, &ours())?;
+    Ok(())
 }

@@ -486,6 +486,54 @@ mod tests {
         }
     }
 
+    /// Wherever in what is served one byte is another, it isn't believed any more.
+    #[test]
+    fn no_byte_of_it_is_without_meaning() {
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let trusted = [PublicKey::of(&key)];
+        let text = serde_json::to_vec(&Signed::seal(&manifest("debian", "12.1"), &key)).expect("JSON");
+        open(&text, &trusted).expect("the untouched one");
+        for place in 0..text.len() {
+            // A bit, the bit between small and capital letters, the one that leaves ASCII, and a space.
+            for byte in [text[place] ^ 1, text[place] ^ 0x20, text[place] ^ 0x80, b' '] {
+                let mut changed = text.clone();
+                changed[place] = byte;
+                let believed = open(&changed, &trusted);
+                assert!(
+                    believed.is_err() || changed == text,
+                    "byte {place} as {:?} in {}",
+                    char::from(byte),
+                    String::from_utf8_lossy(&text)
+                );
+            }
+        }
+    }
+
+    /// What a chunk's entry says is held against the pack and the form, number by number.
+    #[test]
+    fn no_number_of_an_entry_leads_astray() {
+        let good = manifest("debian", "12.1");
+        let form = good.tar.clone().expect("a tar form");
+        let pack = good.packs[0].bytes;
+        let big = [u64::MAX, u64::MAX / 2, 1 << 63, pack + 1, u64::from(u32::MAX)];
+        for number in big.into_iter().chain((0..64).map(|bit| 1 << bit)) {
+            let small = u32::try_from(number).unwrap_or(u32::MAX);
+            for (name, change) in [
+                ("pack", Chunk { pack: small, ..form.chunks[0].clone() }),
+                ("offset", Chunk { offset: number, ..form.chunks[0].clone() }),
+                ("length", Chunk { length: small, ..form.chunks[0].clone() }),
+                ("unpacked", Chunk { unpacked: small, ..form.chunks[0].clone() }),
+            ] {
+                let form = TarForm { bytes: change.unpacked.into(), chunks: vec![change.clone()], ..form.clone() };
+                let manifest = Manifest { tar: Some(form), ..good.clone() };
+                let inside = change.pack == 0
+                    && change.offset.checked_add(change.length.into()).is_some_and(|end| end <= pack)
+                    && change.unpacked <= MAX_CHUNK_BYTES;
+                assert_eq!(manifest.check().is_ok(), inside, "{name} {number}");
+            }
+        }
+    }
+
     #[test]
     fn names_stay_inside_their_directory() {
         for (name, plain) in [

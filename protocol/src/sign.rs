@@ -9,8 +9,8 @@ use std::marker::PhantomData;
 use std::str::FromStr;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Something that is only believed when signed.
 pub trait Signable: Serialize + DeserializeOwned {
@@ -82,11 +82,24 @@ pub enum SignError {
 #[serde(deny_unknown_fields)]
 pub struct Signed<T> {
     pub payload: String,
+    /// 64 hex digits, in small letters.
+    #[serde(deserialize_with = "in_small_letters")]
     pub key: PublicKey,
     /// 128 hex digits, in small letters.
     pub signature: String,
     #[serde(skip)]
     kind: PhantomData<fn() -> T>,
+}
+
+/// People may write a key as they like; a statement has one form.
+fn in_small_letters<'de, D: Deserializer<'de>>(from: D) -> Result<PublicKey, D::Error> {
+    let text = String::deserialize(from)?;
+    let key: PublicKey = text.parse().map_err(D::Error::custom)?;
+    if key.to_string() == text {
+        Ok(key)
+    } else {
+        Err(D::Error::custom("the key isn't written in small letters alone"))
+    }
 }
 
 impl<T: Signable> Signed<T> {
@@ -220,6 +233,17 @@ mod tests {
         assert_eq!((&again.payload, again.key), (&signed.payload, new));
         assert_eq!(again.open(&[new]).map(Verified::into_inner), Ok(Note("hello".into())));
         assert_eq!(signed.sign_again(&[new], &key(2)), Err(SignError::Untrusted(old)), "not whatever it's given");
+    }
+
+    #[test]
+    fn a_statement_has_one_form_and_a_key_that_is_typed_has_not() {
+        let signed = serde_json::to_string(&Signed::seal(&Note("hello".into()), &key(1))).expect("JSON");
+        let small = PublicKey::of(&key(1)).to_string();
+        let capitals = small.to_uppercase();
+        assert_eq!(capitals.parse(), Ok(PublicKey::of(&key(1))));
+        assert!(serde_json::from_str::<Signed<Note>>(&signed).is_ok());
+        let error = serde_json::from_str::<Signed<Note>>(&signed.replace(&small, &capitals)).expect_err("capitals");
+        assert!(error.to_string().contains("small letters"), "{error}");
     }
 
     #[test]

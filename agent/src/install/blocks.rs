@@ -143,3 +143,6 @@ fn sample(pieces: usize) -> anyhow::Result<Vec<usize>> {
     chosen.dedup();
     Ok(chosen)
 }
+
+#[cfg(test)]
+mod tests;

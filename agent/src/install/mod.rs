@@ -166,19 +166,18 @@ fn load_drivers(layout: &layout::Plan, reporter: &Reporter) -> anyhow::Result<()
 /// The manifest that the order means, and no other.
 fn manifest(order: &Install, trust: &Trust, sources: &Sources<'_>) -> Result<Verified<Manifest>, InstallError> {
     let refused = |why: String| InstallError::Refused(format!("image {}: {why}", order.image));
-    let bytes = sources
+    // All that a server can have altered is judged while another can still be asked.
+    let manifest = sources
         .manifest(&order.image, |bytes| {
             let signed: Signed<Manifest> =
                 serde_json::from_slice(bytes).map_err(|e| format!("what lies there isn't a signed manifest: {e}"))?;
             let got = hex::encode(Sha256::digest(&signed.payload));
-            if got.eq_ignore_ascii_case(&order.manifest_sha256) {
-                Ok(())
-            } else {
-                Err(format!("the manifest there has SHA-256 {got}, the order says {}", order.manifest_sha256))
+            if !got.eq_ignore_ascii_case(&order.manifest_sha256) {
+                return Err(format!("the manifest there has SHA-256 {got}, the order says {}", order.manifest_sha256));
             }
+            manifest::open_signed(&signed, &trust.image_keys).map_err(|e| format!("the manifest there: {e}"))
         })
         .map_err(|e| refused(format!("{e:#}")))?;
-    let manifest = manifest::open(&bytes, &trust.image_keys).map_err(|e| refused(format!("its manifest: {e}")))?;
     // The clock is the server's, from its signed answer.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     if manifest.has_expired(now) {

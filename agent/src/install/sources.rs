@@ -3,7 +3,7 @@
 //!
 //! Every chunk is asked of the server that has been fastest; one that nobody knows yet is tried. A server that fails rests
 //! a little longer each time, and one that failed too often in a row, that hasn't got the file, or that twice gave a chunk
-//! whose hash is wrong, isn't asked again; each of these is told by its name. When nobody is left, the install ends with
+//! whose hash is wrong or a manifest that isn't the one that is meant, isn't asked again; each of these is told by its name. When nobody is left, the install ends with
 //! what each of them did.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use super::fetch::{self, Patience, Ranged, Trouble, Whole};
 const SLACK: Duration = Duration::from_secs(5);
 /// How much slower than the fastest an answer may come before it's left for another.
 const SLOWER: f64 = 5.0;
-/// How often one server may give a chunk with a wrong hash: a bit that flipped on the way is worth a second look, a damaged
+/// How often one server may give something wrong: a bit that flipped on the way is worth a second look, a damaged
 /// file isn't worth a third.
 const LIES: u32 = 2;
 
@@ -97,26 +97,21 @@ impl<'a> Sources<'a> {
         })
     }
 
-    /// The signed manifest of `image`, if it's the one whose payload has this hash: another version, however validly
-    /// signed, isn't what was ordered.
-    pub(crate) fn manifest(
-        &self,
-        image: &str,
-        is_meant: impl Fn(&[u8]) -> Result<(), String>,
-    ) -> anyhow::Result<Vec<u8>> {
+    /// The manifest of `image`, from the first server whose copy `open` accepts.
+    pub(crate) fn manifest<T>(&self, image: &str, open: impl Fn(&[u8]) -> Result<T, String>) -> anyhow::Result<T> {
+        let mut lies = Lies::of(&self.stores);
         self.persist(&format!("the manifest of {image}"), 0, |store, _| {
             let url = format!("{}/{image}/{MANIFEST_FILE}", store.url);
-            let bytes = fetch::whole(self.http, &url, MAX_MANIFEST_BYTES)?;
+            let bytes = fetch::whole(self.http, &url, MAX_MANIFEST_BYTES, self.patience)?;
             self.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            is_meant(&bytes).map_err(|why| Trouble::Final(anyhow::anyhow!(why)))?;
-            Ok(bytes)
+            open(&bytes).map_err(|why| lies.told(store, anyhow::anyhow!(why), "it has no good copy of it"))
         })
     }
 
     /// A chunk as it's packed, its hash checked. `name` is what people call it.
     pub(crate) fn chunk(&self, pack: &Pack, chunk: &Chunk, name: &str, frame: &mut Vec<u8>) -> anyhow::Result<()> {
         frame.resize(usize::try_from(chunk.length)?, 0);
-        let mut lies = vec![0; self.stores.len()];
+        let mut lies = Lies::of(&self.stores);
         self.persist(name, chunk.length.into(), |store, limit| {
             self.part(store, pack, chunk, frame, limit)?;
             let got = hex::encode(Sha256::digest(&frame));
@@ -127,15 +122,7 @@ impl<'a> Sources<'a> {
                 return Ok(());
             }
             let what = anyhow::anyhow!("{name} came with SHA-256 {got}, the manifest says {}", chunk.sha256);
-            let told = self.stores.iter().position(|known| std::ptr::eq(known, store));
-            let lies = told.and_then(|index| lies.get_mut(index));
-            match lies {
-                Some(lies) if *lies + 1 < LIES => {
-                    *lies += 1;
-                    Err(Trouble::Passing(what))
-                }
-                _ => Err(Trouble::Final(what.context("it has a damaged copy of the image: publish it there again"))),
-            }
+            Err(lies.told(store, what, "it has a damaged copy of the image: publish it there again"))
         })
     }
 
@@ -149,12 +136,14 @@ impl<'a> Sources<'a> {
     ) -> Result<(), Trouble> {
         let url = format!("{}/{PACKS}/{}", store.url, pack.sha256);
         if !store.state().knows_no_ranges {
-            match fetch::range(self.http, &url, pack.bytes, chunk.offset, frame, limit, &self.fetched)? {
+            match fetch::range(self.http, &url, pack.bytes, chunk.offset, frame, limit, self.patience, &self.fetched)? {
                 Ranged::Part => return Ok(()),
                 // A first answer of this kind is of no use to whoever comes second.
                 Ranged::Whole(whole) => {
                     store.state().knows_no_ranges = true;
-                    *store.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some((chunk.pack, whole));
+                    // One that ends when time is up for a chunk isn't of use for a whole pack.
+                    let lasting = limit.is_none().then_some((chunk.pack, whole));
+                    *store.stream.lock().unwrap_or_else(PoisonError::into_inner) = lasting;
                 }
             }
         }
@@ -162,7 +151,7 @@ impl<'a> Sources<'a> {
         let usable = |(number, whole): &(u32, Whole)| *number == chunk.pack && whole.reaches(chunk.offset);
         let (number, mut whole) = match stream.take().filter(usable) {
             Some(open) => open,
-            None => (chunk.pack, fetch::from_start(self.http, &url)?),
+            None => (chunk.pack, fetch::from_start(self.http, &url, self.patience)?),
         };
         whole.read(chunk.offset, frame, &self.fetched)?;
         *stream = Some((number, whole));
@@ -243,6 +232,30 @@ impl<'a> Sources<'a> {
         match reasons.as_slice() {
             [] => anyhow::anyhow!("fetching {what}: the order names no store"),
             reasons => anyhow::anyhow!("fetching {what} from {}", reasons.join("; and from ")),
+        }
+    }
+}
+
+/// How often each server gave something wrong in place of one thing.
+struct Lies<'a> {
+    stores: &'a [Store],
+    told: Vec<u32>,
+}
+
+impl<'a> Lies<'a> {
+    fn of(stores: &'a [Store]) -> Self {
+        Self { stores, told: vec![0; stores.len()] }
+    }
+
+    /// Counts another; `once_more` is what it means if that was one too many.
+    fn told(&mut self, by: &Store, what: anyhow::Error, once_more: &'static str) -> Trouble {
+        let number = self.stores.iter().position(|store| std::ptr::eq(store, by));
+        match number.and_then(|number| self.told.get_mut(number)) {
+            Some(told) if *told + 1 < LIES => {
+                *told += 1;
+                Trouble::Passing(what)
+            }
+            _ => Trouble::Final(what.context(once_more)),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use super::*;
+use crate::server;
 
 /// What the server does with one request.
 #[derive(Clone, Debug)]
@@ -23,9 +24,39 @@ pub(in crate::install) enum Answer {
     Claim(&'static str),
     /// A correct range of a file that never ends.
     Endless,
+    /// This head, word for word but for `{first}`, `{last}`, `{length}` and `{total}`, which stand for what they are of the
+    /// range that was asked for; then a body, and an end.
+    Raw {
+        head: &'static str,
+        body: Body,
+        end: End,
+    },
     Status(&'static str),
     /// Closes without a word.
     Nothing,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(in crate::install) enum Body {
+    Nothing,
+    /// The range.
+    Range,
+    /// All of the file.
+    File,
+    /// The range in chunks of HTTP's own kind.
+    Chunked,
+    /// The same word for ever.
+    Endless(&'static str),
+}
+
+/// What follows a body.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::install) enum End {
+    Close,
+    /// Neither a word nor an end.
+    Silence,
+    /// The body came in a byte at a time.
+    Trickle,
 }
 
 /// A real HTTP server on the loopback with a file and a script: the n-th request gets the n-th answer, later ones the
@@ -38,17 +69,25 @@ pub(in crate::install) struct Server {
 
 impl Server {
     pub(in crate::install) fn new(file: Vec<u8>, script: Vec<Answer>) -> Self {
+        Self::of(move |_| file.clone(), script)
+    }
+
+    /// With the file for each path.
+    pub(in crate::install) fn of(file: impl Fn(&str) -> Vec<u8> + Send + 'static, script: Vec<Answer>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let asked = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&asked);
         thread::spawn(move || {
             for connection in listener.incoming().flatten() {
-                let mut asked = None;
+                let (mut asked, mut path) = (None, String::new());
                 for line in BufReader::new(&connection).lines().map_while(Result::ok).take_while(|l| !l.is_empty()) {
                     if let Some(range) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
                         let (first, last) = range.split_once('-').expect("a range");
                         asked = first.parse::<u64>().ok().zip(last.parse::<u64>().ok());
+                    }
+                    if let Some(rest) = line.strip_prefix("GET ") {
+                        path = rest.split(' ').next().unwrap_or_default().to_owned();
                     }
                 }
                 let (start, end) = asked.map_or((0, u64::MAX), |(first, last)| (first, last + 1));
@@ -58,8 +97,9 @@ impl Server {
                     log.len() - 1
                 };
                 let answer = script.get(number).or(script.last()).cloned().expect("a script");
-                // A client that has what it wanted may be gone by now.
-                let _ = respond(&connection, &file, start..end, &answer);
+                let file = file(&path);
+                // One that is slow doesn't keep others waiting. A client that has what it wanted may be gone by now.
+                thread::spawn(move || respond(&connection, &file, start..end, &answer));
             }
         });
         Self { url, asked }
@@ -75,6 +115,7 @@ fn respond(mut to: impl Write, file: &[u8], asked: Range<u64>, answer: &Answer) 
         format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{more}\r\n")
     };
     let range = format!("Content-Range: bytes {start}-{}/{total}\r\n", place(asked.end).saturating_sub(1));
+    let chunked;
     let (head, body) = match answer {
         Answer::Range { break_after } => {
             (head("206 Partial Content", rest.len(), &range), rest.get(..*break_after).unwrap_or(rest))
@@ -92,18 +133,57 @@ fn respond(mut to: impl Write, file: &[u8], asked: Range<u64>, answer: &Answer) 
         }
         Answer::Status(status) => (head(status, 0, ""), &[][..]),
         Answer::Nothing => return Ok(()),
+        Answer::Raw { head, body, end } => {
+            let last = place(asked.end).saturating_sub(1);
+            let values = [("first", place(start)), ("last", last), ("length", rest.len()), ("total", total)];
+            let head = values
+                .iter()
+                .fold((*head).to_owned(), |h, (name, v)| h.replace(&format!("{{{name}}}"), &v.to_string()));
+            to.write_all(head.as_bytes())?;
+            let body = match body {
+                Body::Nothing => &[][..],
+                Body::Range => rest,
+                Body::File => file,
+                Body::Chunked => {
+                    let size = format!("{:x}\r\n", rest.len());
+                    chunked = [size.as_bytes(), rest, b"\r\n0\r\n\r\n"].concat();
+                    &chunked
+                }
+                Body::Endless(word) => loop {
+                    to.write_all(word.as_bytes())?;
+                },
+            };
+            match end {
+                End::Trickle => {
+                    for byte in body {
+                        to.write_all(&[*byte])?;
+                        thread::sleep(Duration::from_millis(10));
+                    }
+                }
+                End::Close => to.write_all(body)?,
+                End::Silence => {
+                    to.write_all(body)?;
+                    thread::sleep(Duration::from_secs(60));
+                }
+            }
+            return Ok(());
+        }
     };
     to.write_all(head.as_bytes())?;
     to.write_all(body)
 }
 
-pub(in crate::install) const HASTE: Patience =
-    Patience { fruitless_tries: 3, first_pause: Duration::from_millis(1), longest_pause: Duration::from_millis(2) };
+pub(in crate::install) const HASTE: Patience = Patience {
+    fruitless_tries: 3,
+    first_pause: Duration::from_millis(1),
+    longest_pause: Duration::from_millis(2),
+    slowest: 1000,
+    grace: Duration::from_millis(300),
+};
 
+/// The agent's own, but for how long it waits for a server that is silent.
 pub(in crate::install) fn client() -> Client {
-    // Fails only if another test was first.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder().tls_danger_accept_invalid_certs(true).build().expect("a client")
+    server::plain_http_within(Duration::from_secs(2)).expect("a client")
 }
 
 pub(in crate::install) const ALL: usize = usize::MAX;
