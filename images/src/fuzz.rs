@@ -15,3 +15,8 @@ pub fn module(bytes: &[u8]) {
 pub fn tar(bytes: &[u8]) -> bool {
     crate::scan::fuzz(bytes)
 }
+
+/// A document of an OCI image, and the name of a file in one.
+pub fn oci(bytes: &[u8]) {
+    crate::oci::fuzz(bytes);
+}

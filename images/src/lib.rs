@@ -24,6 +24,7 @@ mod input;
 mod keys;
 mod mmdebstrap;
 mod modules;
+mod oci;
 mod pack;
 mod recipe;
 mod rootfs;

@@ -164,5 +164,7 @@ pub fn manifest(name: &str, version: &str) -> Manifest {
             uefi: None,
         },
         sbom: None,
+        source: None,
+        minimum: None,
     }
 }
