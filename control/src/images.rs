@@ -176,16 +176,7 @@ fn read(dir: &Path, keys: &[PublicKey]) -> Result<Image> {
     }
     Ok(Image {
         manifest_sha256: hex::encode(Sha256::digest(signed.payload.as_bytes())),
-        summary: ImageSummary {
-            name: manifest.name.clone(),
-            version: manifest.version.clone(),
-            description: manifest.description.clone(),
-            created: manifest.created,
-            expires: manifest.expires,
-            download_bytes: manifest.download_bytes(),
-            installed_bytes: manifest.installed_bytes,
-            signed_by: manifest.signed_by(),
-        },
+        summary: ImageSummary::of(&manifest),
     })
 }
 

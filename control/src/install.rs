@@ -5,6 +5,7 @@ use drophammer_protocol::inventory::{Disk, DiskId, Inventory};
 use drophammer_protocol::machine::Allocation;
 use drophammer_protocol::space::needed_bytes;
 use drophammer_protocol::system::Faults;
+use drophammer_protocol::words::bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::images::Image;
@@ -26,6 +27,8 @@ pub(crate) enum Unfit {
     NoSuchPort { wanted: Mac, have: Vec<Mac> },
     #[error("the machine has no disk with serial {wanted:?} that can be installed on; it has {}", list(.have))]
     NoSuchDisk { wanted: String, have: Vec<DiskId> },
+    #[error("{image} needs {} of memory, and the machine has {}", bytes(*.needed), bytes(*.have))]
+    Memory { image: String, needed: u64, have: u64 },
     #[error("{disk} is too small for {image}, which needs {needed} bytes with its file system and boot partitions")]
     TooSmall { disk: DiskId, image: String, needed: u64 },
     #[error("no disk is large enough for {image}, which needs {needed} bytes; the machine has {}", list(.have))]
@@ -38,6 +41,14 @@ pub(crate) fn plan(allocation: &Allocation, image: &Image, inventory: &Inventory
     if let Some(wanted) = allocation.system.network.macs().into_iter().find(|mac| !have.contains(mac)) {
         return Err(Unfit::NoSuchPort { wanted, have });
     }
+    if let Some(needed) = image.summary.minimum.and_then(|minimum| minimum.memory_bytes) {
+        // What the kernel keeps for itself is missing from the one, modules that nobody described from the other.
+        let modules = inventory.dimms.iter().map(|dimm| dimm.bytes).sum();
+        let have = inventory.memory_bytes.max(modules);
+        if have < needed {
+            return Err(Unfit::Memory { image: image.reference(), needed, have });
+        }
+    }
     Ok(Plan {
         disk: choose_disk(allocation.disk.as_deref(), image, inventory)?,
         image: image.reference(),
@@ -48,7 +59,9 @@ pub(crate) fn plan(allocation: &Allocation, image: &Image, inventory: &Inventory
 /// The named drive, or the smallest that fits: large ones are for data.
 fn choose_disk(serial: Option<&str>, image: &Image, inventory: &Inventory) -> Result<DiskId, Unfit> {
     // The agent has the last word; here is seen to it that hopeless orders are never written.
-    let needed = |disk: &Disk| needed_bytes(image.summary.installed_bytes, disk.size_bytes, disk.logical_block);
+    let least = image.summary.minimum.and_then(|minimum| minimum.disk_bytes).unwrap_or(0);
+    let needed =
+        |disk: &Disk| needed_bytes(image.summary.installed_bytes, disk.size_bytes, disk.logical_block).max(least);
     let usable = inventory.disks.iter().filter(|d| d.holds_data()).filter_map(|d| Some((d.id()?, needed(d))));
     let mut have: Vec<(DiskId, u64)> = usable.collect();
     have.sort_by(|(a, _), (b, _)| (a.size_bytes, &a.serial).cmp(&(b.size_bytes, &b.serial)));
@@ -89,7 +102,8 @@ fn ports(macs: &[Mac]) -> String {
 mod tests {
     use drophammer_protocol::api::ImageSummary;
     use drophammer_protocol::fixtures::{disk, inventory};
-    use drophammer_protocol::inventory::{Bus, Nic};
+    use drophammer_protocol::inventory::{Bus, Dimm, Nic};
+    use drophammer_protocol::manifest::Minimum;
     use drophammer_protocol::system::System;
     use drophammer_protocol::system::network::{Ip, Network, Port};
 
@@ -108,6 +122,8 @@ mod tests {
             download_bytes: 0,
             installed_bytes,
             signed_by: key,
+            source: None,
+            minimum: None,
         };
         Image { summary, manifest_sha256: "00".into() }
     }
@@ -173,6 +189,45 @@ mod tests {
             link: true,
             speed_mbit: None,
             lldp: vec![],
+        }
+    }
+
+    #[test]
+    fn what_the_image_needs_of_a_machine() {
+        let dimm = |bytes| Dimm {
+            locator: "A1".into(),
+            bytes,
+            kind: None,
+            speed_mts: None,
+            manufacturer: None,
+            part_number: None,
+            serial: None,
+        };
+        // As much as a machine with 8 GiB says that it has.
+        let machine = Inventory { memory_bytes: 8 * GIB - (300 << 20), ..inventory(vec![disk("A", 100 * GIB)]) };
+        let modules = Inventory { dimms: vec![dimm(4 * GIB), dimm(4 * GIB)], ..machine.clone() };
+        for (name, minimum, machine, want) in [
+            ("nothing", None, &machine, None),
+            ("less", Some((4, 50)), &machine, None),
+            ("its modules", Some((8, 100)), &modules, None),
+            (
+                "more memory",
+                Some((16, 0)),
+                &modules,
+                Some("debian/12 needs 16.0 GiB of memory, and the machine has 8.0 GiB"),
+            ),
+            ("a larger disk", Some((0, 200)), &machine, Some("no disk is large enough for debian/12")),
+        ] {
+            let minimum = minimum
+                .map(|(memory, disk)| Minimum { memory_bytes: Some(memory * GIB), disk_bytes: Some(disk * GIB) });
+            let mut image = image(GIB);
+            image.summary.minimum = minimum;
+            let got = plan(&allocation(), &image, machine).err().map(|e| e.to_string());
+            match (&got, want) {
+                (None, None) => {}
+                (Some(got), Some(want)) => assert!(got.starts_with(want), "{name}: {got}"),
+                _ => panic!("{name}: {got:?}"),
+            }
         }
     }
 

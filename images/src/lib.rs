@@ -1,8 +1,9 @@
 //! From Debian packages to an image that a server may run.
 //!
 //! ```text
-//! recipe ── build ──▶ rootfs.tar ── pack ──▶ <store>/<name>/<version>/manifest.json, <store>/packs/…
-//!                                                      └── verify, list
+//! recipe ── build ──▶ rootfs.tar ─┬─ pack ──▶ <store>/<name>/<version>/manifest.json, <store>/packs/…
+//!               an OCI layout ─────┤                                     └── verify, list
+//! somebody's image ── import ──────┘
 //! ```
 //!
 //! [`build`] makes a root file system from packages that apt has checked against Debian's keys, without root where the
@@ -20,6 +21,7 @@ mod from_packages;
 #[cfg(fuzzing)]
 pub mod fuzz;
 mod grub;
+mod import;
 mod input;
 mod keys;
 mod mmdebstrap;
@@ -36,6 +38,7 @@ mod zeros;
 
 pub use bake::{BuildOptions, Built, build};
 pub use cache::cache_dir;
+pub use import::{Hash, Import, Origin, Stage, import};
 pub use keys::{keygen, load_key, load_public};
 pub use pack::{Forms, PackOptions, Packed, Progress, pack};
 pub use recipe::Recipe;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use drophammer_protocol::manifest::{
-    self, Attachment, BlockForm, Chunk, Filesystem, MAX_MANIFEST_BYTES, Manifest, Minimum, PACKS, Piece, Source, TarForm,
-    is_plain_name,
+    self, Attachment, BlockForm, Chunk, Filesystem, MAX_MANIFEST_BYTES, Manifest, Minimum, PACKS, Piece, Source,
+    TarForm, is_plain_name,
 };
 use drophammer_protocol::sign::{PublicKey, Signed, Verified};
 use ed25519_dalek::SigningKey;
@@ -20,7 +20,7 @@ use crate::scan::Contents;
 use crate::store::{self, Draft};
 use crate::verify::inspect;
 use crate::zeros::hash_zeros;
-use crate::{ext4, input, sbom};
+use crate::{ext4, grub, input, sbom};
 
 #[derive(Clone, Debug)]
 pub struct PackOptions {
@@ -138,6 +138,17 @@ pub fn pack(
     if let Some(text) = &sbom {
         draft.attach(sbom::FILE, text.as_bytes())?;
     }
+    let boot = made.contents.boot_files(&options.cmdline).with_context(packing)?;
+    ensure!(
+        boot.bios.is_some() || boot.uefi.is_some(),
+        "{} has nothing that a machine's firmware could start: neither GRUB for BIOS (/{} and /{}) nor for UEFI (/{}, or /{} \
+         of Debian's package grub-efi-amd64-bin)",
+        tar.display(),
+        grub::BOOT_IMG,
+        grub::CORE_IMG,
+        grub::GRUBX64,
+        grub::MONOLITHIC_EFI
+    );
     let manifest = Manifest {
         format: manifest::FORMAT,
         name: options.name.clone(),
@@ -150,7 +161,7 @@ pub fn pack(
         packs,
         block: made.block,
         tar: made.tar,
-        boot: made.contents.boot_files(&options.cmdline).with_context(packing)?,
+        boot,
         sbom: attachment,
         source: options.source.clone(),
         minimum: options.minimum,

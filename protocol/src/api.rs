@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
 use crate::id::{Mac, MachineId};
+use crate::manifest::{Manifest, Minimum, Source};
 use crate::order::Outcome;
-use crate::sign::{PublicKey, Signed};
+use crate::sign::{PublicKey, Signed, Verified};
 use crate::ticket::ServerTime;
 
 /// RFC 9457, `application/problem+json`.
@@ -159,4 +160,25 @@ pub struct ImageSummary {
     pub download_bytes: u64,
     pub installed_bytes: u64,
     pub signed_by: PublicKey,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub source: Option<Source>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub minimum: Option<Minimum>,
+}
+
+impl ImageSummary {
+    pub fn of(manifest: &Verified<Manifest>) -> Self {
+        Self {
+            name: manifest.name.clone(),
+            version: manifest.version.clone(),
+            description: manifest.description.clone(),
+            created: manifest.created,
+            expires: manifest.expires,
+            download_bytes: manifest.download_bytes(),
+            installed_bytes: manifest.installed_bytes,
+            signed_by: manifest.signed_by(),
+            source: manifest.source.clone(),
+            minimum: manifest.minimum,
+        }
+    }
 }

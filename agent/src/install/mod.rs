@@ -355,7 +355,9 @@ fn boot_files(target: &Target, manifest: &Verified<Manifest>, root: &root::Root)
         // would put it; the program itself looks for its configuration in the latter.
         files.push(EspFile { path: "EFI/BOOT/BOOTX64.EFI", content: &program });
         files.push(EspFile { path: "EFI/debian/grubx64.efi", content: &program });
+        // Each where its own distribution's build of GRUB looks.
         files.push(EspFile { path: "EFI/debian/grub.cfg", content: config.as_bytes() });
+        files.push(EspFile { path: "EFI/ubuntu/grub.cfg", content: config.as_bytes() });
     }
     write_esp(target, &files)?;
     let Some(bios) = manifest.boot.bios.as_ref().filter(|_| layout.bios_can_boot()) else { return Ok([0; 440]) };

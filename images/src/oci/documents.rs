@@ -139,8 +139,9 @@ impl Descriptor {
 
     pub(super) fn document(&self) -> Result<Documents> {
         Ok(match self.media_type.as_str() {
-            "application/vnd.oci.image.index.v1+json"
-            | "application/vnd.docker.distribution.manifest.list.v2+json" => Documents::Index,
+            "application/vnd.oci.image.index.v1+json" | "application/vnd.docker.distribution.manifest.list.v2+json" => {
+                Documents::Index
+            }
             "application/vnd.oci.image.manifest.v1+json" | "application/vnd.docker.distribution.manifest.v2+json" => {
                 Documents::Manifest
             }

@@ -66,7 +66,8 @@ impl Layout {
     pub(crate) fn tar(file: File) -> Result<Self> {
         let at = Rc::new(Cell::new(0));
         let file = Rc::new(file);
-        let mut archive = Archive::new(Counted { part: Part { file: file.clone(), at: 0, left: u64::MAX }, at: at.clone() });
+        let mut archive =
+            Archive::new(Counted { part: Part { file: file.clone(), at: 0, left: u64::MAX }, at: at.clone() });
         let mut members = HashMap::new();
         while let Some(member) = archive.next_member().context("reading the tar of the layout")? {
             if let Kind::File(content) = &member.kind {
@@ -157,7 +158,11 @@ impl Blob {
 
     fn bytes(&self) -> Result<Vec<u8>> {
         let name = self.name.display();
-        ensure!(self.extent.bytes <= MAX_BYTES, "{name} has {} bytes, more than such a file can have", self.extent.bytes);
+        ensure!(
+            self.extent.bytes <= MAX_BYTES,
+            "{name} has {} bytes, more than such a file can have",
+            self.extent.bytes
+        );
         let mut bytes = Vec::new();
         self.read().read_to_end(&mut bytes).with_context(|| format!("reading {name}"))?;
         Ok(bytes)

@@ -62,7 +62,10 @@ struct Node {
 enum What {
     /// With what a layer said of it, if one did.
     Directory(Option<Box<Member>>),
-    Link { id: Id, target: PathBuf },
+    Link {
+        id: Id,
+        target: PathBuf,
+    },
     Other(Id),
 }
 

@@ -48,7 +48,8 @@ pub(crate) fn open(layout: Layout, tag: Option<&str>) -> Result<Merged> {
 fn choose(layout: &Layout, tag: Option<&str>) -> Result<(Manifest, Config)> {
     let index = Index::parse(&layout.index()?).context("reading index.json")?;
     let all = index.tags();
-    let named: Vec<Descriptor> = index.manifests.into_iter().filter(|d| tag.is_none_or(|tag| d.is_called(tag))).collect();
+    let named: Vec<Descriptor> =
+        index.manifests.into_iter().filter(|d| tag.is_none_or(|tag| d.is_called(tag))).collect();
     if let (Some(tag), true) = (tag, named.is_empty()) {
         bail!("no image in it is called {tag:?}; there {}", are(&all));
     }
@@ -88,7 +89,10 @@ fn choose(layout: &Layout, tag: Option<&str>) -> Result<(Manifest, Config)> {
         0 if others.is_empty() => bail!("there is no image in it"),
         0 => bail!("it has no image for linux/amd64, but {}", others.join(", ")),
         1 => found.pop().map(|(_, manifest, config)| (manifest, config)).context("there is no image in it"),
-        several => bail!("it has {several} images for linux/amd64, and which is meant isn't known: say it with --tag; there {}", are(&all)),
+        several => bail!(
+            "it has {several} images for linux/amd64, and which is meant isn't known: say it with --tag; there {}",
+            are(&all)
+        ),
     }
 }
 
@@ -100,11 +104,19 @@ fn are(tags: &[String]) -> String {
     }
 }
 
-/// Documents and names as strangers write them.
+/// Documents and names as strangers write them; and two halves of `bytes` as layers, of which comes a tar that can be packed
+/// if they can be applied.
 #[cfg(fuzzing)]
 pub(crate) fn fuzz(bytes: &[u8]) {
     documents::fuzz(bytes);
     merge::fuzz(bytes);
+    let (lower, upper) = bytes.split_at(bytes.len() / 1024 * 512);
+    if let Ok(mut merged) = merged(vec![lower.to_vec(), upper.to_vec()]) {
+        let mut tar = Vec::new();
+        // A hole is said and not sent, so what comes is about as much as what there was.
+        std::io::Read::read_to_end(&mut merged, &mut tar).expect("what was applied can be read");
+        crate::scan::Contents::read(&tar[..], |_, _| Ok(())).expect("what was applied can be packed");
+    }
 }
 
 /// What the layers in `tars` make together, of which nobody has said what they hash to.

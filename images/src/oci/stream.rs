@@ -35,7 +35,9 @@ impl Layer {
         let stored: BufReader<Part> = BufReader::with_capacity(BUFFER, self.blob.read());
         let unpacked: Box<dyn Read> = match self.compression {
             Compression::None => Box::new(stored),
-            Compression::Gzip => Box::new(BufReader::with_capacity(BUFFER, flate2::bufread::MultiGzDecoder::new(stored))),
+            Compression::Gzip => {
+                Box::new(BufReader::with_capacity(BUFFER, flate2::bufread::MultiGzDecoder::new(stored)))
+            }
             Compression::Zstd => Box::new(BufReader::with_capacity(
                 BUFFER,
                 zstd::Decoder::with_buffer(stored).with_context(|| format!("unpacking the layer {}", self.digest))?,

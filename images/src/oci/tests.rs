@@ -317,7 +317,8 @@ fn from_a_directory_and_a_tar_with_whatever_compression_it_is_the_same() {
     assert!(made.expect("tar runs").success());
     assert!(read(&plain) == want);
     let packed = layout.path().join("layout.tar.zst");
-    zstd::stream::copy_encode(File::open(&plain).expect("open"), File::create(&packed).expect("made"), 1).expect("zstd");
+    zstd::stream::copy_encode(File::open(&plain).expect("open"), File::create(&packed).expect("made"), 1)
+        .expect("zstd");
     assert!(read(&packed) == want);
 }
 
@@ -350,13 +351,20 @@ fn the_image_that_is_meant() {
         (Some("several"), Ok("one")),
         (Some("arm"), Err("it has no image for linux/amd64, but linux/arm64")),
         (Some("3"), Err("no image in it is called \"3\"; there are 1.0, registry.example/os:2.0, arm, several")),
-        (None, Err("it has 2 images for linux/amd64, and which is meant isn't known: say it with --tag; there are 1.0, \
-                    registry.example/os:2.0, arm, several")),
+        (
+            None,
+            Err("it has 2 images for linux/amd64, and which is meant isn't known: say it with --tag; there are 1.0, \
+                    registry.example/os:2.0, arm, several"),
+        ),
     ] {
         let got = Layout::directory(layout.path()).and_then(|layout| open(layout, tag));
         match (got, want) {
-            (Ok(got), Ok(want)) => assert_eq!(tree_of(got).into_keys().collect::<Vec<_>>(), [PathBuf::from(want)], "{tag:?}"),
-            (got, want) => assert_eq!(got.map(|_| ()).map_err(|e| format!("{e:#}")), want.map(|_| ()).map_err(str::to_owned)),
+            (Ok(got), Ok(want)) => {
+                assert_eq!(tree_of(got).into_keys().collect::<Vec<_>>(), [PathBuf::from(want)], "{tag:?}")
+            }
+            (got, want) => {
+                assert_eq!(got.map(|_| ()).map_err(|e| format!("{e:#}")), want.map(|_| ()).map_err(str::to_owned))
+            }
         }
     }
 }
