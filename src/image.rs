@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
 use drophammer_images::{BuildOptions, Forms, Hash, Import, PackOptions, Packed, Recipe, Stage, Stored};
-use drophammer_protocol::api::ImageSummary;
+use drophammer_protocol::api::{ImageSummary, ImportState};
 use drophammer_protocol::manifest::{Checked, Chunk, Manifest, Minimum};
 use drophammer_protocol::sign::{PublicKey, Verified};
 use drophammer_protocol::words;
@@ -224,7 +224,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::List { store: Some(store), keys, .. } => {
             list_store(&drophammer_images::list(&store, &public_keys(&keys)?)?, args.json)
         }
-        Command::List { store: None, server, .. } => list(&server.connect()?.images()?, args.json),
+        Command::List { store: None, server, .. } => {
+            let server = server.connect()?;
+            list(&server.images()?, args.json)?;
+            for import in server.imports()?.iter().filter(|i| !args.json && i.state != ImportState::There) {
+                output::line(&format!("{} isn't here yet: {} (from {})", import.reference, import.words, import.url))?;
+            }
+            Ok(())
+        }
     }
 }
 

@@ -365,6 +365,7 @@ pub(crate) mod tests {
             power_hook: None,
             policy: Policy {
                 image_keys: vec![],
+                imports: None,
                 install_cmdline: String::new(),
                 max_failures: 3,
                 erase: drophammer_protocol::erase::Policy::Purge,

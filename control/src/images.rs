@@ -13,6 +13,8 @@ use drophammer_protocol::manifest::{self, MANIFEST_FILE, MAX_MANIFEST_BYTES, Man
 use drophammer_protocol::sign::{PublicKey, Signed};
 use sha2::{Digest, Sha256};
 
+use crate::Imports;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Image {
     pub(crate) summary: ImageSummary,
@@ -30,8 +32,22 @@ impl Image {
 #[derive(Debug)]
 pub(crate) struct Images {
     dir: PathBuf,
-    keys: RwLock<Vec<PublicKey>>,
+    trusted: RwLock<Trusted>,
     known: Mutex<HashMap<PathBuf, (Stamp, Option<Image>)>>,
+}
+
+#[derive(Clone, Debug)]
+struct Trusted {
+    keys: Vec<PublicKey>,
+    imports: Option<Imports>,
+}
+
+impl Trusted {
+    /// Who may have signed the image that belongs into `dir`.
+    fn for_image(&self, dir: &Path) -> Vec<PublicKey> {
+        let imported = |imports: &&Imports| imports.references.iter().any(|reference| dir.ends_with(reference));
+        self.keys.iter().copied().chain(self.imports.iter().filter(imported).map(|imports| imports.key)).collect()
+    }
 }
 
 /// What changes when one of the files of an image does.
@@ -45,21 +61,21 @@ struct Stamp {
 }
 
 impl Images {
-    pub(crate) fn new(dir: PathBuf, keys: Vec<PublicKey>) -> Self {
-        Self { dir, keys: RwLock::new(keys), known: Mutex::default() }
+    pub(crate) fn new(dir: PathBuf, keys: Vec<PublicKey>, imports: Option<Imports>) -> Self {
+        Self { dir, trusted: RwLock::new(Trusted { keys, imports }), known: Mutex::default() }
     }
 
     /// From here on these keys are believed and no others.
-    pub(crate) fn trust(&self, keys: Vec<PublicKey>) {
+    pub(crate) fn trust(&self, keys: Vec<PublicKey>, imports: Option<Imports>) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        *self.trusted.write().unwrap_or_else(PoisonError::into_inner) = Trusted { keys, imports };
         known.clear();
     }
 
     /// All images that can be installed, by name, newest first. What can't be is logged with the reason, once.
     pub(crate) fn all(&self) -> Result<Vec<Image>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let trusted = self.trusted.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut present = HashMap::new();
         for dir in versions(&self.dir)? {
             let stamp = match stamp(&dir) {
@@ -70,7 +86,7 @@ impl Images {
             };
             let image = match known.remove(&dir) {
                 Some((then, image)) if then == stamp => image,
-                _ => match read(&dir, &keys) {
+                _ => match read(&dir, &trusted.for_image(&dir)) {
                     Ok(image) => Some(image),
                     Err(why) => {
                         tracing::error!(image = %dir.display(), "image can't be installed: {why:#}");
@@ -110,7 +126,11 @@ impl Images {
 }
 
 fn pick<'a>(newest_first: &'a [Image], reference: &str) -> Option<&'a Image> {
-    newest_first.iter().find(|i| i.summary.name == reference || i.reference() == reference)
+    // metal-stack joins the two with a dot.
+    let is_its_id = |i: &Image| {
+        reference.strip_prefix(&i.summary.name).and_then(|rest| rest.strip_prefix('.')) == Some(&i.summary.version)
+    };
+    newest_first.iter().find(|i| i.summary.name == reference || i.reference() == reference || is_its_id(i))
 }
 
 /// The directories that may hold an image: `<name>/<version>`.
@@ -220,7 +240,7 @@ mod tests {
         fs::write(path.join(PACKS).join(&cut.packs[0].sha256), b"z").expect("writes");
         fs::create_dir_all(path.join("empty/1")).expect("creates");
         publish(path, ".staging/1", &manifest("staging", "1", 100), &ours);
-        let images = Images::new(path.to_owned(), vec![PublicKey::of(&ours)]);
+        let images = Images::new(path.to_owned(), vec![PublicKey::of(&ours)], None);
         let list = || images.all().expect("lists").iter().map(Image::reference).collect::<Vec<_>>();
         assert_eq!(list(), ["alpine/3", "debian/12.10", "debian/12.9"]);
         let old = Manifest { expires: Some(1000), ..manifest("debian", "12.11", 250) };
@@ -229,6 +249,7 @@ mod tests {
             ("newest that isn't too old", "debian", Some("debian/12.10")),
             ("too old", "debian/12.11", None),
             ("a version", "debian/12.9", Some("debian/12.9")),
+            ("as metal-stack calls it", "debian.12.9", Some("debian/12.9")),
             ("no such version", "debian/13", None),
             ("of an unknown key", "evil/1", None),
             ("no path tricks", "../images/debian", None),
@@ -246,8 +267,29 @@ mod tests {
     }
 
     #[test]
+    fn the_key_of_imports_is_believed_for_those_alone() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (ours, own) = (SigningKey::from_bytes(&[1; 32]), SigningKey::from_bytes(&[2; 32]));
+        for version in ["1", "11", "2"] {
+            publish(dir.path(), &format!("debian/{version}"), &manifest("debian", version, 100), &own);
+        }
+        publish(dir.path(), "xdebian/1", &manifest("xdebian", "1", 100), &own);
+        let imports = |references: &[&str]| {
+            let references = references.iter().map(ToString::to_string).collect();
+            Some(Imports { key: PublicKey::of(&own), references })
+        };
+        let images = Images::new(dir.path().to_owned(), vec![PublicKey::of(&ours)], imports(&["debian/1", "debian/3"]));
+        let list = || images.all().expect("lists").iter().map(Image::reference).collect::<Vec<_>>();
+        assert_eq!(list(), ["debian/1"]);
+        images.trust(vec![PublicKey::of(&ours)], imports(&["debian/2"]));
+        assert_eq!(list(), ["debian/2"]);
+        images.trust(vec![PublicKey::of(&ours)], None);
+        assert!(list().is_empty());
+    }
+
+    #[test]
     fn no_directory_is_no_images() {
-        let images = Images::new("/nonexistent/images".into(), vec![]);
+        let images = Images::new("/nonexistent/images".into(), vec![], None);
         assert_eq!(images.all().expect("lists"), []);
     }
 }

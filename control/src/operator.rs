@@ -1,9 +1,10 @@
 //! What people ask and order.
 
 use std::collections::HashMap;
+use std::sync::PoisonError;
 
 use axum::http::StatusCode;
-use drophammer_protocol::api::{Explanation, ImageSummary};
+use drophammer_protocol::api::{Explanation, ImageSummary, ImportStatus};
 use drophammer_protocol::erase::Policy;
 use drophammer_protocol::event::{Phase, Recorded, Step};
 use drophammer_protocol::id::{Mac, MachineId};
@@ -86,6 +87,11 @@ impl Control {
 
     pub(crate) fn images(&self) -> Result<Vec<ImageSummary>, Denied> {
         Ok(self.inner.images.all()?.into_iter().map(|image| image.summary).collect())
+    }
+
+    /// What [`Control::imports_are`] was told last.
+    pub fn imports(&self) -> Vec<ImportStatus> {
+        self.inner.imports.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn allocate(&self, machine: MachineId, wanted: &Allocation, now: u64) -> Result<Machine, Denied> {
@@ -172,6 +178,9 @@ impl Control {
             let since = i64::try_from(expired).ok().and_then(|at| time::OffsetDateTime::from_unix_timestamp(at).ok());
             let since = since.map(|at| at.date().to_string()).unwrap_or_default();
             return format!("image {reference} expired on {since}: publish a newer version");
+        }
+        if let Some(import) = self.imports().into_iter().find(|import| import.reference == reference) {
+            return format!("image {reference} isn't here yet: {}", import.words);
         }
         let dir = self.inner.images.dir().display();
         format!(

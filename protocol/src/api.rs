@@ -117,6 +117,7 @@ pub struct PhonedHome {
 // PUT    /v1/psids/{serial}                        Psid → 204
 // DELETE /v1/psids/{serial}                        204
 // GET    /v1/images                                [ImageSummary]
+// GET    /v1/imports                               [ImportStatus]
 // GET    /v1/boot-servers                          [BootServer]
 // POST   /v1/boot-servers/tokens                   → JoinToken
 // DELETE /v1/boot-servers/{id}                     204
@@ -125,6 +126,7 @@ pub struct PhonedHome {
 
 pub const MACHINES: &str = "/v1/machines";
 pub const IMAGE_LIST: &str = "/v1/images";
+pub const IMPORTS: &str = "/v1/imports";
 pub const BOOT_SERVERS: &str = "/v1/boot-servers";
 pub const CERTIFICATE_KEY: &str = "/v1/certificate-key";
 pub const PSIDS: &str = "/v1/psids";
@@ -164,6 +166,28 @@ pub struct ImageSummary {
     pub source: Option<Source>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub minimum: Option<Minimum>,
+}
+
+/// An image that a server makes from somebody else's, as its configuration says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportStatus {
+    /// `name/version` of the image that comes of it.
+    pub reference: String,
+    /// Where it's from.
+    pub url: String,
+    pub state: ImportState,
+    /// How far it is, or why it failed.
+    pub words: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImportState {
+    Waiting,
+    Working,
+    /// Tried again later.
+    Failed,
+    There,
 }
 
 impl ImageSummary {

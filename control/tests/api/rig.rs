@@ -57,6 +57,7 @@ impl Rig {
             power_hook: None,
             policy: Policy {
                 image_keys: vec![PublicKey::of(&key)],
+                imports: None,
                 install_cmdline: "console=ttyS0".into(),
                 max_failures: 3,
                 erase: erase::Policy::Purge,
