@@ -3,15 +3,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 use drophammer_protocol::inventory::{Disk, DiskId, Inventory};
-use drophammer_protocol::layout::{Amount, Encrypted, Filesystem, Kind, Layout, place};
+use drophammer_protocol::layout::{Encrypted, Filesystem, Kind, Layout, Needs, place};
 use drophammer_protocol::machine::Machine;
 use drophammer_protocol::space::root_bytes;
 use drophammer_protocol::words::bytes;
 use serde::Serialize;
 
+use crate::image::size;
 use crate::output;
 
 #[derive(Debug, clap::Args)]
@@ -35,8 +36,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         inventory: Option<PathBuf>,
         /// How much the image's files take once they are installed, such as "2 GiB"; see `drophammer image list`.
-        #[arg(long, value_name = "SIZE", requires = "inventory")]
-        installed: Option<Amount>,
+        #[arg(long, value_name = "SIZE", requires = "inventory", value_parser = size, default_value = "0MiB")]
+        installed: u64,
     },
 }
 
@@ -119,11 +120,6 @@ pub(crate) fn run(args: Args) -> Result<()> {
                 let drives = layout.drives.len();
                 return output::line(&format!("{} is sound, for {drives} drive(s)", file.display()));
             };
-            let installed = match installed {
-                None => 0,
-                Some(Amount::Bytes(bytes)) => bytes,
-                Some(other) => bail!("--installed is a size such as \"2 GiB\", not {other}"),
-            };
             let outlook = outlook(&layout, &read_inventory(&path)?, installed)?;
             if args.json {
                 return output::json(&outlook);
@@ -170,7 +166,8 @@ struct Erased {
 
 fn outlook(layout: &Layout, inventory: &Inventory, installed: u64) -> Result<Outlook> {
     layout.start(inventory.firmware.kind).map_err(anyhow::Error::msg)?;
-    let chosen = layout.choose(&inventory.disks, root_bytes(installed))?;
+    let needs = Needs { root_bytes: root_bytes(installed), disk_bytes: 0 };
+    let chosen = layout.choose(&inventory.disks, needs)?;
     let disk = |id: &DiskId| inventory.disks.iter().find(|disk| disk.id().as_ref() == Some(id));
     let mut outlook = Outlook { erased: Vec::new(), kept: Vec::new(), created: Vec::new() };
     for drive in &layout.drives {

@@ -53,6 +53,12 @@ impl Meter {
         self.0.inc(bytes);
     }
 
+    /// Of something that says itself how far it is.
+    pub(crate) fn at(&self, bytes: u64, what: &'static str) {
+        self.0.set_message(what);
+        self.0.set_position(bytes);
+    }
+
     pub(crate) fn clear(&self) {
         self.0.finish_and_clear();
     }

@@ -74,6 +74,13 @@ const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_ke
   [projects.bank]                          # whom machines can be allocated for, with --project
   erase_policy = "rekey-only"              # at least this when it's through with them; default: erase_policy
 
+  [[import]]                               # somebody else's image, fetched and compiled by this server once
+  url = "https://images.example.org/metal-os/20250101/debian/12/img.tar.lz4" # with its .sha256 or .md5 beside it
+  # name = "debian-12"                     # default: what metal-stack's addresses say
+  # version = "20250101"
+  # sha256 = "…"                           # instead of what lies beside it; or unchecked = true
+  cmdline = "console=ttyS0,115200"         # kernel arguments that it needs
+
   [ports]
   dhcp = 67
   proxy_dhcp = 4011
@@ -121,7 +128,7 @@ const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_ke
   router = "10.0.3.254"
 
 SIGHUP (`systemctl reload drophammer`) has the file read again: pools, options, reservations, boot files, kernel arguments,
-image keys, reboot_models, max_failures, erase_policy, erase_again_after_days and projects are taken up at once; what else changed is refused, and needs a restart.
+image keys, imports, reboot_models, max_failures, erase_policy, erase_again_after_days and projects are taken up at once; what else changed is refused, and needs a restart.
 
 The log's detail is set by RUST_LOG (error, warn, info, debug, or drophammer_control=debug,…)."#;
 

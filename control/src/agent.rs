@@ -370,6 +370,7 @@ pub(crate) mod tests {
             power_hook: None,
             policy: Policy {
                 image_keys: vec![],
+                imports: None,
                 install_cmdline: String::new(),
                 reboot_models: vec![],
                 max_failures: 3,

@@ -148,7 +148,7 @@ impl Control {
             boot_server: boot.reach.boot_server.clone(),
             ca: self.ca_pem().to_owned(),
             time_key: boot.reach.time_key,
-            image_keys: self.policy().image_keys.clone(),
+            image_keys: self.policy().all_image_keys(),
             machine,
             boot: boot.id,
             token: token.to_string(),

@@ -184,7 +184,7 @@ impl Control {
         Ok(Briefing {
             id,
             ca: self.ca_pem().to_owned(),
-            image_keys: self.policy().image_keys.clone(),
+            image_keys: self.policy().all_image_keys(),
             boot_key: self.inner.key.boot_key(id).to_hex(),
         })
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use drophammer_protocol::api::{
-    BOOT_SERVERS, CERTIFICATE_KEY, Explanation, IMAGE_LIST, ImageSummary, MACHINES, PSIDS, Problem,
+    BOOT_SERVERS, CERTIFICATE_KEY, Explanation, IMAGE_LIST, IMPORTS, ImageSummary, ImportStatus, MACHINES, PSIDS,
+    Problem,
 };
 use drophammer_protocol::boot_server::{BootServer, JoinToken};
 use drophammer_protocol::chain::CertificateChain;
@@ -135,6 +136,10 @@ impl Client {
 
     pub fn images(&self) -> Result<Vec<ImageSummary>> {
         self.send(self.http.get(self.url(IMAGE_LIST, &[])?))
+    }
+
+    pub fn imports(&self) -> Result<Vec<ImportStatus>> {
+        self.send(self.http.get(self.url(IMPORTS, &[])?))
     }
 
     /// Names come from people, so they are quoted part by part.

@@ -15,6 +15,7 @@ use drophammer_protocol::revocation::{self, MAX_REVOKED_BYTES, REVOKED_FILE, Rev
 use drophammer_protocol::sign::{PublicKey, Signed, Verified};
 use sha2::{Digest, Sha256};
 
+use crate::Imports;
 use crate::store::Store;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +35,7 @@ impl Image {
 #[derive(Debug)]
 pub(crate) struct Images {
     dir: PathBuf,
-    keys: RwLock<Vec<PublicKey>>,
+    trusted: RwLock<Trusted>,
     known: Mutex<HashMap<PathBuf, (Stamp, Option<Image>)>>,
     /// Where what was ever revoked is kept: a list that is removed, or an older one in its place, brings no image back.
     store: Store,
@@ -52,6 +53,20 @@ struct ListStamp {
     changed: (i64, i64),
 }
 
+#[derive(Clone, Debug)]
+struct Trusted {
+    keys: Vec<PublicKey>,
+    imports: Option<Imports>,
+}
+
+impl Trusted {
+    /// Who may have signed the image that belongs into `dir`.
+    fn for_image(&self, dir: &Path) -> Vec<PublicKey> {
+        let imported = |imports: &&Imports| imports.references.iter().any(|reference| dir.ends_with(reference));
+        self.keys.iter().copied().chain(self.imports.iter().filter(imported).map(|imports| imports.key)).collect()
+    }
+}
+
 /// What changes when one of the files of an image does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
@@ -63,14 +78,15 @@ struct Stamp {
 }
 
 impl Images {
-    pub(crate) fn new(dir: PathBuf, keys: Vec<PublicKey>, store: Store) -> Self {
-        Self { dir, keys: RwLock::new(keys), known: Mutex::default(), store, list: Mutex::default() }
+    pub(crate) fn new(dir: PathBuf, keys: Vec<PublicKey>, imports: Option<Imports>, store: Store) -> Self {
+        let trusted = RwLock::new(Trusted { keys, imports });
+        Self { dir, trusted, known: Mutex::default(), store, list: Mutex::default() }
     }
 
     /// From here on these keys are believed and no others.
-    pub(crate) fn trust(&self, keys: Vec<PublicKey>) {
+    pub(crate) fn trust(&self, keys: Vec<PublicKey>, imports: Option<Imports>) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        *self.trusted.write().unwrap_or_else(PoisonError::into_inner) = Trusted { keys, imports };
         known.clear();
         *self.list.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -106,7 +122,7 @@ impl Images {
             return kept();
         }
         let list = match stamp {
-            Some(_) => read_list(&path, &self.keys.read().unwrap_or_else(PoisonError::into_inner)),
+            Some(_) => read_list(&path, &self.trusted.read().unwrap_or_else(PoisonError::into_inner).keys),
             None => Ok(Revocations::default()),
         };
         let list = match list {
@@ -141,7 +157,7 @@ impl Images {
     /// Those that were revoked among them.
     fn whole(&self) -> Result<Vec<Image>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let trusted = self.trusted.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut present = HashMap::new();
         for dir in versions(&self.dir)? {
             let stamp = match stamp(&dir) {
@@ -152,7 +168,7 @@ impl Images {
             };
             let image = match known.remove(&dir) {
                 Some((then, image)) if then == stamp => image,
-                _ => match read(&dir, &keys) {
+                _ => match read(&dir, &trusted.for_image(&dir)) {
                     Ok(image) => Some(image),
                     Err(why) => {
                         tracing::error!(image = %dir.display(), "image can't be installed: {why:#}");
@@ -206,7 +222,11 @@ fn read_list(path: &Path, keys: &[PublicKey]) -> Result<Revocations> {
 }
 
 fn pick<'a>(newest_first: &'a [Image], reference: &str) -> Option<&'a Image> {
-    newest_first.iter().find(|i| i.summary.name == reference || i.reference() == reference)
+    // metal-stack joins the two with a dot.
+    let is_its_id = |i: &Image| {
+        reference.strip_prefix(&i.summary.name).and_then(|rest| rest.strip_prefix('.')) == Some(&i.summary.version)
+    };
+    newest_first.iter().find(|i| i.summary.name == reference || i.reference() == reference || is_its_id(i))
 }
 
 /// The directories that may hold an image: `<name>/<version>`.
@@ -272,16 +292,7 @@ fn read(dir: &Path, keys: &[PublicKey]) -> Result<Image> {
     }
     Ok(Image {
         manifest_sha256: hex::encode(Sha256::digest(signed.payload.as_bytes())),
-        summary: ImageSummary {
-            name: manifest.name.clone(),
-            version: manifest.version.clone(),
-            description: manifest.description.clone(),
-            created: manifest.created,
-            expires: manifest.expires,
-            download_bytes: manifest.download_bytes(),
-            installed_bytes: manifest.installed_bytes,
-            signed_by: manifest.signed_by(),
-        },
+        summary: ImageSummary::of(&manifest),
     })
 }
 
@@ -329,7 +340,7 @@ mod tests {
         fs::write(path.join(PACKS).join(&cut.packs[0].sha256), b"z").expect("writes");
         fs::create_dir_all(path.join("empty/1")).expect("creates");
         publish(path, ".staging/1", &manifest("staging", "1", 100), &ours);
-        let images = Images::new(path.to_owned(), vec![PublicKey::of(&ours)], store(path));
+        let images = Images::new(path.to_owned(), vec![PublicKey::of(&ours)], None, store(path));
         let list = || images.all().expect("lists").iter().map(Image::reference).collect::<Vec<_>>();
         assert_eq!(list(), ["alpine/3", "debian/12.10", "debian/12.9"]);
         let old = Manifest { expires: Some(1000), ..manifest("debian", "12.11", 250) };
@@ -338,6 +349,7 @@ mod tests {
             ("newest that isn't too old", "debian", Some("debian/12.10")),
             ("too old", "debian/12.11", None),
             ("a version", "debian/12.9", Some("debian/12.9")),
+            ("as metal-stack calls it", "debian.12.9", Some("debian/12.9")),
             ("no such version", "debian/13", None),
             ("of an unknown key", "evil/1", None),
             ("no path tricks", "../images/debian", None),
@@ -355,9 +367,35 @@ mod tests {
     }
 
     #[test]
+    fn the_key_of_imports_is_believed_for_those_alone() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (ours, own) = (SigningKey::from_bytes(&[1; 32]), SigningKey::from_bytes(&[2; 32]));
+        for version in ["1", "11", "2"] {
+            publish(dir.path(), &format!("debian/{version}"), &manifest("debian", version, 100), &own);
+        }
+        publish(dir.path(), "xdebian/1", &manifest("xdebian", "1", 100), &own);
+        let imports = |references: &[&str]| {
+            let references = references.iter().map(ToString::to_string).collect();
+            Some(Imports { key: PublicKey::of(&own), references })
+        };
+        let images = Images::new(
+            dir.path().to_owned(),
+            vec![PublicKey::of(&ours)],
+            imports(&["debian/1", "debian/3"]),
+            store(dir.path()),
+        );
+        let list = || images.all().expect("lists").iter().map(Image::reference).collect::<Vec<_>>();
+        assert_eq!(list(), ["debian/1"]);
+        images.trust(vec![PublicKey::of(&ours)], imports(&["debian/2"]));
+        assert_eq!(list(), ["debian/2"]);
+        images.trust(vec![PublicKey::of(&ours)], None);
+        assert!(list().is_empty());
+    }
+
+    #[test]
     fn no_directory_is_no_images() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let images = Images::new("/nonexistent/images".into(), vec![], store(dir.path()));
+        let images = Images::new("/nonexistent/images".into(), vec![], None, store(dir.path()));
         assert_eq!(images.all().expect("lists"), []);
     }
 
@@ -394,7 +432,7 @@ mod tests {
         publish(path, "debian/12.1", &manifest("debian", "12.1", 100), &ours);
         publish(path, "debian/12.2", &manifest("debian", "12.2", 200), &ours);
         let keys = vec![PublicKey::of(&ours)];
-        let images = Images::new(path.to_owned(), keys.clone(), store(path));
+        let images = Images::new(path.to_owned(), keys.clone(), None, store(path));
         let newest = || images.find("debian", 0).expect("finds").map(|i| i.reference());
         let sha256 = |version: &str| {
             let found = images.whole().expect("lists");
@@ -429,7 +467,7 @@ mod tests {
         assert!(images.all().expect("lists").is_empty());
         drop(images);
         // And after a restart, whoever is trusted then.
-        let again = Images::new(path.to_owned(), keys, store(path));
+        let again = Images::new(path.to_owned(), keys, None, store(path));
         assert!(again.all().expect("lists").is_empty());
         again.trust(vec![PublicKey::of(&ours), PublicKey::of(&theirs)]);
         assert!(again.all().expect("lists").is_empty());

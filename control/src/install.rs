@@ -6,10 +6,11 @@ use drophammer_protocol::faults::Faults;
 use drophammer_protocol::glob::glob;
 use drophammer_protocol::id::Mac;
 use drophammer_protocol::inventory::{DiskId, Inventory};
-use drophammer_protocol::layout::Unmatched;
+use drophammer_protocol::layout::{Needs, Unmatched};
 use drophammer_protocol::machine::Allocation;
 use drophammer_protocol::order::BootBy;
 use drophammer_protocol::space::root_bytes;
+use drophammer_protocol::words::bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::images::Image;
@@ -41,6 +42,8 @@ pub(crate) enum Unfit {
     Start(String),
     #[error("{0}")]
     Drives(Unmatched),
+    #[error("{image} needs {} of memory, and the machine has {}", bytes(*.needed), bytes(*.have))]
+    Memory { image: String, needed: u64, have: u64 },
 }
 
 pub(crate) fn plan(
@@ -54,6 +57,14 @@ pub(crate) fn plan(
     if let Some(wanted) = allocation.system.network.macs().into_iter().find(|mac| !have.contains(mac)) {
         return Err(Unfit::NoSuchPort { wanted, have });
     }
+    if let Some(needed) = image.summary.minimum.and_then(|minimum| minimum.memory_bytes) {
+        // What the kernel keeps for itself is missing from the one, modules that nobody described from the other.
+        let modules = inventory.dimms.iter().map(|dimm| dimm.bytes).sum();
+        let have = inventory.memory_bytes.max(modules);
+        if have < needed {
+            return Err(Unfit::Memory { image: image.reference(), needed, have });
+        }
+    }
     if allocation.disk.is_some() && allocation.layout.is_some() {
         return Err(Unfit::DiskAndLayout);
     }
@@ -61,7 +72,11 @@ pub(crate) fn plan(
     layout.check().map_err(Unfit::Layout)?;
     layout.start(inventory.firmware.kind).map_err(Unfit::Start)?;
     // The agent has the last word; here is seen to it that hopeless orders are never written.
-    let drives = layout.choose(&inventory.disks, root_bytes(image.summary.installed_bytes)).map_err(Unfit::Drives)?;
+    let needs = Needs {
+        root_bytes: root_bytes(image.summary.installed_bytes),
+        disk_bytes: image.summary.minimum.and_then(|minimum| minimum.disk_bytes).unwrap_or(0),
+    };
+    let drives = layout.choose(&inventory.disks, needs).map_err(Unfit::Drives)?;
     Ok(Plan {
         drives,
         image: image.reference(),
@@ -90,8 +105,9 @@ fn ports(macs: &[Mac]) -> String {
 mod tests {
     use drophammer_protocol::api::ImageSummary;
     use drophammer_protocol::fixtures::{disk, inventory};
-    use drophammer_protocol::inventory::{Firmware, FirmwareKind, Nic};
+    use drophammer_protocol::inventory::{Dimm, Firmware, FirmwareKind, Nic};
     use drophammer_protocol::layout::{Layout, Raid};
+    use drophammer_protocol::manifest::Minimum;
     use drophammer_protocol::system::System;
     use drophammer_protocol::system::network::{Ip, Network, Port};
 
@@ -110,6 +126,8 @@ mod tests {
             download_bytes: 0,
             installed_bytes,
             signed_by: key,
+            source: None,
+            minimum: None,
         };
         Image { summary, manifest_sha256: "00".into() }
     }
@@ -196,6 +214,52 @@ mod tests {
             link: true,
             speed_mbit: None,
             lldp: vec![],
+        }
+    }
+
+    #[test]
+    fn what_the_image_needs_of_a_machine() {
+        let dimm = |bytes| Dimm {
+            locator: "A1".into(),
+            bytes,
+            kind: None,
+            speed_mts: None,
+            manufacturer: None,
+            part_number: None,
+            serial: None,
+        };
+        // As much as a machine with 8 GiB says that it has.
+        let machine = Inventory { memory_bytes: 8 * GIB - (300 << 20), ..inventory(vec![disk("A", 100 * GIB)]) };
+        let modules = Inventory { dimms: vec![dimm(4 * GIB), dimm(4 * GIB)], ..machine.clone() };
+        for (name, minimum, machine, want) in [
+            ("nothing", None, &machine, None),
+            ("less", Some((4, 50)), &machine, None),
+            ("its modules", Some((8, 100)), &modules, None),
+            (
+                "more memory",
+                Some((16, 0)),
+                &modules,
+                Some("debian/12 needs 16.0 GiB of memory, and the machine has 8.0 GiB"),
+            ),
+            (
+                "a larger disk",
+                Some((0, 200)),
+                &machine,
+                Some(
+                    "the machine has no drive to be the layout's \"system\": disk A (107374182400 bytes) is too small: the image is for",
+                ),
+            ),
+        ] {
+            let minimum = minimum
+                .map(|(memory, disk)| Minimum { memory_bytes: Some(memory * GIB), disk_bytes: Some(disk * GIB) });
+            let mut image = image(GIB);
+            image.summary.minimum = minimum;
+            let got = plan(&allocation(), &image, machine, &[]).err().map(|e| e.to_string());
+            match (&got, want) {
+                (None, None) => {}
+                (Some(got), Some(want)) => assert!(got.starts_with(want), "{name}: {got}"),
+                _ => panic!("{name}: {got:?}"),
+            }
         }
     }
 

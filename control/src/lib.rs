@@ -61,6 +61,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use drophammer_protocol::api::ImportStatus;
 use drophammer_protocol::erase;
 use drophammer_protocol::id::{MachineId, OrderId};
 use drophammer_protocol::machine::State;
@@ -108,6 +109,7 @@ pub struct Config {
 pub struct Policy {
     /// Whose images may be installed.
     pub image_keys: Vec<PublicKey>,
+    pub imports: Option<Imports>,
     /// Extra kernel arguments of installed systems, such as the console.
     pub install_cmdline: String,
     /// Patterns of the models that are rebooted into their installed system, because kexec doesn't go well there.
@@ -120,6 +122,22 @@ pub struct Policy {
     pub erase_again_after: Duration,
     /// Projects that machines are allocated for, each with the erasures that are good enough after it.
     pub projects: BTreeMap<String, erase::Policy>,
+}
+
+/// Images that this server signs itself, for they were others' before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Imports {
+    /// Believed for these images alone.
+    pub key: PublicKey,
+    /// `name/version` of each.
+    pub references: Vec<String>,
+}
+
+impl Policy {
+    /// Who may have signed what a machine is ordered to install. An order says which image that is, down to the byte.
+    fn all_image_keys(&self) -> Vec<PublicKey> {
+        self.image_keys.iter().copied().chain(self.imports.iter().map(|imports| imports.key)).collect()
+    }
 }
 
 /// The control API's state and rules. Cheap to clone; the state file is released with the last clone. Its functions
@@ -140,6 +158,7 @@ struct Inner {
     boot_servers: Heard,
     own_disks: Watched,
     images: Images,
+    imports: Mutex<Vec<ImportStatus>>,
     wakes: Arc<Wakes>,
     observed: Observed,
     power: Option<Power>,
@@ -170,7 +189,9 @@ impl Control {
         for record in records.iter().filter(|r| r.cycle_due && r.state == State::Releasing) {
             power.iter().for_each(|p| p.cycle(record.id, record.name.clone()));
         }
-        let images = Images::new(config.images_dir.clone(), config.policy.image_keys.clone(), store.clone());
+        let policy = &config.policy;
+        let (keys, imports) = (policy.image_keys.clone(), policy.imports.clone());
+        let images = Images::new(config.images_dir.clone(), keys, imports, store.clone());
         let policy = RwLock::new(Arc::new(config.policy.clone()));
         let own_disks = Watched::new(&records);
         Ok(Self {
@@ -184,6 +205,7 @@ impl Control {
                 boot_servers: Heard::default(),
                 own_disks,
                 images,
+                imports: Mutex::default(),
                 wakes,
                 observed,
                 power,
@@ -220,8 +242,13 @@ impl Control {
 
     /// From here on this is what counts.
     pub fn follow(&self, policy: Policy) {
-        self.inner.images.trust(policy.image_keys.clone());
+        self.inner.images.trust(policy.image_keys.clone(), policy.imports.clone());
         *self.inner.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+    }
+
+    /// How far whoever imports images for this server is.
+    pub fn imports_are(&self, imports: Vec<ImportStatus>) {
+        *self.inner.imports.lock().unwrap_or_else(PoisonError::into_inner) = imports;
     }
 
     fn store(&self) -> &Store {

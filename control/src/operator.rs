@@ -1,9 +1,10 @@
 //! What people ask and order.
 
 use std::collections::HashMap;
+use std::sync::PoisonError;
 
 use axum::http::StatusCode;
-use drophammer_protocol::api::{Explanation, ImageSummary};
+use drophammer_protocol::api::{Explanation, ImageSummary, ImportStatus};
 use drophammer_protocol::erase::Policy;
 use drophammer_protocol::event::{Phase, Recorded, Step};
 use drophammer_protocol::id::{Mac, MachineId};
@@ -86,6 +87,11 @@ impl Control {
 
     pub(crate) fn images(&self) -> Result<Vec<ImageSummary>, Denied> {
         Ok(self.inner.images.all()?.into_iter().map(|image| image.summary).collect())
+    }
+
+    /// What [`Control::imports_are`] was told last.
+    pub fn imports(&self) -> Vec<ImportStatus> {
+        self.inner.imports.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn allocate(&self, machine: MachineId, wanted: &Allocation, now: u64) -> Result<Machine, Denied> {
@@ -179,6 +185,9 @@ impl Control {
         if let Some(revoked) = self.inner.images.revoked(reference) {
             let (since, why) = (day(revoked.at), revoked.reason);
             return format!("image {reference} was revoked on {since}: {why}; choose another version");
+        }
+        if let Some(import) = self.imports().into_iter().find(|import| import.reference == reference) {
+            return format!("image {reference} isn't here yet: {}", import.words);
         }
         let dir = self.inner.images.dir().display();
         format!(

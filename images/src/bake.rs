@@ -20,6 +20,8 @@ const BUILDER: u32 = 2;
 pub struct BuildOptions {
     /// A mirror of Debian, and after a space that of its security archive, instead of `$DROPHAMMER_MIRROR` or the host's.
     pub mirror: Option<String>,
+    /// The date of every file, in seconds since 1970, instead of `$SOURCE_DATE_EPOCH` or the archive's.
+    pub date: Option<u64>,
     /// Asks the archive for newer packages even if it was asked within a day.
     pub refresh: bool,
 }
@@ -63,7 +65,7 @@ fn bake(recipe: &Recipe, options: &BuildOptions) -> Result<Built> {
     if options.refresh {
         apt.refresh()?;
     }
-    let mut plan = Plan::new(recipe, &sources, &apt)?;
+    let mut plan = Plan::new(recipe, &sources, &apt, options.date)?;
     let mut record = images.join(plan.file_name("json"));
     if let Some(built) = read_record(&record)? {
         tracing::info!("{} is built already: {}", recipe.name, built.tar.display());
@@ -72,7 +74,7 @@ fn bake(recipe: &Recipe, options: &BuildOptions) -> Result<Built> {
     if !options.refresh {
         // It has to be built anyway, so let it be from what the archive has now.
         apt.refresh()?;
-        plan = Plan::new(recipe, &sources, &apt)?;
+        plan = Plan::new(recipe, &sources, &apt, options.date)?;
         record = images.join(plan.file_name("json"));
         if let Some(built) = read_record(&record)? {
             return Ok(built);
@@ -115,7 +117,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(recipe: &Recipe, sources: &Sources, apt: &Apt) -> Result<Self> {
+    fn new(recipe: &Recipe, sources: &Sources, apt: &Apt, date: Option<u64>) -> Result<Self> {
         let (kernel, packages) = match &recipe.make {
             Make::Packages { kernel, modules, busybox, take } => {
                 let kernel = apt.resolve_kernel(kernel)?;
@@ -132,6 +134,7 @@ impl Plan {
         };
         // https://reproducible-builds.org/specs/source-date-epoch/
         let given = match std::env::var("SOURCE_DATE_EPOCH") {
+            _ if date.is_some() => date,
             Ok(text) => {
                 let seconds = text.parse::<u64>();
                 Some(seconds.with_context(|| format!("SOURCE_DATE_EPOCH is {text:?}, not a number of seconds"))?)

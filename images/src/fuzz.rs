@@ -15,3 +15,13 @@ pub fn module(bytes: &[u8]) {
 pub fn tar(bytes: &[u8]) -> bool {
     crate::scan::fuzz(bytes)
 }
+
+/// Where somebody says that an image is, and what is said beside it that it hashes to.
+pub fn import(text: &str) {
+    crate::import::fuzz(text);
+}
+
+/// A document of an OCI image, and the name of a file in one.
+pub fn oci(bytes: &[u8]) {
+    crate::oci::fuzz(bytes);
+}

@@ -9,6 +9,7 @@ pub(crate) const GRUBX64: &str = "boot/grub/x86_64-efi/grubx64.efi";
 /// Where Debian's packages have them.
 pub(crate) const BIOS_MODULES: &str = "usr/lib/grub/i386-pc";
 /// All modules in one program, signed or signable as it is; it reads `/EFI/debian/grub.cfg` of its own partition.
+/// Images that others have made don't copy it, and may start from it all the same.
 pub(crate) const MONOLITHIC_EFI: &str = "usr/lib/grub/x86_64-efi/monolithic/grubx64.efi";
 
 /// The disk that the BIOS started from isn't named, for only the machine knows it; its third partition is the root.

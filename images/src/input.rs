@@ -1,20 +1,49 @@
-//! What people hand in: a tar, however it is compressed.
+//! What people hand in: a tar, however it is compressed, or a container image.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek};
+use std::io::{self, BufReader, Read, Seek};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::oci;
+
+/// The tar of a root file system that `path` is or stands for. `scratch` makes a file for what has to be unpacked before it
+/// can be looked into.
+pub(crate) fn open(path: &Path, tag: Option<&str>, scratch: impl FnOnce() -> Result<File>) -> Result<Box<dyn Read>> {
+    if path.is_dir() {
+        return Ok(Box::new(oci::open(oci::open_directory(path)?, tag)?));
+    }
+    let (_, looked_into) = unpacked(path)?;
+    if oci::is_layout(looked_into) {
+        let file = match unpacked(path)? {
+            (Form::Plain, _) => File::open(path).with_context(|| format!("opening {}", path.display()))?,
+            (Form::Compressed, mut tar) => {
+                let mut file = scratch()?;
+                io::copy(&mut tar, &mut file).context("unpacking the layout")?;
+                file
+            }
+        };
+        return Ok(Box::new(oci::open(oci::Layout::tar(file)?, tag)?));
+    }
+    ensure!(tag.is_none(), "{} isn't an OCI image layout, so nothing in it has a tag", path.display());
+    Ok(unpacked(path)?.1)
+}
+
+enum Form {
+    Plain,
+    Compressed,
+}
 
 /// Tells what it is by its first bytes, for names lie.
-pub(crate) fn open(path: &Path) -> Result<Box<dyn Read>> {
+fn unpacked(path: &Path) -> Result<(Form, Box<dyn Read>)> {
     let context = || format!("reading {}", path.display());
     let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     let mut magic = Vec::new();
     file.by_ref().take(6).read_to_end(&mut magic).with_context(context)?;
     file.rewind().with_context(context)?;
     let file = BufReader::with_capacity(1 << 20, file);
-    Ok(match magic.as_slice() {
+    let unpacked: Box<dyn Read> = match magic.as_slice() {
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(file).with_context(context)?),
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
         [0xfd, b'7', b'z', b'X', b'Z', 0] => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(file)),
@@ -22,6 +51,7 @@ pub(crate) fn open(path: &Path) -> Result<Box<dyn Read>> {
         [b'B', b'Z', b'h', ..] => {
             bail!("{} is compressed with bzip2: unpack it first, or compress it with zstd", path.display())
         }
-        _ => Box::new(file),
-    })
+        _ => return Ok((Form::Plain, Box::new(file))),
+    };
+    Ok((Form::Compressed, unpacked))
 }

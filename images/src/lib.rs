@@ -1,8 +1,9 @@
 //! From Debian packages to an image that a server may run, and back out of its reach.
 //!
 //! ```text
-//! recipe ── build ──▶ rootfs.tar ── pack ──▶ <store>/<name>/<version>/manifest.json, <store>/packs/…
-//!                                     └── verify, list, diff, sign, gc
+//! recipe ── build ──▶ rootfs.tar ─┬─ pack ──▶ <store>/<name>/<version>/manifest.json, <store>/packs/…
+//!               an OCI layout ─────┤                  └── verify, list, diff, sign, gc
+//! somebody's image ── import ──────┘
 //!            store ── publish ──▶ directory or bucket ── mirror ──▶ a boot server's directory
 //!                                     └── revoke
 //! ```
@@ -26,11 +27,13 @@ mod from_packages;
 pub mod fuzz;
 mod gc;
 mod grub;
+mod import;
 mod input;
 mod keys;
 mod mirror;
 mod mmdebstrap;
 mod modules;
+mod oci;
 mod pack;
 mod place;
 mod publish;
@@ -51,6 +54,7 @@ pub use bake::{BuildOptions, Built, build};
 pub use cache::cache_dir;
 pub use diff::{Change, Chunks, Diff, Package, Packages, diff};
 pub use gc::{Garbage, Kind, Sweep, gc};
+pub use import::{Hash, Import, Origin, Stage, import};
 pub use keys::{keygen, load_key, load_public};
 pub use mirror::{Copied, Listener, Mirrored, mirror};
 pub use pack::{Forms, PackOptions, Packed, Progress, pack};

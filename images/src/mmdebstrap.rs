@@ -56,6 +56,10 @@ pub(crate) fn make(
     let mut command = Command::new("mmdebstrap");
     command.env("SOURCE_DATE_EPOCH", epoch.to_string());
     command.args(arguments(mode, contents, &debian::acquire_options()?, &overlay, out)?);
+    if sources.are_files() {
+        // For apt looks for packages from inside.
+        command.arg("--hook-dir=/usr/share/mmdebstrap/hooks/file-mirror-automount");
+    }
     command.arg(&recipe.suite).arg(out).args(sources.lines());
     command::follow(&mut command, "mmdebstrap", |line| {
         // "I: " marks its steps; the rest is every package's own chatter, of which an error shows the end.

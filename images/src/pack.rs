@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use drophammer_protocol::manifest::{
-    self, Attachment, BlockForm, Chunk, Filesystem, MAX_MANIFEST_BYTES, Manifest, PACKS, Piece, TarForm, is_plain_name,
+    self, Attachment, BlockForm, Chunk, Filesystem, MAX_MANIFEST_BYTES, Manifest, Minimum, PACKS, Piece, Source,
+    TarForm, is_plain_name,
 };
 use drophammer_protocol::order::BootBy;
 use drophammer_protocol::sign::{PublicKey, Signed, Verified};
@@ -20,7 +21,7 @@ use crate::scan::Contents;
 use crate::store::{self, Draft};
 use crate::verify::inspect;
 use crate::zeros::hash_zeros;
-use crate::{ext4, input, sbom};
+use crate::{ext4, grub, input, sbom};
 
 #[derive(Clone, Debug)]
 pub struct PackOptions {
@@ -38,6 +39,12 @@ pub struct PackOptions {
     pub expires: Option<u64>,
     /// Whether there's a form that is written to a disk as it is, and one that is unpacked there.
     pub forms: Forms,
+    /// Which of the images of an OCI layout.
+    pub tag: Option<String>,
+    /// Where the tar came from, if it's somebody else's.
+    pub source: Option<Source>,
+    /// What a machine must have for it.
+    pub minimum: Option<Minimum>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +65,9 @@ impl PackOptions {
             arch: "x86_64".to_owned(),
             expires: None,
             forms: Forms::Both,
+            tag: None,
+            source: None,
+            minimum: None,
         }
     }
 }
@@ -85,7 +95,7 @@ const LEAST_ZEROS: usize = 64 << 10;
 const TAR_UNIT: usize = 512;
 const BLOCK_UNIT: usize = 4096;
 
-/// Compiles `tar` (plain, zstd, gzip, xz or lz4) to `<store>/<name>/<version>`, signed with `key`. The same tar and options
+/// Compiles `tar` (plain, zstd, gzip, xz or lz4; or an OCI image layout, a directory or a tar of it) to `<store>/<name>/<version>`, signed with `key`. The same tar and options
 /// give the same bytes in the same store. A version that exists is never replaced: publishing it again succeeds only if it
 /// would be the same.
 pub fn pack(
@@ -108,8 +118,9 @@ pub fn pack(
     let known = store::known(store, PublicKey::of(key))?;
     let mut packer = Packer::new(own_pack.as_file(), &known, options.level);
     let scratch = draft.scratch()?;
-    let mut made =
-        compile(tar, &scratch, options, &mut packer, progress).with_context(|| format!("packing {}", tar.display()))?;
+    let packing = || format!("packing {}", tar.display());
+    let input = input::open(tar, options.tag.as_deref(), || draft.scratch()).with_context(packing)?;
+    let mut made = compile(input, &scratch, options, &mut packer, progress).with_context(packing)?;
 
     let mut in_tar: Vec<Chunk> = made.tar.iter().flat_map(|form| form.chunks.clone()).collect();
     let mut in_block: Vec<Chunk> = made.block.iter().flat_map(|form| form.chunks().cloned()).collect();
@@ -133,6 +144,17 @@ pub fn pack(
     if let Some(text) = &sbom {
         draft.attach(sbom::FILE, text.as_bytes())?;
     }
+    let boot = made.contents.boot_files(&options.cmdline, options.boot).with_context(packing)?;
+    ensure!(
+        boot.bios.is_some() || boot.uefi.is_some(),
+        "{} has nothing that a machine's firmware could start: neither GRUB for BIOS (/{} and /{}) nor for UEFI (/{}, or /{} \
+         of Debian's package grub-efi-amd64-bin)",
+        tar.display(),
+        grub::BOOT_IMG,
+        grub::CORE_IMG,
+        grub::GRUBX64,
+        grub::MONOLITHIC_EFI
+    );
     let manifest = Manifest {
         format: manifest::FORMAT,
         name: options.name.clone(),
@@ -145,11 +167,10 @@ pub fn pack(
         packs,
         block: made.block,
         tar: made.tar,
-        boot: made
-            .contents
-            .boot_files(&options.cmdline, options.boot)
-            .with_context(|| format!("packing {}", tar.display()))?,
+        boot,
         sbom: attachment,
+        source: options.source.clone(),
+        minimum: options.minimum,
     };
     let signed = Signed::seal(&manifest, key);
     let text = serde_json::to_vec(&signed).context("writing the manifest")?;
@@ -183,13 +204,12 @@ struct Compiled {
 }
 
 fn compile(
-    tar: &Path,
+    input: Box<dyn Read>,
     scratch: &File,
     options: &PackOptions,
     packer: &mut Packer<'_>,
     progress: Progress<'_>,
 ) -> Result<Compiled> {
-    let input = input::open(tar)?;
     let (with_tar, with_block) = (options.forms != Forms::Block, options.forms != Forms::Tar);
     let (chunks, (contents, bytes, sha256, image)) = packer.cut(TAR_UNIT, progress, |feed| {
         let mut tee = Tee { input, feed: with_tar.then_some(feed), hash: Sha256::new(), bytes: 0 };

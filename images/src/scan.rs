@@ -224,7 +224,7 @@ impl Contents {
             kernel,
             cmdline: cmdline.to_owned(),
             bios,
-            uefi: self.image_file(grub::GRUBX64),
+            uefi: self.image_file(grub::GRUBX64).or_else(|| self.image_file(grub::MONOLITHIC_EFI)),
             by,
         })
     }

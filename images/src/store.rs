@@ -312,6 +312,8 @@ pub(crate) fn ensure_same(there: &Manifest, made: &Manifest, store: &Path) -> Re
         () if there.boot != made.boot => "what starts it",
         () if there.expires != made.expires => "its expiry",
         () if there.sbom != made.sbom => "the list of its packages",
+        () if there.source != made.source => "where it came from",
+        () if there.minimum != made.minimum => "what it needs of a machine",
         () if (&there.arch, &there.description, there.created) != (&made.arch, &made.description, made.created) => {
             "what it says of itself"
         }

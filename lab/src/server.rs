@@ -254,6 +254,7 @@ fn config(spec: &ServerSpec, dir: &Path) -> Config {
         erase_policy: spec.erase_policy,
         erase_again_after_days: 30,
         projects: [].into(),
+        imports: vec![],
         router_advertisements: true,
     }
 }

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
 use crate::id::{Mac, MachineId};
+use crate::manifest::{Manifest, Minimum, Source};
 use crate::order::Outcome;
-use crate::sign::{PublicKey, Signed};
+use crate::sign::{PublicKey, Signed, Verified};
 use crate::ticket::ServerTime;
 
 /// RFC 9457, `application/problem+json`.
@@ -116,6 +117,7 @@ pub struct PhonedHome {
 // PUT    /v1/psids/{serial}                        Psid → 204
 // DELETE /v1/psids/{serial}                        204
 // GET    /v1/images                                [ImageSummary]
+// GET    /v1/imports                               [ImportStatus]
 // GET    /v1/boot-servers                          [BootServer]
 // POST   /v1/boot-servers/tokens                   → JoinToken
 // DELETE /v1/boot-servers/{id}                     204
@@ -124,6 +126,7 @@ pub struct PhonedHome {
 
 pub const MACHINES: &str = "/v1/machines";
 pub const IMAGE_LIST: &str = "/v1/images";
+pub const IMPORTS: &str = "/v1/imports";
 pub const BOOT_SERVERS: &str = "/v1/boot-servers";
 pub const CERTIFICATE_KEY: &str = "/v1/certificate-key";
 pub const PSIDS: &str = "/v1/psids";
@@ -159,4 +162,47 @@ pub struct ImageSummary {
     pub download_bytes: u64,
     pub installed_bytes: u64,
     pub signed_by: PublicKey,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub source: Option<Source>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub minimum: Option<Minimum>,
+}
+
+/// An image that a server makes from somebody else's, as its configuration says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportStatus {
+    /// `name/version` of the image that comes of it.
+    pub reference: String,
+    /// Where it's from.
+    pub url: String,
+    pub state: ImportState,
+    /// How far it is, or why it failed.
+    pub words: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImportState {
+    Waiting,
+    Working,
+    /// Tried again later.
+    Failed,
+    There,
+}
+
+impl ImageSummary {
+    pub fn of(manifest: &Verified<Manifest>) -> Self {
+        Self {
+            name: manifest.name.clone(),
+            version: manifest.version.clone(),
+            description: manifest.description.clone(),
+            created: manifest.created,
+            expires: manifest.expires,
+            download_bytes: manifest.download_bytes(),
+            installed_bytes: manifest.installed_bytes,
+            signed_by: manifest.signed_by(),
+            source: manifest.source.clone(),
+            minimum: manifest.minimum,
+        }
+    }
 }

@@ -169,5 +169,7 @@ pub fn manifest(name: &str, version: &str) -> Manifest {
             by: None,
         },
         sbom: None,
+        source: None,
+        minimum: None,
     }
 }

@@ -27,7 +27,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use self::amount::Amount;
-pub use self::choose::Unmatched;
+pub use self::choose::{Needs, Unmatched};
 pub use self::place::{Extent, Misplaced, place};
 pub use self::start::Start;
 use crate::faults::{Faults, Findings, shown};

@@ -69,6 +69,12 @@ pub struct Manifest {
     pub boot: BootFiles,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub sbom: Option<Attachment>,
+    /// Where its root file system came from, if whoever signed this hasn't made it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub source: Option<Source>,
+    /// What a machine must have for it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub minimum: Option<Minimum>,
 }
 
 impl Signable for Manifest {
@@ -164,6 +170,60 @@ pub struct Attachment {
     pub sha256: String,
 }
 
+/// What an image was imported from. The signature says that this is what was fetched; whether it was what its publisher
+/// meant is as sure as [`Checked`] says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Without user, password and query.
+    pub url: String,
+    pub checked: Checked,
+    /// What was fetched, in hex: by the hash that it was checked with, or its SHA-256 if it wasn't.
+    pub digest: String,
+}
+
+/// By what hash of its publisher an import was checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Checked {
+    Sha256,
+    /// Finds what was damaged, not what was forged.
+    Md5,
+    Nothing,
+}
+
+impl Source {
+    /// In words, so that nobody takes a weak check for a strong one.
+    pub fn words(&self) -> String {
+        let how = match self.checked {
+            Checked::Sha256 => "checked by SHA-256",
+            Checked::Md5 => "weakly checked: by MD5, which finds damage and not forgery",
+            Checked::Nothing => "not checked by anything",
+        };
+        format!("{}, {how}", self.url)
+    }
+
+    fn is_sound(&self) -> bool {
+        let digits = if self.checked == Checked::Md5 { 32 } else { 64 };
+        !self.url.is_empty()
+            && self.url.len() <= 2048
+            && !self.url.chars().any(char::is_control)
+            && self.digest.len() == digits
+            && self.digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    }
+}
+
+/// Less than this, and the image doesn't run or doesn't do what it's for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Minimum {
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub memory_bytes: Option<u64>,
+    /// Of the disk that it's installed on.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub disk_bytes: Option<u64>,
+}
+
 /// A file of the image, by absolute path in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -213,6 +273,8 @@ pub enum ManifestError {
     Name(String),
     #[error("{0:?} is not a SHA-256 in small letters")]
     Hash(String),
+    #[error("it says that it came from {0:?}, in a way that makes no sense")]
+    Source(String),
     #[error("it has neither a block form nor a tar form")]
     Formless,
     #[error("{0} is empty or unpacks to more than {MAX_CHUNK_BYTES} bytes")]
@@ -302,6 +364,9 @@ impl Manifest {
         let hashes = self.packs.iter().map(|pack| &pack.sha256).chain(forms);
         if let Some(hash) = hashes.chain(self.sbom.iter().map(|sbom| &sbom.sha256)).find(|hash| !is_hash(hash)) {
             return Err(ManifestError::Hash(hash.clone()));
+        }
+        if let Some(source) = self.source.as_ref().filter(|source| !source.is_sound()) {
+            return Err(ManifestError::Source(source.url.clone()));
         }
         if let Some(block) = &self.block {
             block.check(&self.packs)?;
@@ -423,6 +488,22 @@ mod tests {
                 "the name of the packs",
                 Manifest { name: PACKS.into(), ..good.clone() },
                 Err(ManifestError::Name(PACKS.into())),
+            ),
+            (
+                "a source of whose hash there is only a part",
+                Manifest {
+                    source: Some(Source { url: "u".into(), checked: Checked::Sha256, digest: "a".repeat(32) }),
+                    ..good.clone()
+                },
+                Err(ManifestError::Source("u".into())),
+            ),
+            (
+                "one checked by MD5",
+                Manifest {
+                    source: Some(Source { url: "u".into(), checked: Checked::Md5, digest: "a".repeat(32) }),
+                    ..good.clone()
+                },
+                Ok(()),
             ),
             ("no form", Manifest { block: None, tar: None, ..good.clone() }, Err(ManifestError::Formless)),
             ("two that make up the tar", with_tar(tar(150, vec![chunk(0, 10, 100), chunk(10, 5, 50)])), Ok(())),

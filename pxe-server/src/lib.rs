@@ -9,6 +9,7 @@
 //! | [`plain`](serve) | how most of that goes out: files by sendfile |
 //! | [`listen`](serve) | the control API for agents and operators, over TLS and a local socket |
 //! | [`observe`], `metrics` | what all of these see of a boot: as one timeline, as counts |
+//! | `imports` | others' images, compiled here |
 //! | `behind` | who decides: the control API in the same process, or |
 //! | `alone` | what stands in for one that is elsewhere |
 //!
@@ -23,6 +24,7 @@ pub mod fuzz;
 mod health;
 mod http;
 pub mod identity;
+mod imports;
 mod listen;
 mod live;
 mod metrics;
@@ -209,6 +211,9 @@ impl Server {
         for ra in self.ra {
             background.spawn(ra.run());
         }
+        if let Behind::Here(control) = &self.behind {
+            imports::start(control.clone(), self.live.subscribe())?;
+        }
         let settings = self.live.borrow().settings.clone();
         match self.behind.clone() {
             Behind::Here(control) => background.spawn(stay_known(control, settings.state_dir, self.others)),
@@ -263,7 +268,7 @@ async fn reload(live: &watch::Sender<Arc<Loaded>>, behind: &Behind, settings: Se
     let registration = loaded.settings.registration();
     match behind.clone() {
         Behind::Here(control) => {
-            let policy = policy(&loaded.settings);
+            let policy = policy(&loaded.settings)?;
             let embedded = !loaded.settings.networks.is_empty();
             let done = tokio::task::spawn_blocking(move || {
                 if embedded {
@@ -280,16 +285,17 @@ async fn reload(live: &watch::Sender<Arc<Loaded>>, behind: &Behind, settings: Se
     Ok(())
 }
 
-fn policy(settings: &Settings) -> Policy {
-    Policy {
+fn policy(settings: &Settings) -> Result<Policy> {
+    Ok(Policy {
         image_keys: settings.image_keys.clone(),
+        imports: imports::trusted(settings)?,
         install_cmdline: settings.install_cmdline.clone(),
         reboot_models: settings.reboot_models.clone(),
         max_failures: settings.max_failures,
         erase: settings.erase_policy,
         erase_again_after: settings.erase_again_after,
         projects: settings.projects.clone(),
-    }
+    })
 }
 
 fn open_control(settings: &Settings) -> Result<Control> {
@@ -304,7 +310,7 @@ fn open_control(settings: &Settings) -> Result<Control> {
         addresses: networks.chain(listen).chain(named).collect(),
         host_names,
         power_hook: settings.power_hook.clone(),
-        policy: policy(settings),
+        policy: policy(settings)?,
     })?;
     if settings.networks.is_empty() {
         control.no_embedded()?;

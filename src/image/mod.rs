@@ -5,14 +5,17 @@ mod show;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Subcommand;
-use drophammer_images::{BuildOptions, Forms, PackOptions, Recipe};
+use drophammer_images::{BuildOptions, Forms, Hash, Import, PackOptions, Packed, Recipe, Stage};
+use drophammer_protocol::api::{ImageSummary, ImportState};
+use drophammer_protocol::layout::Amount;
+use drophammer_protocol::manifest::Minimum;
 use drophammer_protocol::order::BootBy;
 use drophammer_protocol::sign::PublicKey;
 use drophammer_protocol::words;
 
-use self::show::{describe, list, list_store, summary};
+use self::show::{describe, list, list_store};
 use crate::output;
 use crate::server::Server;
 
@@ -29,17 +32,22 @@ pub(crate) struct Args {
 enum Command {
     /// Build a root file system from a recipe, as a tar.
     ///
-    /// Recipes that come with drophammer are debian-12 and tiny; FILE.toml is your own. As an ordinary user this needs
-    /// user namespaces (package uidmap). What is neither changed nor out of date comes from the cache.
+    /// Recipes that come with drophammer are debian-12, debian-12-kubernetes, debian-12-firewall and tiny; FILE.toml is your
+    /// own, and may begin with `base = "debian-12"` to bring only what it has besides. As an ordinary user this needs user
+    /// namespaces (package uidmap). What is neither changed nor out of date comes from the cache. The same packages at the
+    /// same --date give the same tar, byte for byte.
     Build {
-        /// debian-12, tiny, or a recipe file.
+        /// One that comes with drophammer, or a recipe file.
         recipe: String,
         /// The tar to write; by default RECIPE.tar here.
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
-        /// Debian mirror instead of the host's.
+        /// Debian mirror instead of the host's: a URL, or a directory with a copy of one.
         #[arg(long, value_name = "URL", env = "DROPHAMMER_MIRROR")]
         mirror: Option<String>,
+        /// The date that files get, as YYYY-MM-DD or in seconds since 1970; by default that of the newest package list.
+        #[arg(long, value_name = "DATE", env = "SOURCE_DATE_EPOCH", value_parser = build_date)]
+        date: Option<u64>,
         /// Ask the archive for newer packages now.
         #[arg(long)]
         refresh: bool,
@@ -54,8 +62,12 @@ enum Command {
     /// The image has two forms: a file system that machines write to their disks as it is, and the tar itself for layouts
     /// that need it. Both are cut into chunks, and of a new version only chunks that no earlier one has are stored.
     Pack {
-        /// A root file system as a tar, plain or compressed with zstd, gzip, xz or lz4, with kernel and boot loader.
+        /// A root file system with kernel and boot loader: as a tar, plain or compressed with zstd, gzip, xz or lz4; or as a
+        /// container image, an OCI image layout (a directory, or a tar of it).
         tar: PathBuf,
+        /// Which of the images of an OCI layout, if it has several for linux/amd64.
+        #[arg(long)]
+        tag: Option<String>,
         /// What it's called, such as debian-12.
         #[arg(long)]
         name: String,
@@ -83,6 +95,43 @@ enum Command {
         /// Which forms to make.
         #[arg(long, value_enum, default_value = "both")]
         forms: FormsWanted,
+        #[command(flatten)]
+        minimum: MinimumWanted,
+    },
+    /// Publish somebody else's image in a store: fetched, checked by the hash beside it, compiled and signed.
+    ///
+    /// For metal-stack's images (img.tar.lz4 with its .md5), and for tars of root file systems (.tar.zst, .gz, .xz, .lz4)
+    /// whose SHA-256 is given or lies beside them (.sha256). What it was checked by is part of the image from then on. A
+    /// fetch that broke off goes on where it was; an image that is there already isn't fetched again.
+    Import {
+        /// http:// or https:// address, or a file.
+        from: String,
+        /// What it's called; metal-stack's addresses say it.
+        #[arg(long)]
+        name: Option<String>,
+        /// Which build of it; metal-stack's addresses with a date say it.
+        #[arg(long)]
+        version: Option<String>,
+        /// Directory that boot servers serve.
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        /// Private key from `image keygen`.
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+        /// What it has to hash to, instead of what the file beside it says.
+        #[arg(long, value_name = "HEX", conflicts_with = "unchecked")]
+        sha256: Option<String>,
+        /// Take it as it comes, checked by nothing.
+        #[arg(long)]
+        unchecked: bool,
+        /// Kernel arguments that the image needs, without root=.
+        #[arg(long, default_value = "")]
+        cmdline: String,
+        /// The last day on which it may be installed.
+        #[arg(long, value_name = "YYYY-MM-DD", value_parser = end_of_day)]
+        expires: Option<u64>,
+        #[command(flatten)]
+        minimum: MinimumWanted,
     },
     /// Show what a published image says of itself: forms, packs, what starts it, who signed it.
     Inspect {
@@ -164,10 +213,10 @@ enum Command {
 pub(crate) fn run(args: Args) -> Result<()> {
     let json = args.json;
     match args.command {
-        Command::Build { recipe, output, mirror, refresh } => {
+        Command::Build { recipe, output, mirror, date, refresh } => {
             let recipe = Recipe::load(&recipe)?;
             let output = output.unwrap_or_else(|| format!("{}.tar", recipe.name).into());
-            let built = drophammer_images::build(&recipe, &output, &BuildOptions { mirror, refresh })?;
+            let built = drophammer_images::build(&recipe, &output, &BuildOptions { mirror, date, refresh })?;
             if json {
                 return output::json(&built);
             }
@@ -182,20 +231,34 @@ pub(crate) fn run(args: Args) -> Result<()> {
             }
             output::line(&format!("{} signs; servers are given {}.pub ({public})", file.display(), file.display()))
         }
-        Command::Pack { tar, name, version, store, key, cmdline, boot, level, expires, forms } => {
+        Command::Pack { tar, tag, name, version, store, key, cmdline, boot, level, expires, forms, minimum } => {
             let key = drophammer_images::load_key(&key)?;
-            let forms = forms.into();
-            let options = PackOptions { boot, level, expires, forms, ..PackOptions::new(&name, &version, &cmdline) };
+            let (forms, minimum) = (forms.into(), minimum.into());
+            let named = PackOptions::new(&name, &version, &cmdline);
+            let options = PackOptions { boot, level, expires, forms, tag, minimum, ..named };
             let meter = output::Meter::new("packed");
             let packed = drophammer_images::pack(&tar, &store, &options, &key, &|bytes| meter.add(bytes))?;
             meter.clear();
-            if json {
-                return output::json(&summary(&packed.manifest));
-            }
-            let done = if packed.existed { "was there already, the same to the byte" } else { "published" };
-            output::line(&format!("{} {done}: {}", packed.manifest.reference(), packed.dir.display()))?;
-            let (new, all) = (words::bytes(packed.new_bytes), words::bytes(packed.manifest.download_bytes()));
-            output::line(&format!("machines fetch {all}; the store grew by {new}"))
+            published(&packed, json)
+        }
+        Command::Import { from, name, version, store, key, sha256, unchecked, cmdline, expires, minimum } => {
+            let key = drophammer_images::load_key(&key)?;
+            let hash = match sha256 {
+                Some(sha256) => Hash::Sha256(sha256.to_ascii_lowercase()),
+                None if unchecked => Hash::None,
+                None => Hash::Beside,
+            };
+            let import = Import::new(&from, name.as_deref(), version.as_deref(), hash)?;
+            let named = PackOptions::new(&import.name, &import.version, &cmdline);
+            let options = PackOptions { expires, minimum: minimum.into(), ..named };
+            let meter = output::Meter::new("fetched");
+            let packed = drophammer_images::import(&import, &store, &options, &key, &|stage| match stage {
+                Stage::Fetching { bytes, .. } => meter.at(bytes, "fetched"),
+                Stage::Checking => meter.at(0, "checking what was fetched"),
+                Stage::Packing { bytes } => meter.at(bytes, "packed"),
+            })?;
+            meter.clear();
+            published(&packed, json)
         }
         Command::Inspect { dir, keys } => {
             let keys = public_keys(&keys)?;
@@ -209,7 +272,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Verify { dir, keys } => {
             let manifest = drophammer_images::verify(&dir, &public_keys(&keys)?)?;
             if json {
-                return output::json(&summary(&manifest));
+                return output::json(&ImageSummary::of(&manifest));
             }
             let chunks = manifest.chunks().count();
             output::line(&format!(
@@ -224,7 +287,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             let key = drophammer_images::load_key(&key)?;
             let manifest = drophammer_images::sign(&dir, &public_keys(&keys)?, &key)?;
             if json {
-                return output::json(&summary(&manifest));
+                return output::json(&ImageSummary::of(&manifest));
             }
             output::line(&format!("{} is signed by {} now", manifest.reference(), manifest.signed_by()))
         }
@@ -245,7 +308,58 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::List { store: Some(store), keys, .. } => {
             list_store(&drophammer_images::list(&store, &public_keys(&keys)?)?, json)
         }
-        Command::List { store: None, server, .. } => list(&server.connect()?.images()?, json),
+        Command::List { store: None, server, .. } => {
+            let server = server.connect()?;
+            list(&server.images()?, json)?;
+            for import in server.imports()?.iter().filter(|i| !json && i.state != ImportState::There) {
+                output::line(&format!("{} isn't here yet: {} (from {})", import.reference, import.words, import.url))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn published(packed: &Packed, json: bool) -> Result<()> {
+    if json {
+        return output::json(&ImageSummary::of(&packed.manifest));
+    }
+    let done = if packed.existed { "was there already, the same to the byte" } else { "published" };
+    output::line(&format!("{} {done}: {}", packed.manifest.reference(), packed.dir.display()))?;
+    if let Some(source) = &packed.manifest.source {
+        output::line(&format!("from {}", source.words()))?;
+    }
+    let (new, all) = (words::bytes(packed.new_bytes), words::bytes(packed.manifest.download_bytes()));
+    output::line(&format!("machines fetch {all}; the store grew by {new}"))
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct MinimumWanted {
+    /// Memory that a machine must have for it, such as 4GiB.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    min_memory: Option<u64>,
+    /// Size that the disk must have that it's installed on, such as 64GiB.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    min_disk: Option<u64>,
+}
+
+impl From<MinimumWanted> for Option<Minimum> {
+    fn from(wanted: MinimumWanted) -> Self {
+        let minimum = Minimum { memory_bytes: wanted.min_memory, disk_bytes: wanted.min_disk };
+        (minimum != Minimum::default()).then_some(minimum)
+    }
+}
+
+pub(crate) fn size(text: &str) -> Result<u64> {
+    match text.parse() {
+        Ok(Amount::Bytes(bytes)) => Ok(bytes),
+        _ => bail!("give a size as 512MiB or 4GiB"),
+    }
+}
+
+fn build_date(text: &str) -> Result<u64> {
+    match text.parse() {
+        Ok(seconds) => Ok(seconds),
+        Err(_) => start_of(day(text)?),
     }
 }
 
@@ -270,12 +384,47 @@ impl From<FormsWanted> for Forms {
 
 /// The first second after a day, in UTC and since 1970.
 fn end_of_day(text: &str) -> Result<u64> {
+    start_of(day(text)?.next_day().context("that is later than anybody can count")?)
+}
+
+fn day(text: &str) -> Result<time::Date> {
     let format = time::macros::format_description!("[year]-[month]-[day]");
-    let day = time::Date::parse(text, format).context("give a day as 2030-12-31")?;
-    let next = day.next_day().context("that is later than anybody can count")?.midnight().assume_utc();
-    u64::try_from(next.unix_timestamp()).context("that was before 1970")
+    time::Date::parse(text, format).context("give a day as 2030-12-31")
+}
+
+fn start_of(day: time::Date) -> Result<u64> {
+    u64::try_from(day.midnight().assume_utc().unix_timestamp()).context("that was before 1970")
 }
 
 fn public_keys(files: &[PathBuf]) -> Result<Vec<PublicKey>> {
     files.iter().map(|file| drophammer_images::load_public(file)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_dates_as_people_write_them() {
+        for (text, want) in [
+            ("512MiB", Some(512 << 20)),
+            ("4GiB", Some(4 << 30)),
+            ("1TiB", Some(1 << 40)),
+            ("4", None),
+            ("4GB", None),
+            ("GiB", None),
+            ("99999999999TiB", None),
+        ] {
+            assert_eq!(size(text).ok(), want, "{text}");
+        }
+        for (text, want) in [
+            ("0", Some(0)),
+            ("1700000000", Some(1_700_000_000)),
+            ("1970-01-02", Some(86_400)),
+            ("1969-01-01", None),
+            ("soon", None),
+        ] {
+            assert_eq!(build_date(text).ok(), want, "{text}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail, ensure};
 use drophammer_images::{Change, Diff, Garbage, Kind, Stored};
 use drophammer_protocol::api::ImageSummary;
-use drophammer_protocol::manifest::{Chunk, Manifest};
+use drophammer_protocol::manifest::{Checked, Chunk, Manifest};
 use drophammer_protocol::revocation::Revoked;
 use drophammer_protocol::sign::Verified;
 use drophammer_protocol::words;
@@ -26,6 +26,14 @@ pub(super) fn describe(manifest: &Verified<Manifest>, revoked: Option<&Revoked>)
         format!("  signed by  {}", manifest.signed_by()),
         format!("  made       {}", output::date(manifest.created * 1000)),
     ];
+    if let Some(source) = &manifest.source {
+        lines.push(format!("  from       {}", source.words()));
+    }
+    if let Some(minimum) = manifest.minimum {
+        let parts = [(minimum.memory_bytes, "of memory"), (minimum.disk_bytes, "of disk")];
+        let parts = parts.into_iter().filter_map(|(bytes, of)| Some(format!("{} {of}", words::bytes(bytes?))));
+        lines.push(format!("  needs      {}", parts.collect::<Vec<_>>().join(" and ")));
+    }
     if let Some(revoked) = revoked {
         lines.push(format!("  REVOKED    on {}: {}", output::date(revoked.at.saturating_mul(1000)), revoked.reason));
     }
@@ -74,7 +82,7 @@ pub(super) fn list_store(stored: &[Stored], json: bool) -> Result<()> {
     for image in stored {
         match (&image.manifest, &image.revoked) {
             (Ok(_), Some(revoked)) => refused.push(format!("{}: revoked: {}", image.reference, revoked.reason)),
-            (Ok(manifest), None) => trusted.push(summary(manifest)),
+            (Ok(manifest), None) => trusted.push(ImageSummary::of(manifest)),
             (Err(problem), _) => refused.push(format!("{}: {problem}", image.reference)),
         }
     }
@@ -92,22 +100,18 @@ pub(super) fn list(images: &[ImageSummary], json: bool) -> Result<()> {
     }
     let row = |i: &ImageSummary| {
         let (download, installed) = (words::bytes(i.download_bytes), words::bytes(i.installed_bytes));
-        [format!("{}/{}", i.name, i.version), download, installed, i.description.clone()]
+        let source = match i.source.as_ref().map(|source| source.checked) {
+            None => "its builder",
+            Some(Checked::Sha256) => "import, SHA-256",
+            Some(Checked::Md5) => "import, weak (MD5)",
+            Some(Checked::Nothing) => "import, unchecked",
+        };
+        [format!("{}/{}", i.name, i.version), download, installed, source.to_owned(), i.description.clone()]
     };
-    output::table(["IMAGE", "DOWNLOAD", "INSTALLED", "DESCRIPTION"], &images.iter().map(row).collect::<Vec<_>>())
-}
-
-pub(super) fn summary(manifest: &Verified<Manifest>) -> ImageSummary {
-    ImageSummary {
-        name: manifest.name.clone(),
-        version: manifest.version.clone(),
-        description: manifest.description.clone(),
-        created: manifest.created,
-        expires: manifest.expires,
-        download_bytes: manifest.download_bytes(),
-        installed_bytes: manifest.installed_bytes,
-        signed_by: manifest.signed_by(),
-    }
+    output::table(
+        ["IMAGE", "DOWNLOAD", "INSTALLED", "SOURCE", "DESCRIPTION"],
+        &images.iter().map(row).collect::<Vec<_>>(),
+    )
 }
 
 pub(super) fn difference(diff: &Diff) -> String {

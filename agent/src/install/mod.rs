@@ -422,7 +422,9 @@ fn boot_files(
         // would put it; the program itself looks for its configuration in the latter.
         files.push(EspFile { path: "EFI/BOOT/BOOTX64.EFI", content: &program });
         files.push(EspFile { path: ESP_PROGRAM, content: &program });
+        // Each where its own distribution's build of GRUB looks.
         files.push(EspFile { path: "EFI/debian/grub.cfg", content: config.as_bytes() });
+        files.push(EspFile { path: "EFI/ubuntu/grub.cfg", content: config.as_bytes() });
     }
     let mut codes = BTreeMap::new();
     for (table, partition, node) in assembly.partitions() {

@@ -9,7 +9,9 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Extension, Json, Router};
-use drophammer_protocol::api::{BOOT_SERVERS, CERTIFICATE_KEY, Explanation, IMAGE_LIST, ImageSummary, MACHINES, PSIDS};
+use drophammer_protocol::api::{
+    BOOT_SERVERS, CERTIFICATE_KEY, Explanation, IMAGE_LIST, IMPORTS, ImageSummary, ImportStatus, MACHINES, PSIDS,
+};
 use drophammer_protocol::boot_server::{BootServer, JoinToken};
 use drophammer_protocol::chain::CertificateChain;
 use drophammer_protocol::erase::{NotAPsid, Psid};
@@ -47,6 +49,7 @@ impl Control {
             .route(PSIDS, get(psids))
             .route(&format!("{PSIDS}/{{serial}}"), put(keep_psid).delete(forget_psid))
             .route(IMAGE_LIST, get(images))
+            .route(IMPORTS, get(imports))
             .route(BOOT_SERVERS, get(boot_servers))
             .route(&format!("{BOOT_SERVERS}/tokens"), post(join_token))
             .route(&format!("{BOOT_SERVERS}/{{id}}"), delete(remove_boot_server))
@@ -184,6 +187,10 @@ async fn forget_psid(State(control): State<Control>, Which(serial): Which<String
 
 async fn images(State(control): State<Control>) -> Result<Json<Vec<ImageSummary>>, Denied> {
     off_thread(&control, |c| c.images()).await.map(Json)
+}
+
+async fn imports(State(control): State<Control>) -> Json<Vec<ImportStatus>> {
+    Json(control.imports())
 }
 
 async fn boot_servers(State(control): State<Control>) -> Result<Json<Vec<BootServer>>, Denied> {

@@ -58,6 +58,7 @@ impl Rig {
             power_hook: None,
             policy: Policy {
                 image_keys: vec![PublicKey::of(&key)],
+                imports: None,
                 install_cmdline: "console=ttyS0".into(),
                 reboot_models: vec![],
                 max_failures: 3,

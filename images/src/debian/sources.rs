@@ -28,11 +28,17 @@ impl Sources {
 
     /// As [`Sources::for_suite`], with the mirror given by the caller.
     pub fn at(mirror: Option<&str>, suite: &str) -> Result<Self> {
-        let mirror = mirror.map(str::trim).filter(|m| !m.is_empty());
+        let mirror = mirror.map(str::trim).filter(|m| !m.is_empty()).map(with_whole_paths).transpose()?;
+        let mirror = mirror.as_deref();
         let host = if mirror.is_some() { Vec::new() } else { read_host(Path::new("/"))? };
         // mmdebstrap has no option that prints its default, but it is one line of its source.
         let script = fs::read_to_string("/usr/bin/mmdebstrap").unwrap_or_default();
         choose(suite, mirror, &host, &script)
+    }
+
+    /// Whether packages come from a directory of this host.
+    pub(crate) fn are_files(&self) -> bool {
+        [Some(&self.archive), self.security.as_ref()].into_iter().flatten().any(|uri| is_file(uri))
     }
 
     /// For a sources.list. Only packages that Debian's own keys vouch for are accepted from it.
@@ -59,7 +65,10 @@ fn choose(suite: &str, mirror: Option<&str>, host: &[Entry], mmdebstrap: &str) -
         let archive = uris.next().unwrap_or_default();
         let security = uris.next();
         for uri in [Some(&archive), security.as_ref()].into_iter().flatten() {
-            ensure!(is_web(uri), "{MIRROR_VARIABLE} has {uri:?}, which doesn't start with http:// or https://");
+            ensure!(
+                is_web(uri) || is_file(uri),
+                "{uri:?} is no mirror: give a URL that starts with http://, https:// or file:///, or a directory"
+            );
         }
         ensure!(
             uris.next().is_none(),
@@ -144,6 +153,24 @@ fn is_web(uri: &str) -> bool {
     rest.is_some_and(|rest| {
         !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'\'' | b'"' | b'[' | b']'))
     })
+}
+
+/// An absolute path with nothing in it that sources.list(5) reads as something else.
+fn is_file(uri: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+~,@=".contains(&b);
+    uri.strip_prefix("file:///").is_some_and(|path| !path.is_empty() && path.bytes().all(plain))
+}
+
+/// Directories of this host as URIs.
+fn with_whole_paths(mirror: &str) -> Result<String> {
+    let whole = |word: &str| -> Result<String> {
+        if !word.starts_with(['/', '.']) {
+            return Ok(word.to_owned());
+        }
+        let path = fs::canonicalize(word).with_context(|| format!("looking for the mirror in {word}"))?;
+        Ok(format!("file://{}", path.display()))
+    };
+    Ok(mirror.split_whitespace().map(whole).collect::<Result<Vec<_>>>()?.join(" "))
 }
 
 fn has_debian_in_path(uri: &str) -> bool {
@@ -248,7 +275,8 @@ pub(crate) fn fuzz(text: &str) {
     let host = [parse_one_line(text), parse_deb822(text)].concat();
     for mirror in [None, text.lines().next()] {
         let Ok(sources) = choose("bookworm", mirror, &host, text) else { continue };
-        assert!(is_web(&sources.archive) && sources.security.as_deref().is_none_or(is_web), "{sources:?}");
+        let sound = |uri: &str| is_web(uri) || is_file(uri);
+        assert!(sound(&sources.archive) && sources.security.as_deref().is_none_or(sound), "{sources:?}");
         for line in sources.lines() {
             assert_eq!((line.split_whitespace().count(), line.contains('\n')), (5, false), "{line:?}");
         }
@@ -368,6 +396,8 @@ Signed-By: /usr/share/keyrings/ubuntu-archive-keyring.gpg
                 found("http://m.example/debian", Some("http://m.example/debian-security")),
             ),
             ("a named mirror alone", Some("http://m.example/d"), "", "", "", found("http://m.example/d", None)),
+            ("a directory", Some("file:///srv/mirror/"), "", DEBIAN_822, "", found("file:///srv/mirror", None)),
+            ("a directory with a space in it", Some("file:///srv/my%20mirror"), "", DEBIAN_822, "", None),
             ("a mirror that is no URI", Some("m.example"), "", DEBIAN_822, "", None),
             ("a mirror with an option smuggled in", Some("http://m.example/[x]"), "", DEBIAN_822, "", None),
         ] {

@@ -8,6 +8,15 @@ use crate::glob::glob;
 use crate::inventory::{Bus, Disk, DiskId};
 use crate::words::bytes;
 
+/// What an image needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Of the file system at `/`.
+    pub root_bytes: u64,
+    /// Of the drive that has it.
+    pub disk_bytes: u64,
+}
+
 /// No drive of the machine can be this one of the layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unmatched {
@@ -33,9 +42,8 @@ impl fmt::Display for Unmatched {
 impl std::error::Error for Unmatched {}
 
 impl Layout {
-    /// A drive of the machine for each of the layout, the preferred one where there's a choice. `root_bytes` is what the
-    /// image needs of the file system at `/`.
-    pub fn choose(&self, disks: &[Disk], root_bytes: u64) -> Result<BTreeMap<String, DiskId>, Unmatched> {
+    /// A drive of the machine for each of the layout, the preferred one where there's a choice.
+    pub fn choose(&self, disks: &[Disk], needs: Needs) -> Result<BTreeMap<String, DiskId>, Unmatched> {
         let mut usable: Vec<(&Disk, DiskId)> =
             disks.iter().filter(|disk| disk.holds_data()).filter_map(|disk| Some((disk, disk.id()?))).collect();
         usable.sort_by(|(_, a), (_, b)| (a.size_bytes, a).cmp(&(b.size_bytes, b)));
@@ -43,7 +51,7 @@ impl Layout {
             .drives
             .iter()
             .map(|drive| {
-                let fits = |index: &usize| self.objection(drive, usable[*index].0, root_bytes).is_none();
+                let fits = |index: &usize| self.objection(drive, usable[*index].0, needs).is_none();
                 let mut fitting: Vec<usize> = (0..usable.len()).filter(fits).collect();
                 if drive.select.prefer == Preference::Largest {
                     fitting.reverse();
@@ -55,7 +63,7 @@ impl Layout {
             let drive = &self.drives[wanted];
             let against = usable.iter().zip(taken).map(|((disk, id), taken)| {
                 let by = taken.and_then(|by| self.drives.get(by)).map_or("another", |drive| drive.name.as_str());
-                let why = self.objection(drive, disk, root_bytes).unwrap_or_else(|| format!("is needed as {by:?}"));
+                let why = self.objection(drive, disk, needs).unwrap_or_else(|| format!("is needed as {by:?}"));
                 (id.clone(), why)
             });
             return Err(Unmatched { drive: drive.name.clone(), against: against.collect() });
@@ -76,7 +84,7 @@ impl Layout {
     }
 
     /// Why a drive of the machine can't be this one of the layout.
-    fn objection(&self, drive: &Drive, disk: &Disk, root_bytes: u64) -> Option<String> {
+    fn objection(&self, drive: &Drive, disk: &Disk, needs: Needs) -> Option<String> {
         if disk.read_only {
             return Some("is read-only".into());
         }
@@ -89,13 +97,19 @@ impl Layout {
             let root = self.mounted_at("/").and_then(|root: &Filesystem| self.device(root.on.as_deref()?));
             let Some(Device::Partition { drive: of, number, .. }) = root else { return None };
             let extent = extents.get(usize::try_from(number).ok()?.checked_sub(1)?)?;
-            (of.name == drive.name && extent.bytes < root_bytes).then(|| {
-                format!(
+            let Needs { root_bytes, disk_bytes } = needs;
+            match () {
+                () if of.name != drive.name => None,
+                () if disk.size_bytes < disk_bytes => {
+                    Some(format!("is too small: the image is for disks of {} and more", bytes(disk_bytes)))
+                }
+                () if extent.bytes < root_bytes => Some(format!(
                     "is too small: the image needs {}, and {} would be left",
                     bytes(root_bytes),
                     bytes(extent.bytes)
-                )
-            })
+                )),
+                () => None,
+            }
         })
     }
 }

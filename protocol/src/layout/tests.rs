@@ -178,6 +178,10 @@ proptest! {
     }
 }
 
+fn needs(root_bytes: u64) -> Needs {
+    Needs { root_bytes, disk_bytes: 0 }
+}
+
 #[test]
 fn each_drive_of_the_layout_is_one_of_the_machine() {
     let two = "drive = [{ name = \"a\", partitions = [{ name = \"x\" }] }, { name = \"b\", SELECT partitions = [{ name = \"y\" }] }]
@@ -245,7 +249,7 @@ fn each_drive_of_the_layout_is_one_of_the_machine() {
             Err("is read-only"),
         ),
     ] {
-        let got = layout.choose(&disks, root);
+        let got = layout.choose(&disks, needs(root));
         match (got, want) {
             (Ok(got), Ok(want)) => {
                 let got: BTreeMap<&str, &str> =
@@ -256,9 +260,12 @@ fn each_drive_of_the_layout_is_one_of_the_machine() {
             (got, want) => panic!("{name}: {got:?} instead of {want:?}"),
         }
     }
+    let large = Needs { disk_bytes: 15 * GIB, ..needs(GIB) };
+    let chosen = Layout::single(None).choose(&disks(), large).map(|chosen| chosen[SYSTEM].serial.clone());
+    assert_eq!(chosen, Ok("F2".to_owned()), "an image for large disks");
     // The one that is named, with spaces as labels have them, and no other.
     let single = Layout::single(Some(" F2 "));
-    assert_eq!(single.choose(&disks(), GIB).map(|chosen| chosen[SYSTEM].serial.clone()), Ok("F2".to_owned()));
+    assert_eq!(single.choose(&disks(), needs(GIB)).map(|chosen| chosen[SYSTEM].serial.clone()), Ok("F2".to_owned()));
 }
 
 #[test]

@@ -7,11 +7,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use drophammer_images::{Hash, Import};
 use drophammer_protocol::sign::PublicKey;
 use ipnet::Ipv4Net;
 
 use super::complaint::{Complaints, Key};
-use super::settings::{ControlAt, Dhcp, Leasing, Network, RelayMatch, Reservation, Settings, Who, has_host};
+use super::settings::{
+    ControlAt, Dhcp, ImportOrder, Leasing, Network, RelayMatch, Reservation, Settings, Who, has_host,
+};
 use super::{Config, Mode, NetworkConfig, Ports, RelayConfig, ReservationConfig, SOCKET};
 use crate::dhcp::leases::Pool;
 
@@ -90,6 +93,7 @@ impl Config {
                 Err(error) => wrong.add(Key::of("image_keys").item(n), format!("{key:?}: {error:#}")),
             }
         }
+        let imports = self.check_imports(&mut wrong);
         let within = |path: &Option<PathBuf>, name| path.clone().unwrap_or_else(|| self.state_dir.join(name));
         wrong.or(|| Settings {
             name,
@@ -103,6 +107,7 @@ impl Config {
             socket: within(&self.socket, SOCKET),
             state_dir: self.state_dir.clone(),
             image_keys,
+            imports,
             networks,
             ports: self.ports,
             agent_cmdline: self.agent_cmdline.trim().to_owned(),
@@ -115,6 +120,41 @@ impl Config {
             projects,
             router_advertisements: self.router_advertisements,
         })
+    }
+}
+
+impl Config {
+    fn check_imports(&self, wrong: &mut Complaints) -> Vec<ImportOrder> {
+        wrong.unless(self.imports.is_empty() || self.control.is_none(), &Key::of("import"), || {
+            "a boot server with `control` has its images from there, and imports none".into()
+        });
+        let mut orders: Vec<ImportOrder> = vec![];
+        for (n, wanted) in self.imports.iter().enumerate() {
+            let key = Key::of("import").item(n);
+            let hash = match (&wanted.sha256, wanted.unchecked) {
+                (Some(_), true) => {
+                    wrong.add(key.then("unchecked"), "it can't be unchecked and have a sha256".to_owned());
+                    continue;
+                }
+                (Some(sha256), false) => Hash::Sha256(sha256.clone()),
+                (None, true) => Hash::None,
+                (None, false) => Hash::Beside,
+            };
+            let somewhere = wanted.url.contains("://") || wanted.url.starts_with('/');
+            if !wrong.unless(somewhere, &key.then("url"), || {
+                format!("{:?} is neither an address nor an absolute path", wanted.url)
+            }) {
+                continue;
+            }
+            match Import::new(&wanted.url, wanted.name.as_deref(), wanted.version.as_deref(), hash) {
+                Ok(import) if orders.iter().any(|known| known.import.reference() == import.reference()) => {
+                    wrong.add(key, format!("{} is imported already", import.reference()));
+                }
+                Ok(import) => orders.push(ImportOrder { import, cmdline: wanted.cmdline.trim().to_owned() }),
+                Err(why) => wrong.add(key, format!("{why:#}")),
+            }
+        }
+        orders
     }
 }
 

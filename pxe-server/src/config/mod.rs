@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use complaint::Complaints;
-pub use settings::{ControlAt, Dhcp, Leasing, Network, RelayMatch, Reservation, Settings, Who};
+pub use settings::{ControlAt, Dhcp, ImportOrder, Leasing, Network, RelayMatch, Reservation, Settings, Who};
 
 const SOCKET: &str = "control.sock";
 
@@ -101,8 +101,32 @@ pub struct Config {
     pub router_advertisements: bool,
     #[serde(default)]
     pub ports: Ports,
+    /// Others' images that this server makes its own, each once.
+    #[serde(default, rename = "import", skip_serializing_if = "Vec::is_empty")]
+    pub imports: Vec<ImportConfig>,
     #[serde(default, rename = "network")]
     pub networks: Vec<NetworkConfig>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportConfig {
+    /// http:// or https:// address of a tar of a root file system, or an absolute path.
+    pub url: String,
+    /// What the image is called, and which build of it this is. Default: what metal-stack's addresses say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// What it has to hash to. Default: what lies beside it, `.sha256` or else `.md5`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Take it as it comes.
+    #[serde(default)]
+    pub unchecked: bool,
+    /// Kernel arguments that the image needs, without `root=`.
+    #[serde(default)]
+    pub cmdline: String,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

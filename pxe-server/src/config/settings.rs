@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use drophammer_images::Import;
 use drophammer_protocol::boot_server::{NetworkSummary, Registration};
 use drophammer_protocol::erase::Policy;
 use drophammer_protocol::id::Mac;
@@ -31,6 +32,8 @@ pub struct Settings {
     pub boot_dir: PathBuf,
     pub socket: PathBuf,
     pub image_keys: Vec<PublicKey>,
+    /// Others' images that this server compiles.
+    pub imports: Vec<ImportOrder>,
     /// At least one, unless this is only a control API for boot servers elsewhere.
     pub networks: Vec<Network>,
     pub ports: Ports,
@@ -44,6 +47,13 @@ pub struct Settings {
     /// Each with what it's promised.
     pub projects: BTreeMap<String, Policy>,
     pub router_advertisements: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportOrder {
+    pub import: Import,
+    /// Kernel arguments that the image needs.
+    pub cmdline: String,
 }
 
 impl Settings {

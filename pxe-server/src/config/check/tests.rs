@@ -80,6 +80,14 @@ fn complaints_name_their_key() {
         ("reboot_models", "reboot_models = [\"PowerEdge*\", \"\"]", String::new()),
         ("power_hook", "power_hook = \"/nonexistent/hook\"", String::new()),
         ("image_keys", "image_keys = [\"/nonexistent/key\"]", String::new()),
+        ("import", "[[import]]\nurl = \"http://a.example/debian.tar.zst\"", String::new()),
+        ("import", "[[import]]\nurl = \"ftp://a.example/20250101/debian/12/img.tar.lz4\"", String::new()),
+        ("import.url", "[[import]]\nurl = \"img.tar.lz4\"", String::new()),
+        (
+            "import.unchecked",
+            "[[import]]\nurl = \"/a\"\nname = \"a\"\nversion = \"1\"\nunchecked = true\nsha256 = \"00\"",
+            String::new(),
+        ),
         ("projects.a b", "[projects.\"a b\"]", String::new()),
     ] {
         let said = complaints(top, &more);
