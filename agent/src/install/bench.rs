@@ -101,8 +101,8 @@ fn install(args: &Args, reporter: &Reporter) -> anyhow::Result<Took> {
     if args.verify_twice {
         sources.also_with_each_chunk(&again);
     }
-    let bytes = sources.manifest(&args.image, |_| Ok(()))?;
-    let manifest = manifest::open(&bytes, &[args.key]).with_context(|| format!("opening {}", args.image))?;
+    let open = |bytes: &[u8]| manifest::open(bytes, &[args.key]).map_err(|e| e.to_string());
+    let manifest = sources.manifest(&args.image, open)?;
     let device = File::open(&args.device).with_context(|| format!("opening {}", args.device.display()))?;
     let root = match args.form {
         Form::Block => {

@@ -32,8 +32,11 @@ pub(crate) struct Sources<'a> {
     interrupted: &'a (dyn Fn(String) + Sync),
     /// Bytes that came over the network, whether they were of use or not.
     fetched: AtomicU64,
-    also: Option<&'a (dyn Fn(&[u8]) + Sync)>,
+    also: Option<Also<'a>>,
 }
+
+/// What is done besides with a chunk, packed as it is.
+type Also<'a> = &'a (dyn Fn(&[u8]) + Sync);
 
 struct Store {
     url: String,
@@ -81,7 +84,7 @@ impl<'a> Sources<'a> {
 
     /// Does more with each chunk that is as it was signed, packed as it is: how much more time that takes is for
     /// [`super::bench`] to say.
-    pub(super) fn also_with_each_chunk(&mut self, also: &'a (dyn Fn(&[u8]) + Sync)) {
+    pub(super) fn also_with_each_chunk(&mut self, also: Also<'a>) {
         self.also = Some(also);
     }
 
