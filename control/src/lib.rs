@@ -133,6 +133,20 @@ pub struct Imports {
     pub references: Vec<String>,
 }
 
+/// How far imports are, by whoever makes them. It isn't a [`Control`], which would hold the state file.
+#[derive(Clone, Debug, Default)]
+pub struct ImportBoard(Arc<Mutex<Vec<ImportStatus>>>);
+
+impl ImportBoard {
+    pub fn put(&self, imports: Vec<ImportStatus>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = imports;
+    }
+
+    pub fn read(&self) -> Vec<ImportStatus> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 impl Policy {
     /// Who may have signed what a machine is ordered to install. An order says which image that is, down to the byte.
     fn all_image_keys(&self) -> Vec<PublicKey> {
@@ -158,7 +172,7 @@ struct Inner {
     boot_servers: Heard,
     own_disks: Watched,
     images: Images,
-    imports: Mutex<Vec<ImportStatus>>,
+    imports: ImportBoard,
     wakes: Arc<Wakes>,
     observed: Observed,
     power: Option<Power>,
@@ -205,7 +219,7 @@ impl Control {
                 boot_servers: Heard::default(),
                 own_disks,
                 images,
-                imports: Mutex::default(),
+                imports: ImportBoard::default(),
                 wakes,
                 observed,
                 power,
@@ -246,9 +260,9 @@ impl Control {
         *self.inner.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
-    /// How far whoever imports images for this server is.
-    pub fn imports_are(&self, imports: Vec<ImportStatus>) {
-        *self.inner.imports.lock().unwrap_or_else(PoisonError::into_inner) = imports;
+    /// For whoever imports images for this server.
+    pub fn import_board(&self) -> ImportBoard {
+        self.inner.imports.clone()
     }
 
     fn store(&self) -> &Store {

@@ -1,7 +1,6 @@
 //! What people ask and order.
 
 use std::collections::HashMap;
-use std::sync::PoisonError;
 
 use axum::http::StatusCode;
 use drophammer_protocol::api::{Explanation, ImageSummary, ImportStatus};
@@ -89,9 +88,8 @@ impl Control {
         Ok(self.inner.images.all()?.into_iter().map(|image| image.summary).collect())
     }
 
-    /// What [`Control::imports_are`] was told last.
-    pub fn imports(&self) -> Vec<ImportStatus> {
-        self.inner.imports.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn imports(&self) -> Vec<ImportStatus> {
+        self.inner.imports.read()
     }
 
     pub(crate) fn allocate(&self, machine: MachineId, wanted: &Allocation, now: u64) -> Result<Machine, Denied> {

@@ -144,6 +144,7 @@ fn facts(manifest: &Manifest) -> Vec<(&'static str, Option<String>)> {
         ("description", Some(manifest.description.clone())),
         ("architecture", Some(manifest.arch.clone())),
         ("last day", manifest.expires.map(last_day)),
+        ("source", manifest.source.as_ref().map(drophammer_protocol::manifest::Source::words)),
         ("block form", manifest.block.as_ref().map(|form| form.sha256.clone())),
         ("tar form", manifest.tar.as_ref().map(|form| form.sha256.clone())),
     ]

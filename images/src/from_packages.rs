@@ -140,3 +140,27 @@ fn is_executable(path: &Path) -> Result<bool> {
     let metadata = fs::metadata(path).with_context(|| format!("reading {}", path.display()))?;
     Ok(metadata.permissions().mode() & 0o111 != 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::debian::Sources;
+    use crate::recipe::Make;
+
+    #[test]
+    fn the_same_packages_at_the_same_date_give_the_same_tar_anywhere() -> Result<()> {
+        let recipe = Recipe::load("tiny")?;
+        let Make::Packages { kernel, modules, busybox, take } = &recipe.make else { panic!("made of packages") };
+        let apt = Apt::open(&Sources::for_suite(&recipe.suite)?)?;
+        let kernel = apt.resolve_kernel(kernel)?;
+        let contents = Contents { kernel: &kernel, modules, busybox: busybox.as_deref(), take };
+        let tar = || -> Result<Vec<u8>> {
+            let work = tempfile::tempdir()?;
+            let out = work.path().join("out.tar");
+            make(&recipe, &contents, &apt, 1_700_000_000, work.path(), &out)?;
+            Ok(fs::read(out)?)
+        };
+        assert!(tar()? == tar()?);
+        Ok(())
+    }
+}

@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 
 use self::download::{Http, Trouble};
 use crate::verify::inspect;
-use crate::{PackOptions, Packed, cache, pack};
+use crate::{PackOptions, Packed, pack};
 
 /// A file with a hash has a line for each of a directory's files at most.
 const MAX_HASHES: u64 = 1 << 20;
@@ -170,16 +170,17 @@ fn called(path: &str) -> (Option<String>, Option<String>) {
     (name, version.filter(|version| is_plain_name(version)))
 }
 
-/// Fetches, checks, compiles and publishes it in `store`, signed with `key`, unless it's there.
+/// Fetches to a file in `downloads`, checks, compiles and publishes it in `store`, signed with `key`, unless it's there.
 pub fn import(
     import: &Import,
     store: &Path,
     options: &PackOptions,
     key: &SigningKey,
+    downloads: &Path,
     say: &(dyn Fn(Stage) + Sync),
 ) -> Result<Packed> {
-    let run = || run(import, store, options, key, &cache::cache_dir()?.join("imports"), say);
-    run().with_context(|| format!("importing {} from {}", import.reference(), import.from))
+    run(import, store, options, key, downloads, say)
+        .with_context(|| format!("importing {} from {}", import.reference(), import.from))
 }
 
 fn run(
@@ -192,7 +193,7 @@ fn run(
 ) -> Result<Packed> {
     let wanted = wanted(&import.from, &import.hash)?;
     let dir = store.join(&import.name).join(&import.version);
-    if let Some(packed) = there(&dir, wanted.as_ref(), &import.from, key)? {
+    if let Some(packed) = there(&dir, wanted.as_ref(), import, options, key)? {
         return Ok(packed);
     }
     let fetched;
@@ -233,20 +234,34 @@ fn run(
 }
 
 /// Whether it was imported before. Another image in its place is an error, and one that is found before anything is fetched.
-fn there(dir: &Path, wanted: Option<&Wanted>, from: &Origin, key: &SigningKey) -> Result<Option<Packed>> {
+fn there(
+    dir: &Path,
+    wanted: Option<&Wanted>,
+    import: &Import,
+    options: &PackOptions,
+    key: &SigningKey,
+) -> Result<Option<Packed>> {
     if !dir.exists() {
         return Ok(None);
     }
     let manifest = inspect(dir, &[PublicKey::of(key)])?;
     // Unless somebody says what it should be, only fetching it can tell.
     let Some(wanted) = wanted else { return Ok(None) };
+    ensure!(
+        (&manifest.boot.cmdline, manifest.expires, manifest.minimum)
+            == (&options.cmdline, options.expires, options.minimum),
+        "{} is published already, with other kernel arguments, another expiry or other needs: published versions never \
+         change, so choose another version",
+        manifest.reference()
+    );
     match &manifest.source {
         Some(source) if (source.checked, &source.digest) == (wanted.checked, &wanted.digest) => {
             Ok(Some(Packed { dir: dir.to_owned(), manifest, existed: true, new_bytes: 0 }))
         }
         _ => bail!(
-            "{} is published already and isn't what is at {from} now: published versions never change, so choose another version",
-            manifest.reference()
+            "{} is published already and isn't what is at {} now: published versions never change, so choose another version",
+            manifest.reference(),
+            import.from
         ),
     }
 }

@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use drophammer_control::Control;
-use drophammer_images::{PackOptions, Stage, import};
+use drophammer_control::ImportBoard;
+use drophammer_images::{PackOptions, Stage, import, inspect};
 use drophammer_protocol::api::{ImportState, ImportStatus};
 use drophammer_protocol::sign::PublicKey;
 use drophammer_protocol::words;
@@ -21,7 +21,9 @@ use tracing::{error, info};
 use crate::config::{ImportOrder, Settings};
 use crate::live::Live;
 
+/// In the state directory.
 const KEY: &str = "imports.key";
+const DOWNLOADS: &str = "imports";
 /// After one that failed.
 const AGAIN_AFTER: Duration = Duration::from_secs(600);
 /// How soon a changed configuration or the server's end is noticed.
@@ -52,22 +54,22 @@ fn key(state_dir: &Path) -> Result<SigningKey> {
 }
 
 /// Works on a thread of its own until the server ends. One that is cut off in the middle publishes nothing.
-pub(crate) fn start(control: Control, live: Live) -> Result<()> {
+pub(crate) fn start(board: ImportBoard, live: Live) -> Result<()> {
     thread::Builder::new()
         .name("imports".into())
-        .spawn(move || run(&control, live))
+        .spawn(move || run(&board, live))
         .context("starting the thread that imports images")?;
     Ok(())
 }
 
-fn run(control: &Control, mut live: Live) {
+fn run(board: &ImportBoard, mut live: Live) {
     // Its helpers, being made by this thread, are as patient.
     if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
         error!("images are imported at the priority of everything else: {error}");
     }
     loop {
         let settings = live.borrow_and_update().settings.clone();
-        let again = round(control, &settings).then(|| Instant::now() + AGAIN_AFTER);
+        let again = round(board, &settings).then(|| Instant::now() + AGAIN_AFTER);
         loop {
             thread::sleep(LOOK_EVERY);
             match live.has_changed() {
@@ -80,9 +82,9 @@ fn run(control: &Control, mut live: Live) {
 }
 
 /// Imports what isn't there. Whether anything failed.
-fn round(control: &Control, settings: &Settings) -> bool {
+fn round(board: &ImportBoard, settings: &Settings) -> bool {
     let mut statuses: Vec<ImportStatus> = settings.imports.iter().map(waiting).collect();
-    control.imports_are(statuses.clone());
+    board.put(statuses.clone());
     let mut failed = false;
     for (n, order) in settings.imports.iter().enumerate() {
         let told = Mutex::new(&mut statuses);
@@ -91,10 +93,10 @@ fn round(control: &Control, settings: &Settings) -> bool {
             if let Some(status) = statuses.get_mut(n).filter(|status| (status.state, &status.words) != (state, &words))
             {
                 (status.state, status.words) = (state, words);
-                control.imports_are(statuses.clone());
+                board.put(statuses.clone());
             }
         };
-        match one(order, &settings.state_dir, &settings.images_dir, &|stage| tell(ImportState::Working, said(stage))) {
+        match one(order, settings, &|stage| tell(ImportState::Working, said(stage))) {
             Ok(()) => tell(ImportState::There, "it is there".into()),
             Err(why) => {
                 failed = true;
@@ -116,11 +118,20 @@ fn waiting(order: &ImportOrder) -> ImportStatus {
     }
 }
 
-fn one(order: &ImportOrder, state_dir: &Path, store: &Path, say: &(dyn Fn(Stage) + Sync)) -> Result<()> {
-    let wanted = &order.import;
+fn one(order: &ImportOrder, settings: &Settings, say: &(dyn Fn(Stage) + Sync)) -> Result<()> {
+    let (wanted, store) = (&order.import, &settings.images_dir);
+    let key = key(&settings.state_dir)?;
+    // A version never changes: one that is there needs nobody who could be asked about it.
+    let there = inspect(&store.join(wanted.reference()), &[PublicKey::of(&key)]).is_ok_and(|manifest| {
+        let from = manifest.source.as_ref().map(|source| source.url.clone());
+        from == Some(wanted.from.to_string()) && manifest.boot.cmdline == order.cmdline
+    });
+    if there {
+        return Ok(());
+    }
     let options = PackOptions::new(&wanted.name, &wanted.version, &order.cmdline);
     let started = Instant::now();
-    let packed = import(wanted, store, &options, &key(state_dir)?, say)?;
+    let packed = import(wanted, store, &options, &key, &settings.state_dir.join(DOWNLOADS), say)?;
     if !packed.existed {
         let source = packed.manifest.source.as_ref().map(|source| source.words()).unwrap_or_default();
         let took = words::count(usize::try_from(started.elapsed().as_secs()).unwrap_or(usize::MAX), "second");
@@ -180,9 +191,9 @@ mod tests {
         let settings = toml::from_str::<Config>(&text).expect("TOML").check().expect("makes sense");
         fs::create_dir_all(&settings.state_dir).expect("made");
         fs::create_dir_all(&settings.images_dir).expect("made");
-        let control = crate::open_control(&settings).expect("opens");
-        assert!(round(&control, &settings), "one failed");
-        let statuses = control.imports();
+        let board = ImportBoard::default();
+        assert!(round(&board, &settings), "one failed");
+        let statuses = board.read();
         let states: Vec<_> = statuses.iter().map(|status| (status.reference.as_str(), status.state)).collect();
         assert_eq!(states, [("gone/1", ImportState::Failed), ("good/1", ImportState::There)]);
         let words = &statuses[0].words;
@@ -195,5 +206,8 @@ mod tests {
         assert_eq!(trusted.references, ["gone/1", "good/1"]);
         drophammer_images::verify(&settings.images_dir.join("good/1"), &[trusted.key]).expect("signed by that key");
         assert_eq!(super::trusted(&settings).expect("a key"), Some(trusted), "the same after a restart");
+        fs::remove_file(path("good.tar")).expect("removed");
+        round(&board, &settings);
+        assert_eq!(board.read()[1].state, ImportState::There, "what is there needs nothing any more");
     }
 }

@@ -212,7 +212,7 @@ impl Server {
             background.spawn(ra.run());
         }
         if let Behind::Here(control) = &self.behind {
-            imports::start(control.clone(), self.live.subscribe())?;
+            imports::start(control.import_board(), self.live.subscribe())?;
         }
         let settings = self.live.borrow().settings.clone();
         match self.behind.clone() {

@@ -252,11 +252,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
             let named = PackOptions::new(&import.name, &import.version, &cmdline);
             let options = PackOptions { expires, minimum: minimum.into(), ..named };
             let meter = output::Meter::new("fetched");
-            let packed = drophammer_images::import(&import, &store, &options, &key, &|stage| match stage {
-                Stage::Fetching { bytes, .. } => meter.at(bytes, "fetched"),
-                Stage::Checking => meter.at(0, "checking what was fetched"),
-                Stage::Packing { bytes } => meter.at(bytes, "packed"),
-            })?;
+            let downloads = drophammer_images::cache_dir()?.join("imports");
+            let packed =
+                drophammer_images::import(&import, &store, &options, &key, &downloads, &|stage| match stage {
+                    Stage::Fetching { bytes, .. } => meter.at(bytes, "fetched"),
+                    Stage::Checking => meter.at(0, "checking what was fetched"),
+                    Stage::Packing { bytes } => meter.at(bytes, "packed"),
+                })?;
             meter.clear();
             published(&packed, json)
         }
