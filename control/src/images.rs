@@ -469,7 +469,7 @@ mod tests {
         // And after a restart, whoever is trusted then.
         let again = Images::new(path.to_owned(), keys, None, store(path));
         assert!(again.all().expect("lists").is_empty());
-        again.trust(vec![PublicKey::of(&ours), PublicKey::of(&theirs)]);
+        again.trust(vec![PublicKey::of(&ours), PublicKey::of(&theirs)], None);
         assert!(again.all().expect("lists").is_empty());
     }
 }

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use drophammer_images::{Listener, Outcome, Place, S3Options};
+use drophammer_protocol::api::ImageSummary;
 use drophammer_protocol::words;
 use serde_json::json;
 
-use super::{public_keys, show};
+use super::public_keys;
 use crate::output;
 
 // No sentence of its own for clap, which would show it in place of the command's.
@@ -61,7 +62,7 @@ pub(super) fn publish(args: &Publish, json: bool) -> Result<()> {
     let manifest = &published.manifest;
     if json {
         return output::json(&json!({
-            "image": show::summary(manifest),
+            "image": ImageSummary::of(manifest),
             "outcome": name(published.outcome),
             "sent_bytes": published.sent_bytes,
         }));
