@@ -257,9 +257,13 @@ fn a_disk_is_free_when_its_installer_has_ended() {
         let facts = Facts { root_uuid: "u-1".into(), raid: false, ports: &[port()] };
         let done = contract.fulfil(&root, &mounted, &order(), &facts, PLENTY, &Reporter::new(sink));
         drop(root);
-        nix::mount::umount(&mounted).expect("not busy");
-        // The other tests' installers, and other programs of this host, have copies of the mount for as long as they live.
+        // The other tests' installers, and other programs of this host, have copies of the mount for as long as they live;
+        // whatever another test starts has our handles until it runs.
         let since = Instant::now();
+        while let Err(e) = nix::mount::umount(&mounted) {
+            assert!(since.elapsed() < Duration::from_secs(20), "round {round}: {} is busy: {e}", mounted.display());
+            thread::sleep(Duration::from_millis(20));
+        }
         let free = loop {
             let free = fs::File::options().read(true).write(true).custom_flags(libc::O_EXCL).open(&device);
             if free.is_ok() || since.elapsed() > Duration::from_secs(20) {
