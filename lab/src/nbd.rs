@@ -9,11 +9,14 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::fcntl::{FallocateFlags, fallocate};
+
+use crate::frailty::{Frailty, Written};
 
 /// What is wrong with a drive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub(crate) enum Vice {
     Choosy,
     /// Large writes take a while.
     Slow,
+    /// Nothing, until its [`Frailty`] is told otherwise.
+    Frail,
 }
 
 /// What a slow drive waits for each large write.
@@ -34,7 +39,7 @@ const LARGE: u32 = 512 << 10;
 pub const POISON: &str = "this-write-fails";
 
 /// Serves the image at `socket` until the process ends.
-pub(crate) fn serve(image: &Path, socket: &Path, vice: Vice) -> Result<()> {
+pub(crate) fn serve(image: &Path, socket: &Path, vice: Vice, frailty: Arc<Frailty>) -> Result<()> {
     let file = File::options()
         .read(true)
         .write(true)
@@ -45,8 +50,9 @@ pub(crate) fn serve(image: &Path, socket: &Path, vice: Vice) -> Result<()> {
     thread::spawn(move || {
         for stream in listener.incoming() {
             let (Ok(stream), Ok(file)) = (stream, file.try_clone()) else { return };
+            let frailty = Arc::clone(&frailty);
             // The client is QEMU; when it hangs up in mid-word it was killed, which is what power cuts are.
-            thread::spawn(move || talk(&stream, &file, size, vice).ok());
+            thread::spawn(move || talk(&stream, &file, size, vice, &frailty).ok());
         }
     });
     Ok(())
@@ -80,6 +86,9 @@ const CMD_FLUSH: u16 = 3;
 const CMD_TRIM: u16 = 4;
 const CMD_WRITE_ZEROES: u16 = 6;
 
+/// Durable before it's answered.
+const FLAG_FUA: u16 = 1;
+
 const EIO: u32 = 5;
 const EINVAL: u32 = 22;
 
@@ -87,11 +96,11 @@ const EINVAL: u32 = 22;
 const MAX_REQUEST: u32 = 32 << 20;
 const MAX_OPTION: u32 = 64 << 10;
 
-fn talk(stream: &UnixStream, file: &File, size: u64, vice: Vice) -> io::Result<()> {
+fn talk(stream: &UnixStream, file: &File, size: u64, vice: Vice, frailty: &Frailty) -> io::Result<()> {
     let mut from = BufReader::new(stream);
     let mut to = BufWriter::new(stream);
     if negotiate(&mut from, &mut to, size)? {
-        transmit(&mut from, &mut to, file, size, vice)?;
+        transmit(&mut from, &mut to, file, size, vice, frailty)?;
     }
     Ok(())
 }
@@ -147,20 +156,27 @@ fn negotiate(from: &mut impl Read, to: &mut impl Write, size: u64) -> io::Result
     }
 }
 
-fn transmit(from: &mut impl Read, to: &mut impl Write, file: &File, size: u64, vice: Vice) -> io::Result<()> {
+fn transmit(
+    from: &mut impl Read,
+    to: &mut impl Write,
+    file: &File,
+    size: u64,
+    vice: Vice,
+    frailty: &Frailty,
+) -> io::Result<()> {
     let mut buffer = Vec::new();
     loop {
         if u32_of(from)? != REQUEST_MAGIC {
             return Err(io::Error::other("not an NBD request"));
         }
-        let (_flags, command) = (u16_of(from)?, u16_of(from)?);
+        let (flags, command) = (u16_of(from)?, u16_of(from)?);
         let (handle, offset, length) = (u64_of(from)?, u64_of(from)?, u32_of(from)?);
         let inside = offset.checked_add(length.into()).is_some_and(|end| end <= size);
         buffer.clear();
         let error = match command {
             CMD_READ if inside && length <= MAX_REQUEST => {
                 buffer.resize(length as usize, 0);
-                status(file.read_exact_at(&mut buffer, offset))
+                status(frailty.read(offset, length).and_then(|()| file.read_exact_at(&mut buffer, offset)))
             }
             CMD_WRITE if length <= MAX_REQUEST => {
                 buffer.resize(length as usize, 0);
@@ -172,7 +188,11 @@ fn transmit(from: &mut impl Read, to: &mut impl Write, file: &File, size: u64, v
                 let done = match inside {
                     false => EINVAL,
                     true if refused => EIO,
-                    true => status(file.write_all_at(&buffer, offset)),
+                    true => status(match frailty.write(offset, &buffer, flags & FLAG_FUA != 0) {
+                        Written::Well => file.write_all_at(&buffer, offset),
+                        Written::Nowhere => Ok(()),
+                        Written::Refused => Err(io::Error::other("a bad sector")),
+                    }),
                 };
                 buffer.clear();
                 done
@@ -180,9 +200,15 @@ fn transmit(from: &mut impl Read, to: &mut impl Write, file: &File, size: u64, v
             CMD_WRITE => return Err(io::Error::other("an NBD request that is too long")),
             CMD_TRIM | CMD_WRITE_ZEROES if inside => match vice {
                 Vice::KeepsData => 0,
-                Vice::Choosy | Vice::Slow => status(zero(file, offset, length)),
+                Vice::Choosy | Vice::Slow | Vice::Frail => {
+                    frailty.zero(offset, length);
+                    status(zero(file, offset, length))
+                }
             },
-            CMD_FLUSH => 0,
+            CMD_FLUSH => {
+                frailty.flush();
+                0
+            }
             CMD_DISC => return Ok(()),
             _ => EINVAL,
         };
@@ -250,6 +276,7 @@ mod tests {
         let file = tempfile::tempfile().expect("a file");
         file.set_len(4096).expect("a size");
         let poisoned = format!("..{POISON}..");
+        let sound = Frailty::default();
         let (poisoned, length) = (poisoned.as_bytes(), u32::try_from(poisoned.len()).expect("small"));
         for (name, vice, request, want) in [
             ("write", KeepsData, request(CMD_WRITE, 512, 4, b"data"), reply(0, b"")),
@@ -268,7 +295,8 @@ mod tests {
             ("written", Choosy, request(CMD_READ, 512, 4, b""), reply(0, b"data")),
         ] {
             let mut got = Vec::new();
-            let end = transmit(&mut request.as_slice(), &mut got, &file, 4096, vice).expect_err("the input ends");
+            let end =
+                transmit(&mut request.as_slice(), &mut got, &file, 4096, vice, &sound).expect_err("the input ends");
             assert_eq!((got, end.kind()), (want, io::ErrorKind::UnexpectedEof), "{name}");
         }
     }

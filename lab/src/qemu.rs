@@ -155,6 +155,8 @@ pub enum DiskKind {
     Choosy,
     /// An overwrite takes long enough to be interrupted: some seconds for each 10 MiB.
     Slow,
+    /// Sound until it's told otherwise while it runs: see [`Machine::frailty`](crate::vm::Machine::frailty).
+    Frail,
 }
 
 impl DiskKind {
@@ -164,6 +166,7 @@ impl DiskKind {
             Self::KeepsData => Some(Vice::KeepsData),
             Self::Choosy => Some(Vice::Choosy),
             Self::Slow => Some(Vice::Slow),
+            Self::Frail => Some(Vice::Frail),
             Self::Plain | Self::FailsErase | Self::ReadOnly => None,
         }
     }
@@ -347,7 +350,7 @@ fn blockdev(n: usize, kind: DiskKind) -> Value {
         // QEMU's nvme device carries out Format NVM with writes of zeroes.
         DiskKind::FailsErase => broken(&["write-zeroes"]),
         DiskKind::ReadOnly => broken(&["write", "write-zeroes", "discard"]),
-        DiskKind::KeepsData | DiskKind::Choosy | DiskKind::Slow => {
+        DiskKind::KeepsData | DiskKind::Choosy | DiskKind::Slow | DiskKind::Frail => {
             json!({ "driver": "nbd", "node-name": name, "discard": "unmap",
             "server": { "type": "unix", "path": nbd_socket(n) } })
         }
@@ -431,6 +434,7 @@ mod tests {
             (DiskKind::KeepsData, "nbd", vec![]),
             (DiskKind::Choosy, "nbd", vec![]),
             (DiskKind::Slow, "nbd", vec![]),
+            (DiskKind::Frail, "nbd", vec![]),
         ] {
             let node = blockdev(3, kind);
             assert_eq!(node["driver"], driver, "{kind:?}");

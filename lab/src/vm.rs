@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use crate::accel::Accel;
+use crate::frailty::Frailty;
 use crate::net::{self, Loss, Namespace, Process};
 use crate::qemu::{self, BootFrom, MachineSpec, Ovmf};
 use crate::qmp::Qmp;
@@ -29,6 +30,8 @@ pub struct Machine {
     namespace: Namespace,
     accel: Accel,
     power: Mutex<Power>,
+    /// One for each drive.
+    frailties: Vec<Arc<Frailty>>,
 }
 
 #[derive(Debug, Default)]
@@ -49,20 +52,21 @@ impl Machine {
     ) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         namespace.add_tap(&tap)?;
-        for (n, disk) in spec.disks.iter().enumerate() {
+        let frailties: Vec<Arc<Frailty>> = spec.disks.iter().map(|_| Arc::default()).collect();
+        for (n, (disk, frailty)) in spec.disks.iter().zip(&frailties).enumerate() {
             let path = dir.join(qemu::image(n));
             File::create(&path)
                 .and_then(|file| file.set_len(disk.size))
                 .with_context(|| format!("creating the drive {}", path.display()))?;
             if let Some(vice) = disk.kind.vice() {
-                nbd::serve(&path, &dir.join(qemu::nbd_socket(n)), vice)?;
+                nbd::serve(&path, &dir.join(qemu::nbd_socket(n)), vice, Arc::clone(frailty))?;
             }
         }
         if let Some(Ovmf { vars, .. }) = spec.firmware.ovmf() {
             fs::copy(vars, dir.join(qemu::VARS)).with_context(|| format!("copying {vars}, from the package ovmf"))?;
         }
         let namespace = namespace.clone();
-        Ok(Self { spec, dir: dir.to_owned(), tap, namespace, accel, power: Mutex::default() })
+        Ok(Self { spec, dir: dir.to_owned(), tap, namespace, accel, power: Mutex::default(), frailties })
     }
 
     pub fn dir(&self) -> &Path {
@@ -236,6 +240,13 @@ impl Machine {
         let n = self.spec.disks.iter().position(|d| d.serial == serial);
         let n = n.with_context(|| format!("{} has no drive with the serial {serial}", self.spec.name))?;
         Ok(self.dir.join(qemu::image(n)))
+    }
+
+    /// What a drive of the kind [`DiskKind::Frail`](qemu::DiskKind::Frail) is told, and what it has seen.
+    pub fn frailty(&self, serial: &str) -> Result<&Frailty> {
+        let n = self.spec.disks.iter().position(|disk| disk.serial == serial);
+        let frailty = n.and_then(|n| self.frailties.get(n));
+        frailty.map(Arc::as_ref).with_context(|| format!("{} has no drive with the serial {serial}", self.spec.name))
     }
 
     pub fn read_disk(&self, serial: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
