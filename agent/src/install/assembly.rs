@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use drophammer_protocol::order::DiskKey;
-use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use zeroize::Zeroizing;
 
@@ -43,6 +42,9 @@ pub(crate) struct Assembly {
 struct Mount {
     at: PathBuf,
     node: PathBuf,
+    /// Open as long as it's mounted: the kernel writes files in the background, and only who held the file system open
+    /// meanwhile is told of a write that failed.
+    held: File,
 }
 
 /// Drives that are complete, and the proof that their tables were read back from them.
@@ -177,29 +179,30 @@ impl Assembly {
         };
         nix::mount::mount(Some(&node), &at, Some(kind), MsFlags::MS_NOATIME, options)
             .with_context(|| format!("mounting {} at {}", node.display(), at.display()))?;
-        self.mounts.push(Mount { at, node });
+        let held = File::open(&at).with_context(|| format!("opening {}", at.display()))?;
+        self.mounts.push(Mount { at, node, held });
         Ok(())
     }
 
-    /// Returns when everything that was written into the mounted file systems is with the drives. The kernel writes files in
-    /// the background, and only who held the file system open meanwhile is told of a write that failed.
-    pub(crate) fn flush(&self, root: &Root) -> anyhow::Result<()> {
-        root.flush().context("flushing the root file system")?;
-        for mount in self.mounts.iter().skip(1) {
-            let dir = File::open(&mount.at).with_context(|| format!("opening {}", mount.at.display()))?;
-            nix::unistd::syncfs(&dir).with_context(|| format!("flushing {}", mount.at.display()))?;
-        }
-        Ok(())
+    /// Returns when everything that was written into the mounted file systems is with the drives.
+    pub(crate) fn flush(&self) -> anyhow::Result<()> {
+        self.mounts.iter().try_for_each(|Mount { at, held, .. }| {
+            nix::unistd::syncfs(held).with_context(|| format!("flushing {}", at.display()))
+        })
     }
 
     /// Every handle into the file systems must be closed by now.
     pub(crate) fn unmount(&mut self) -> anyhow::Result<()> {
-        while let Some(Mount { at, node }) = self.mounts.last() {
-            let device = File::open(node).with_context(|| format!("opening {}", node.display()))?;
-            nix::mount::umount2(at, MntFlags::empty()).with_context(|| format!("unmounting {}", at.display()))?;
+        while let Some(Mount { at, node, held }) = self.mounts.pop() {
+            let device = File::open(&node).with_context(|| format!("opening {}", node.display()))?;
+            drop(held);
+            if let Err(e) = nix::mount::umount2(&at, MntFlags::empty()) {
+                // What comes of that is seen by whoever takes the device away next.
+                unmount_lazily(&at).ok();
+                return Err(e).with_context(|| format!("unmounting {}", at.display()));
+            }
             // Unmounting writes, and doesn't say whether that went well.
             device.sync_all().with_context(|| format!("flushing {}", node.display()))?;
-            self.mounts.pop();
         }
         Ok(())
     }
@@ -234,12 +237,9 @@ impl Assembly {
     /// Leaves the drives unbootable and free for another attempt. Returns `cause`, with whatever of that didn't work.
     pub(crate) fn abandon(mut self, cause: anyhow::Error) -> anyhow::Error {
         let mut left = Vec::new();
-        while let Some(Mount { at, .. }) = self.mounts.pop() {
-            let unmounted = match nix::mount::umount2(&at, MntFlags::empty()) {
-                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
-                // Lazily if need be: a failed install must not leave a file system that a later one would write beside.
-                Err(e) => nix::mount::umount2(&at, MntFlags::MNT_DETACH).map_err(|_| e),
-            };
+        while let Some(Mount { at, held, .. }) = self.mounts.pop() {
+            drop(held);
+            let unmounted = nix::mount::umount2(&at, MntFlags::empty()).or_else(|e| unmount_lazily(&at).map_err(|_| e));
             left.extend(unmounted.with_context(|| format!("unmounting {}", at.display())).err());
         }
         left.extend(self.dissolve().err());
@@ -249,6 +249,11 @@ impl Assembly {
         left.into_iter()
             .fold(cause, |cause, e| cause.context(format!("cleaning up after a failed install also failed ({e:#})")))
     }
+}
+
+/// A failed install must not leave a file system that a later one would write beside.
+fn unmount_lazily(at: &Path) -> nix::Result<()> {
+    nix::mount::umount2(at, MntFlags::MNT_DETACH)
 }
 
 /// Where a directory is, without a link on the way: what has its name may be another one by the time that it's unmounted.

@@ -330,7 +330,7 @@ fn build(
         .context("configuring the boot loader")?;
     let tables = boot_files(assembly, manifest, plan.firmware, &root)?;
 
-    assembly.flush(&root).with_context(|| {
+    assembly.flush().with_context(|| {
         let serials = list(order.drives.values().map(|id| &id.serial));
         format!("the drive {serials} didn't take everything that was written to it: replace it")
     })?;
