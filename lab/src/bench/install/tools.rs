@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use drophammer_images::debian::Programs;
@@ -34,8 +35,7 @@ pub(super) struct Tools {
 
 impl Tools {
     pub(super) fn new() -> Result<Self> {
-        let programs = Programs::of(&PACKAGES)
-            .with_context(|| format!("getting {} from Debian's archive", PACKAGES.join(", ")))?;
+        let programs = programs()?;
         let dir = tempfile::Builder::new().prefix("drophammer-").tempdir().context("making a directory")?;
         let tools = Self { programs, dir };
         for path in TOOLS {
@@ -87,6 +87,18 @@ impl Tools {
         };
         write().with_context(|| format!("writing {}", path.display()))
     }
+}
+
+/// Asking apt for them takes seconds, so it's done once in a process.
+fn programs() -> Result<Programs> {
+    static KNOWN: Mutex<Option<Programs>> = Mutex::new(None);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(programs) = &*known {
+        return Ok(programs.clone());
+    }
+    let programs =
+        Programs::of(&PACKAGES).with_context(|| format!("getting {} from Debian's archive", PACKAGES.join(", ")))?;
+    Ok(known.insert(programs).clone())
 }
 
 /// As a shell takes it for one word.
