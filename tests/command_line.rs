@@ -141,7 +141,8 @@ fn images_are_published_mirrored_and_taken_back() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = |name: &str| dir.path().join(name).display().to_string();
     let root = dir.path().join("root");
-    fs::create_dir_all(root.join("boot")).expect("made");
+    fs::create_dir_all(root.join("boot/grub/x86_64-efi")).expect("made");
+    fs::write(root.join("boot/grub/x86_64-efi/grubx64.efi"), "loader").expect("written");
     fs::create_dir_all(root.join("var/lib/dpkg")).expect("made");
     fs::write(root.join("boot/vmlinuz-6.1"), "kernel").expect("written");
     let mut noise = vec![0; 1 << 20];
