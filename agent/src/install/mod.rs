@@ -143,6 +143,11 @@ fn drives(order: &Install, disks: &[OpenDisk]) -> String {
     list(order.drives.iter().map(one))
 }
 
+/// `drive S1`: what is on its label.
+fn by_serial(order: &Install) -> String {
+    list(order.drives.values().map(|id| format!("drive {}", id.serial)))
+}
+
 /// Nothing asks for these by itself: the devices that they drive are yet to be made.
 fn load_drivers(layout: &layout::Plan, reporter: &Reporter) -> anyhow::Result<()> {
     let levels = layout.arrays.iter().map(|(_, array)| match array.level {
@@ -331,8 +336,7 @@ fn build(
     let tables = boot_files(assembly, manifest, plan.firmware, &root)?;
 
     assembly.flush().with_context(|| {
-        let serials = list(order.drives.values().map(|id| &id.serial));
-        format!("the drive {serials} didn't take everything that was written to it: replace it")
+        format!("the {} didn't take everything that was written to it: replace it", by_serial(order))
     })?;
     let start = start::prepare(&root, order, &manifest.boot, &plan.command_line, &plan.uplink, reporter)?;
     drop(root);
@@ -355,7 +359,7 @@ fn write_blocks(
         format!("{} as a file system, in {}", manifest.reference(), pieces(form.pieces.len(), order)),
     );
     blocks::image(manifest, form, sources, assembly.node(&made.on)?, order.read_back, reporter)
-        .with_context(|| format!("writing image {} to {}", manifest.reference(), list(order.drives.values())))?;
+        .with_context(|| format!("writing image {} to {}", manifest.reference(), by_serial(order)))?;
     let root = assembly.mount_root()?;
     let name = || -> anyhow::Result<()> {
         if let mkfs::Format::Ext4(uuid) = made.format {
