@@ -195,7 +195,7 @@ fn raid_lvm_and_luks_from_uefi_to_login() {
             ("findmnt -n -o FSTYPE /boot", "ext4"),
             ("findmnt -n -o SOURCE,FSTYPE /vault | tr -s ' '", "/dev/mapper/vault ext4"),
             ("findmnt -n -o OPTIONS /vault | grep -o noexec", "noexec"),
-            ("findmnt -n -o FSTYPE /boot/efi", "vfat"),
+            ("systemctl start boot-efi.mount && findmnt -n -o FSTYPE /boot/efi", "vfat"),
             ("mdadm --detail /dev/md/all | grep -c 'active sync'", "2"),
             ("mdadm --detail /dev/md/all | grep -o 'Version : .*'", "Version : 1.2"),
             ("vgs --noheadings -o vg_name,lv_count,vg_tags vg0 | tr -s ' '", "vg0 2 lab"),
