@@ -15,8 +15,9 @@ use drophammer_lab::nbd::POISON;
 use drophammer_lab::qemu::{DiskKind, Firmware, MachineSpec};
 use drophammer_lab::vm::Machine;
 use drophammer_protocol::event::Phase;
-use drophammer_protocol::machine::{State, TakeBack};
+use drophammer_protocol::machine::{Allocation, State, TakeBack};
 use drophammer_protocol::manifest::{Manifest, PACKS};
+use drophammer_protocol::order::ReadBack;
 use drophammer_protocol::sign::Signed;
 
 /// A store of one's own with the kit's tiny image in it; returns the store and the image's directory.
@@ -196,7 +197,9 @@ fn a_drive_that_fails_somewhere_never_boots() {
     ] {
         // Behind the first and before the last MiB, where the disk is made unbootable, the chunks are what comes first.
         drive.ail(ailment, 1 << 20..machine.spec.disks[0].size - (1 << 20), random(writes));
-        rig.allocate(&machine, "tiny");
+        // Looked at all over: what is only sampled may miss it, until somebody needs what is there.
+        let wanted = Allocation { read_back: ReadBack::Full, ..allocation("tiny", "m1-host") };
+        rig.client.allocate("m1", &wanted).expect("allocated");
         let quarantined = rig.wait_state(&machine, State::Quarantined);
         let reason = quarantined.reason.expect("a reason");
         let place = drive.heal();
