@@ -93,7 +93,7 @@ fn the_firmware_knows_it(rig: &Rig, machine: &Machine) {
     machine
         .type_in(
             "cd /sys/firmware/efi/efivars; n=$(od -An -tx2 BootCurrent-8be4* | tr -d ' ' | tr a-f A-F | tail -c 5); \
-             tr -d '\\000' <Boot$n-8be4* | grep -q drophammer && echo ours $((40 + 2)); \
+             cat Boot$n-8be4* | tr -d '\\000' | grep -q drophammer && echo ours $((40 + 2)); \
              ls BootNext-8be4* || echo no next $((50 + 5))\r",
         )
         .expect("typed");
