@@ -8,7 +8,7 @@ use drophammer_protocol::erase::{Depth, Psid};
 use drophammer_protocol::event::{Phase, Step};
 use drophammer_protocol::id::{BootId, MachineId, OrderId};
 use drophammer_protocol::inventory::{DiskId, Inventory};
-use drophammer_protocol::machine::{Allocation, State};
+use drophammer_protocol::machine::State;
 use drophammer_protocol::order::{Erase, Fresh, Install, Order, Task};
 use drophammer_protocol::system::System;
 use drophammer_protocol::ticket::PhoneHome;
@@ -221,7 +221,6 @@ impl Control {
         fresh: BTreeMap<String, Fresh>,
     ) -> Option<Order> {
         let (machine, reach, policy) = (record.id, &boot.reach, self.policy());
-        let layout = record.allocation.as_ref().map(Allocation::layout).unwrap_or_default();
         let task = match &pending.what {
             What::Erase(erasing) => Task::Erase(Box::new(Erase {
                 disks: erasing.disks.clone(),
@@ -233,26 +232,30 @@ impl Control {
                 ordered_by: erasing.ordered_by.clone(),
             })),
             What::Reboot { reason } => Task::Reboot { reason: reason.clone() },
-            What::Install(plan) => Task::Install(Box::new(Install {
-                disk_key: (!layout.encrypted.is_empty()).then(|| self.inner.key.disk_key(pending.id)),
-                layout,
-                drives: plan.drives.clone(),
-                image: plan.image.clone(),
-                stores: vec![format!("{}{IMAGES}", reach.boot_server.trim_end_matches('/'))],
-                manifest_sha256: plan.manifest_sha256.clone(),
-                read_back: record.allocation.as_ref()?.read_back,
-                boot: plan.boot,
-                cmdline: cmdline(&policy.install_cmdline, &record.allocation.as_ref()?.system),
-                system: record.allocation.as_ref()?.system.clone(),
-                phone_home: PhoneHome {
-                    server: reach.server.clone(),
-                    boot_server: reach.boot_server.clone(),
-                    ca: self.ca_pem().to_owned(),
-                    time_key: reach.time_key,
-                    machine,
-                    token: self.inner.key.derive(Purpose::PhoneHome, pending.id.0).to_string(),
-                },
-            })),
+            What::Install(plan) => {
+                let allocation = record.allocation.as_ref()?;
+                let layout = allocation.layout();
+                Task::Install(Box::new(Install {
+                    disk_key: (!layout.encrypted.is_empty()).then(|| self.inner.key.disk_key(pending.id)),
+                    layout,
+                    drives: plan.drives.clone(),
+                    image: plan.image.clone(),
+                    stores: vec![format!("{}{IMAGES}", reach.boot_server.trim_end_matches('/'))],
+                    manifest_sha256: plan.manifest_sha256.clone(),
+                    read_back: allocation.read_back,
+                    boot: plan.boot,
+                    cmdline: cmdline(&policy.install_cmdline, &allocation.system),
+                    system: allocation.system.clone(),
+                    phone_home: PhoneHome {
+                        server: reach.server.clone(),
+                        boot_server: reach.boot_server.clone(),
+                        ca: self.ca_pem().to_owned(),
+                        time_key: reach.time_key,
+                        machine,
+                        token: self.inner.key.derive(Purpose::PhoneHome, pending.id.0).to_string(),
+                    },
+                }))
+            }
         };
         Some(Order { id: pending.id, machine, boot: boot.id, task })
     }

@@ -74,11 +74,13 @@ impl Assembly {
 
     fn build(&mut self, disks: Vec<OpenDisk>, key: Option<&DiskKey>) -> anyhow::Result<()> {
         for (disk, table) in disks.into_iter().zip(&self.plan.tables) {
-            let target = Target::take(disk, table.clone())?;
+            // Among them from the start, so that whatever fails from here on takes it apart again.
+            self.targets.push(Target::take(disk, table.clone())?);
+        }
+        for (target, table) in self.targets.iter().zip(&self.plan.tables) {
             for partition in &table.partitions {
                 self.nodes.insert(format!("{}/{}", table.drive, partition.name), target.node(partition)?);
             }
-            self.targets.push(target);
         }
         for (name, plan) in &self.plan.arrays {
             let array = md::make(plan)?;
@@ -179,7 +181,11 @@ impl Assembly {
         };
         nix::mount::mount(Some(&node), &at, Some(kind), MsFlags::MS_NOATIME, options)
             .with_context(|| format!("mounting {} at {}", node.display(), at.display()))?;
-        let held = File::open(&at).with_context(|| format!("opening {}", at.display()))?;
+        let held = File::open(&at).inspect_err(|_| {
+            // It isn't among the mounts yet; the error that counts is the first.
+            unmount_lazily(&at).ok();
+        });
+        let held = held.with_context(|| format!("opening {}", at.display()))?;
         self.mounts.push(Mount { at, node, held });
         Ok(())
     }
