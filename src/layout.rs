@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
-use drophammer_protocol::inventory::{Disk, DiskId, Inventory};
+use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::layout::{Encrypted, Filesystem, Kind, Layout, Needs, place};
 use drophammer_protocol::machine::Machine;
 use drophammer_protocol::space::root_bytes;
@@ -27,7 +27,8 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Say whether a layout is sound and, with a machine's inventory, what it makes of that machine's drives: `-` is what goes,
-    /// `+` what comes, and drives without a mark are left alone.
+    /// `+` what comes, and what has no mark stays. Drives that aren't in the layout go as well: no tenant gets a drive that isn't
+    /// proven erased.
     #[command(after_long_help = EXAMPLE)]
     Check {
         /// The layout, as TOML.
@@ -38,6 +39,9 @@ enum Command {
         /// How much the image's files take once they are installed, such as "2 GiB"; see `drophammer image list`.
         #[arg(long, value_name = "SIZE", requires = "inventory", value_parser = size, default_value = "0MiB")]
         installed: u64,
+        /// What `drophammer machine reinstall` makes of them, which leaves those with keep = true as they are.
+        #[arg(long, requires = "inventory")]
+        reinstall: bool,
     },
 }
 
@@ -63,6 +67,12 @@ pub(crate) const EXAMPLE: &str = r#"A layout, with everything that can be in one
     { name = "root", size = "40 GiB" },
     { name = "more", size = "rest" },
   ]
+
+  [[drive]]
+  name = "archive"
+  select = { min_size = "500 GiB", prefer = "largest" }
+  keep = true                              # `machine reinstall` leaves it as it is; without partitions it's the tenant's to use
+  partitions = [{ name = "own" }]
 
   [[raid]]                                 # drive/partition is how a partition is called
   name = "system"
@@ -105,6 +115,11 @@ pub(crate) const EXAMPLE: &str = r#"A layout, with everything that can be in one
   mount = "/vault"
 
   [[filesystem]]
+  on = "archive/own"
+  format = "xfs"
+  mount = "/archive"
+
+  [[filesystem]]
   format = "tmpfs"
   mount = "/tmp"
   options = ["size=2G"]
@@ -114,13 +129,13 @@ An image is written as it was published where its root is an ext4; otherwise, an
 
 pub(crate) fn run(args: Args) -> Result<()> {
     match args.command {
-        Command::Check { file, inventory, installed } => {
+        Command::Check { file, inventory, installed, reinstall } => {
             let layout = read(&file)?;
             let Some(path) = inventory else {
                 let drives = layout.drives.len();
                 return output::line(&format!("{} is sound, for {drives} drive(s)", file.display()));
             };
-            let outlook = outlook(&layout, &read_inventory(&path)?, installed)?;
+            let outlook = outlook(&layout, &read_inventory(&path)?, installed, reinstall)?;
             if args.json {
                 return output::json(&outlook);
             }
@@ -151,29 +166,37 @@ fn read_inventory(path: &Path) -> Result<Inventory> {
 /// What becomes of a machine's drives.
 #[derive(Debug, Serialize)]
 struct Outlook {
-    erased: Vec<Erased>,
-    kept: Vec<DiskId>,
+    erased: Vec<Affected>,
+    kept: Vec<Affected>,
     created: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
-struct Erased {
+struct Affected {
     disk: DiskId,
     model: Option<String>,
-    /// In the layout.
-    name: String,
+    /// In the layout, if it's there.
+    name: Option<String>,
 }
 
-fn outlook(layout: &Layout, inventory: &Inventory, installed: u64) -> Result<Outlook> {
+fn outlook(layout: &Layout, inventory: &Inventory, installed: u64, reinstall: bool) -> Result<Outlook> {
     layout.start(inventory.firmware.kind).map_err(anyhow::Error::msg)?;
     let needs = Needs { root_bytes: root_bytes(installed), disk_bytes: 0 };
     let chosen = layout.choose(&inventory.disks, needs)?;
     let disk = |id: &DiskId| inventory.disks.iter().find(|disk| disk.id().as_ref() == Some(id));
     let mut outlook = Outlook { erased: Vec::new(), kept: Vec::new(), created: Vec::new() };
-    for drive in &layout.drives {
+    let keep = layout.drives.iter().filter(|drive| reinstall && drive.keep).map(|drive| drive.name.as_str()).collect();
+    let (made, kept) = layout.apart(&keep);
+    for disk in inventory.disks.iter().filter(|disk| disk.holds_data()) {
+        let Some(id) = disk.id() else { continue };
+        let name = chosen.iter().find(|(_, taken)| **taken == id).map(|(name, _)| name.clone());
+        let stays = name.as_ref().is_some_and(|name| kept.drives.iter().any(|drive| drive.name == *name));
+        let list = if stays { &mut outlook.kept } else { &mut outlook.erased };
+        list.push(Affected { disk: id, model: disk.model.clone(), name });
+    }
+    for drive in &made.drives {
         let id = chosen.get(&drive.name).with_context(|| format!("no drive is {:?}", drive.name))?;
         let disk = disk(id).with_context(|| format!("{id} isn't in the inventory"))?;
-        outlook.erased.push(Erased { disk: id.clone(), model: disk.model.clone(), name: drive.name.clone() });
         let extents = place(drive, disk.size_bytes, disk.logical_block)?;
         ensure!(extents.len() == drive.partitions.len(), "partitions got lost");
         for ((number, partition), extent) in (1..).zip(&drive.partitions).zip(extents) {
@@ -186,9 +209,7 @@ fn outlook(layout: &Layout, inventory: &Inventory, installed: u64) -> Result<Out
             outlook.created.push(format!("{}/{} is partition {number}, {size}{what}", drive.name, partition.name));
         }
     }
-    outlook.created.extend(stacked(layout));
-    let left = inventory.disks.iter().filter(|disk| disk.holds_data()).filter_map(Disk::id);
-    outlook.kept = left.filter(|id| !chosen.values().any(|taken| taken == id)).collect();
+    outlook.created.extend(stacked(&made));
     Ok(outlook)
 }
 
@@ -222,12 +243,19 @@ fn stacked(layout: &Layout) -> Vec<String> {
 
 impl Outlook {
     fn lines(&self) -> Vec<String> {
-        let erased = self.erased.iter().map(|Erased { disk, model, name }| {
-            let model = model.as_ref().map(|model| format!(", {model}")).unwrap_or_default();
-            format!("- everything on {disk}{model}, which becomes {name}")
+        let model = |model: &Option<String>| model.as_ref().map(|model| format!(", {model}")).unwrap_or_default();
+        let name = |name: &Option<String>| name.clone().unwrap_or_default();
+        let erased = self.erased.iter().map(|affected| {
+            let becomes = match &affected.name {
+                Some(name) => format!("becomes {name}"),
+                None => "isn't in the layout".to_owned(),
+            };
+            format!("- everything on {}{}, which {becomes}", affected.disk, model(&affected.model))
         });
         let created = self.created.iter().map(|line| format!("+ {line}"));
-        let kept = self.kept.iter().map(|disk| format!("  {disk} isn't in the layout"));
+        let kept = self.kept.iter().map(|affected| {
+            format!("  {}{} stays as it is, as {}", affected.disk, model(&affected.model), name(&affected.name))
+        });
         erased.chain(created).chain(kept).collect()
     }
 }
@@ -258,7 +286,7 @@ mod tests {
     fn what_goes_and_what_comes() {
         const GIB: u64 = 1 << 30;
         let disks = || vec![disk("A", 300 * GIB), disk("B", 500 * GIB), disk("C", 9 * GIB), disk("D", 600 * GIB)];
-        let said = outlook(&example(), &inventory(disks()), 2 * GIB).expect("fits").lines();
+        let said = outlook(&example(), &inventory(disks()), 2 * GIB, false).expect("fits").lines();
         for want in [
             "- everything on disk A (322122547200 bytes), which becomes first",
             "- everything on disk B (536870912000 bytes), which becomes second",
@@ -266,11 +294,25 @@ mod tests {
             "+ system is RAID 1 of first/root, second/root",
             "+ vault is vg0/vault, encrypted",
             "+ vg0/srv holds xfs at /srv",
-            "  disk D (644245094400 bytes) isn't in the layout",
+            "- everything on disk D (644245094400 bytes), which becomes archive",
+            "+ archive/own holds xfs at /archive",
+            "- everything on disk C (9663676416 bytes), which isn't in the layout",
         ] {
             assert!(said.iter().any(|line| line == want), "{want}: {said:#?}");
         }
-        let said = outlook(&example(), &inventory(vec![disk("A", 300 * GIB)]), 0).map(|o| o.lines());
+        let again = outlook(&example(), &inventory(disks()), 2 * GIB, true).expect("fits").lines();
+        let differs: Vec<&String> = said.iter().filter(|line| !again.contains(line)).collect();
+        assert_eq!(
+            differs,
+            [
+                "- everything on disk D (644245094400 bytes), which becomes archive",
+                "+ archive/own is partition 1, 600.0 GiB",
+                "+ archive/own holds xfs at /archive",
+            ]
+        );
+        let stays = "  disk D (644245094400 bytes) stays as it is, as archive";
+        assert!(again.iter().any(|line| line == stays), "{again:#?}");
+        let said = outlook(&example(), &inventory(vec![disk("A", 300 * GIB)]), 0, false).map(|o| o.lines());
         let said = said.map_err(|e| e.to_string());
         assert!(said.as_ref().is_err_and(|e| e.contains("no drive to be the layout's \"second\"")), "{said:?}");
     }

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use drophammer_control::client::Client;
 use drophammer_protocol::api::Explanation;
 use drophammer_protocol::event::{Phase, Recorded, Step, boots};
-use drophammer_protocol::machine::{Allocation, Machine, TakeBack};
+use drophammer_protocol::machine::{Allocation, Machine, Reinstall, TakeBack};
 use drophammer_protocol::order::{BootBy, ReadBack};
 use drophammer_protocol::words;
 
@@ -87,6 +87,17 @@ pub(crate) enum Command {
         #[command(flatten)]
         how: How,
     },
+    /// Put its system anew on it for the same tenant. Drives that its layout keeps (`keep = true`) stay as they are, which is
+    /// proven; all others are erased.
+    Reinstall {
+        #[command(flatten)]
+        which: Which,
+        /// Another image, or another version: `name` for the newest, or `name/version`. By default the one that it has.
+        #[arg(long)]
+        image: Option<String>,
+        #[command(flatten)]
+        how: How,
+    },
     /// Take a machine back, erase it, and install what it was allocated to again.
     Reprovision {
         #[command(flatten)]
@@ -135,6 +146,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         Command::Release { which: Which { machine }, how } => {
             changed(&client.release(&machine, how.take_back())?, args.json)
+        }
+        Command::Reinstall { which: Which { machine }, image, how } => {
+            let how = Reinstall { image, despite_quarantine: how.despite_quarantine };
+            changed(&client.reinstall(&machine, &how)?, args.json)
         }
         Command::Reprovision { which: Which { machine }, how } => {
             changed(&client.reprovision(&machine, how.take_back())?, args.json)

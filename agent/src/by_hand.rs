@@ -149,6 +149,7 @@ fn order(selection: &Selection, depth: Depth, disks: Vec<DiskId>) -> anyhow::Res
         None => BTreeMap::new(),
     };
     Ok(Erase {
+        kept: Vec::new(),
         disks,
         policy: selection.policy,
         depth,

@@ -21,6 +21,8 @@ pub(crate) enum Access {
     Direct,
     /// Through the kernel's cache.
     Buffered,
+    /// The same, and never to be written to.
+    ReadOnly,
 }
 
 /// A whole drive that nobody else holds, whose serial and size were read from this very handle.
@@ -54,7 +56,7 @@ pub(crate) enum OpenError {
     },
 }
 
-/// Opens the drive for reading and writing, exclusively: a drive of which any part is mounted, or belongs to an array or
+/// Opens the drive, exclusively: a drive of which any part is mounted, or belongs to an array or
 /// a volume group, is refused by the kernel.
 pub(crate) fn open(id: &DiskId, access: Access) -> Result<OpenDisk, OpenError> {
     let root = Path::new("/");
@@ -89,17 +91,19 @@ fn open_as(id: &DiskId, name: &str, access: Access) -> Result<OpenDisk, OpenErro
     let path = Path::new("/dev").join(name);
     let failed = |source| OpenError::Open { id: id.clone(), path: path.clone(), source };
     let direct = if access == Access::Direct { libc::O_DIRECT } else { 0 };
-    let file = File::options().read(true).write(true).custom_flags(libc::O_EXCL | direct).open(&path).map_err(|e| {
-        if e.kind() == io::ErrorKind::ResourceBusy {
-            let mut holders = holders::in_words(root, name);
-            if holders.is_empty() {
-                holders.push("another program has opened it for itself".to_owned());
+    let write = access != Access::ReadOnly;
+    let file =
+        File::options().read(true).write(write).custom_flags(libc::O_EXCL | direct).open(&path).map_err(|e| {
+            if e.kind() == io::ErrorKind::ResourceBusy {
+                let mut holders = holders::in_words(root, name);
+                if holders.is_empty() {
+                    holders.push("another program has opened it for itself".to_owned());
+                }
+                OpenError::Held { id: id.clone(), name: name.to_owned(), holders: holders.join(", ") }
+            } else {
+                failed(e)
             }
-            OpenError::Held { id: id.clone(), name: name.to_owned(), holders: holders.join(", ") }
-        } else {
-            failed(e)
-        }
-    })?;
+        })?;
     let facts = facts(root, &file).map_err(failed)?;
     if facts.id().as_ref() != Some(id) {
         let found = facts.id().map_or_else(|| format!("{} without a serial", facts.name), |id| id.to_string());

@@ -18,6 +18,7 @@ pub fn drive(page: &[u8]) {
     crate::drive::nvme::fuzz(page);
     crate::drive::opal::fuzz(page);
     crate::drive::scsi::fuzz(page);
+    crate::install::fuzz_gpt(page);
     crate::inventory::fuzz_disks(page);
     crate::signatures::fuzz(page);
     crate::volumes::luks::fuzz(page);

@@ -24,6 +24,7 @@ mod run;
 mod server;
 mod signatures;
 mod sys;
+mod untouched;
 mod volumes;
 mod watchdog;
 

@@ -30,6 +30,7 @@ use crate::net::{self, Uplink, Wish};
 use crate::reporter::Reporter;
 use crate::server::{self, CallError, Outage, Server};
 use crate::sys::linux;
+use crate::untouched::Watched;
 use crate::watchdog::Watchdog;
 use crate::{efi, inventory};
 
@@ -87,7 +88,7 @@ fn until_exit(events: &Events, watchdog: &Watchdog) -> anyhow::Result<Exit> {
     check_identity(&ticket, &found, reporter);
     server.store_inventory(&found).context("storing the inventory")?;
 
-    let mut boot = Boot { ticket, key, server, inventory: found, answered: HashMap::new() };
+    let mut boot = Boot { ticket, key, server, inventory: found, kept: Vec::new(), answered: HashMap::new() };
     reporter.note(Phase::Agent, "ready for orders");
     loop {
         watchdog.step(SILENCE_WHILE_WAITING);
@@ -105,6 +106,8 @@ struct Boot {
     server: Server,
     /// As the server has it.
     inventory: Inventory,
+    /// Drives that no order of this boot may touch any more.
+    kept: Vec<Watched>,
     answered: HashMap<OrderId, Outcome>,
 }
 
@@ -152,7 +155,7 @@ impl Boot {
                     watchdog.step(SILENCE_WHILE_INSTALLING);
                     let trust =
                         install::Trust { image_keys: self.ticket.image_keys.clone(), http: self.server.http().clone() };
-                    match install::carry_out(task, &trust, reporter) {
+                    match install::carry_out(task, &trust, &self.kept, reporter) {
                         Ok(ready) => {
                             let outcome = Outcome::Installed(Box::new(ready.report.clone()));
                             start = Some(Exit::Installed(Box::new(ready)));
@@ -180,6 +183,19 @@ impl Boot {
     }
 
     fn erase(&mut self, order: OrderId, task: &Erase, reporter: &Reporter) -> anyhow::Result<Outcome> {
+        for id in &task.kept {
+            if self.kept.iter().any(|watched| watched.id() == id) {
+                continue;
+            }
+            match Watched::take(id) {
+                Ok(watched) => self.kept.push(watched),
+                Err(e) => {
+                    let reason = format!("{e:#}");
+                    reporter.failed(Phase::Erase, format!("refused, nothing was erased: {reason}"));
+                    return Ok(Outcome::Refused { reason });
+                }
+            }
+        }
         let context =
             erase::Context { machine: self.ticket.machine, boot: self.ticket.boot, order, key: self.key.clone() };
         let outcome = erase::carry_out(&context, task, Coverage::WholeMachine, reporter);

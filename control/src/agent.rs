@@ -83,7 +83,8 @@ impl Control {
                 let detail = format!("this inventory is of machine {theirs}, and the credential of {}", record.id);
                 return Err(Denied::new(StatusCode::FORBIDDEN, detail));
             }
-            let disks = erasure::disks_to_erase(inventory);
+            let kept: Vec<DiskId> = record.kept().into_values().collect();
+            let disks = erasure::disks_to_erase(inventory, &kept);
             let before = txn.get::<BootInventory>(&inventory_key(record.id))?;
             agent_step(self, txn, record, Input::Inventory(disks), now)?;
             let gone = before.map(|b| missing_disks(&b.inventory, inventory)).unwrap_or_default();
@@ -136,7 +137,7 @@ impl Control {
                 let inventory = txn.get::<BootInventory>(&inventory_key(record.id))?.filter(|i| i.boot == boot);
                 let plan = match (&record.allocation, &image, inventory) {
                     (Some(a), Some(image), Some(i)) if a.image == image.reference() => {
-                        install::plan(a, image, &i.inventory, &self.policy().reboot_models)
+                        install::plan(a, image, &i.inventory, &record.kept(), &self.policy().reboot_models)
                             .map_err(|why| why.to_string())
                     }
                     (Some(a), _, Some(_)) => Err(self.no_such_image(&a.image)),
@@ -224,6 +225,7 @@ impl Control {
         let task = match &pending.what {
             What::Erase(erasing) => Task::Erase(Box::new(Erase {
                 disks: erasing.disks.clone(),
+                kept: erasing.kept.clone(),
                 policy: erasing.policy,
                 depth: Depth::Sampled,
                 psids,
@@ -235,10 +237,14 @@ impl Control {
             What::Install(plan) => {
                 let allocation = record.allocation.as_ref()?;
                 let layout = allocation.layout();
+                // What is encrypted on drives that are kept opens with the key that it was made with.
+                let standing = record.standing.as_ref().filter(|_| !plan.kept.is_empty());
+                let key_of = standing.map_or(pending.id, |standing| standing.key_of);
                 Task::Install(Box::new(Install {
-                    disk_key: (!layout.encrypted.is_empty()).then(|| self.inner.key.disk_key(pending.id)),
+                    disk_key: (!layout.encrypted.is_empty()).then(|| self.inner.key.disk_key(key_of)),
                     layout,
                     drives: plan.drives.clone(),
+                    kept: plan.kept.clone(),
                     image: plan.image.clone(),
                     stores: vec![format!("{}{IMAGES}", reach.boot_server.trim_end_matches('/'))],
                     manifest_sha256: plan.manifest_sha256.clone(),

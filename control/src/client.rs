@@ -15,7 +15,7 @@ use drophammer_protocol::chain::CertificateChain;
 use drophammer_protocol::erase::Psid;
 use drophammer_protocol::event::Recorded;
 use drophammer_protocol::id::BootServerId;
-use drophammer_protocol::machine::{Allocation, Machine, TakeBack};
+use drophammer_protocol::machine::{Allocation, Machine, Reinstall, TakeBack};
 use drophammer_protocol::sign::PublicKey;
 use reqwest::Url;
 use reqwest::blocking::{Client as Http, ClientBuilder, RequestBuilder};
@@ -96,6 +96,10 @@ impl Client {
 
     pub fn reprovision(&self, machine: &str, how: TakeBack) -> Result<Machine> {
         self.take_back(machine, "reprovision", how)
+    }
+
+    pub fn reinstall(&self, machine: &str, how: &Reinstall) -> Result<Machine> {
+        self.send(self.http.post(self.url(MACHINES, &[machine, "reinstall"])?).json(how))
     }
 
     fn take_back(&self, machine: &str, verb: &str, how: TakeBack) -> Result<Machine> {

@@ -12,8 +12,8 @@ use drophammer_protocol::id::{BootId, MachineId, OrderId};
 use drophammer_protocol::inventory::{DiskId, Inventory, PciFunction};
 use drophammer_protocol::sign::{PublicKey, SignError, Signed};
 
-/// Every drive that a tenant's data could be on, in a fixed order.
-pub fn disks_to_erase(inventory: &Inventory) -> Result<Vec<DiskId>, Unerasable> {
+/// Every drive that a tenant's data could be on, in a fixed order, but for `kept`, whose tenant stays.
+pub fn disks_to_erase(inventory: &Inventory, kept: &[DiskId]) -> Result<Vec<DiskId>, Unerasable> {
     let mut disks = BTreeSet::new();
     for disk in inventory.disks.iter().filter(|d| d.holds_data()) {
         let Some(id) = disk.id() else {
@@ -22,6 +22,9 @@ pub fn disks_to_erase(inventory: &Inventory) -> Result<Vec<DiskId>, Unerasable> 
         if !disks.insert(id.clone()) {
             return Err(Unerasable::SameIdentity(id));
         }
+    }
+    if let Some(gone) = kept.iter().find(|id| !disks.remove(id)) {
+        return Err(Unerasable::KeptGone(gone.clone()));
     }
     if disks.is_empty() {
         return Err(Unerasable::NoDisks);
@@ -63,6 +66,11 @@ pub enum Unerasable {
     Blind { address: String, id: String },
     #[error("two disks call themselves {0}, so an erase order can't tell them apart: take one out or replace it")]
     SameIdentity(DiskId),
+    #[error(
+        "{0}, which the reinstall is to keep, isn't there: put it back and `drophammer machine reinstall \
+         --despite-quarantine`, or have all drives erased by `machine reprovision --despite-quarantine`"
+    )]
+    KeptGone(DiskId),
 }
 
 /// The erase order of one boot, and what is known about who carries it out.
@@ -73,6 +81,8 @@ pub struct Run<'a> {
     pub order: OrderId,
     /// The drives that the order names.
     pub disks: &'a [DiskId],
+    /// The drives that it leaves out.
+    pub kept: &'a [DiskId],
     /// Which erasures the order says are good enough.
     pub policy: Policy,
     /// The inventory of this boot.
@@ -86,15 +96,20 @@ pub struct Run<'a> {
 }
 
 /// Every drive of a machine that could hold data has a certificate that proves its erasure, made by this boot under
-/// this order. [`judge`] is the only way to one.
+/// this order; but for those that are kept, which makes it good for their tenant alone. [`judge`] is the only way to one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ErasureProof {
     disks: Vec<DiskId>,
+    kept: Vec<DiskId>,
 }
 
 impl ErasureProof {
     pub fn disks(&self) -> &[DiskId] {
         &self.disks
+    }
+
+    pub fn kept(&self) -> &[DiskId] {
+        &self.kept
     }
 }
 
@@ -150,7 +165,7 @@ pub enum Doubt {
 pub fn judge(run: &Run<'_>, certificates: &[Signed<ErasureCertificate>]) -> Judgement {
     let mut doubts = Vec::new();
     let ordered: BTreeSet<&DiskId> = run.disks.iter().collect();
-    match disks_to_erase(run.inventory) {
+    match disks_to_erase(run.inventory, run.kept) {
         Err(why) => doubts.push(why.into()),
         Ok(disks) if disks.iter().collect::<BTreeSet<_>>() != ordered => doubts.push(Doubt::OrderDiffers),
         Ok(_) => {}
@@ -170,7 +185,11 @@ pub fn judge(run: &Run<'_>, certificates: &[Signed<ErasureCertificate>]) -> Judg
         }
     }
     doubts.extend(run.disks.iter().filter(|d| !covered.contains(d)).cloned().map(Doubt::Missing));
-    let proof = if doubts.is_empty() { Ok(ErasureProof { disks: run.disks.to_vec() }) } else { Err(doubts) };
+    let proof = if doubts.is_empty() {
+        Ok(ErasureProof { disks: run.disks.to_vec(), kept: run.kept.to_vec() })
+    } else {
+        Err(doubts)
+    };
     Judgement { authentic, link, proof }
 }
 
@@ -265,13 +284,21 @@ pub(crate) mod tests {
 
     /// A real proof, made the only way there is.
     pub(crate) fn proof() -> ErasureProof {
-        let (disks, inventory) = ([id("A")], inventory(vec![disk("A")]));
+        proof_beside(&[])
+    }
+
+    /// The same, with drives that were kept.
+    pub(crate) fn proof_beside(kept: &[&str]) -> ErasureProof {
+        let drives = ["A"].iter().chain(kept).map(|serial| disk(serial)).collect();
+        let kept: Vec<DiskId> = kept.iter().map(|serial| id(serial)).collect();
+        let (disks, inventory) = ([id("A")], inventory(drives));
         let key = PublicKey::of(&key());
         let run = Run {
             machine: MACHINE,
             boot: BOOT,
             order: ORDER,
             disks: &disks,
+            kept: &kept,
             policy: Policy::Purge,
             inventory: &inventory,
             key,
@@ -435,6 +462,7 @@ pub(crate) mod tests {
                 boot: BOOT,
                 order: ORDER,
                 disks: &order,
+                kept: &[],
                 policy: Policy::Purge,
                 inventory: &inventory,
                 key,
@@ -463,7 +491,21 @@ pub(crate) mod tests {
             ("two that can't be told apart", vec![disk("A"), disk("A")], Err(Unerasable::SameIdentity(id("A")))),
             ("none", vec![], Err(Unerasable::NoDisks)),
         ] {
-            assert_eq!(disks_to_erase(&inventory(disks)), want, "{name}");
+            assert_eq!(disks_to_erase(&inventory(disks), &[]), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_left_out_and_must_be_there() {
+        let ab = || vec![disk("A"), disk("B")];
+        for (name, disks, kept, want) in [
+            ("one of two", ab(), vec![id("B")], Ok(vec![id("A")])),
+            ("gone", ab(), vec![id("C")], Err(Unerasable::KeptGone(id("C")))),
+            ("of another size", ab(), vec![DiskId::new("B", 1)], Err(Unerasable::KeptGone(DiskId::new("B", 1)))),
+            ("named twice", ab(), vec![id("B"), id("B")], Err(Unerasable::KeptGone(id("B")))),
+            ("nothing would be left", ab(), vec![id("A"), id("B")], Err(Unerasable::NoDisks)),
+        ] {
+            assert_eq!(disks_to_erase(&inventory(disks), &kept), want, "{name}");
         }
     }
 
@@ -487,7 +529,7 @@ pub(crate) mod tests {
             ("a network card without", 0x02_00_00, None, Ok(vec![id("A")])),
         ] {
             let inventory = Inventory { pci: vec![function(class, driver)], ..inventory(vec![disk("A")]) };
-            assert_eq!(disks_to_erase(&inventory), want, "{name}");
+            assert_eq!(disks_to_erase(&inventory, &[]), want, "{name}");
         }
     }
 }

@@ -6,7 +6,7 @@ use drophammer_protocol::faults::Faults;
 use drophammer_protocol::glob::glob;
 use drophammer_protocol::id::Mac;
 use drophammer_protocol::inventory::{DiskId, Inventory};
-use drophammer_protocol::layout::{Needs, Unmatched};
+use drophammer_protocol::layout::{Needs, Select, Unmatched};
 use drophammer_protocol::machine::Allocation;
 use drophammer_protocol::order::BootBy;
 use drophammer_protocol::space::root_bytes;
@@ -18,8 +18,11 @@ use crate::images::Image;
 /// All decisions of an install order that aren't in the allocation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
-    /// By their names in the layout.
+    /// By their names in the layout; those that are written to.
     pub(crate) drives: BTreeMap<String, DiskId>,
+    /// Those that stay as they are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) kept: BTreeMap<String, DiskId>,
     /// `name/version`.
     pub(crate) image: String,
     pub(crate) manifest_sha256: String,
@@ -46,10 +49,12 @@ pub(crate) enum Unfit {
     Memory { image: String, needed: u64, have: u64 },
 }
 
+/// `kept` are drives of the layout that stay as they are.
 pub(crate) fn plan(
     allocation: &Allocation,
     image: &Image,
     inventory: &Inventory,
+    kept: &BTreeMap<String, DiskId>,
     reboot_models: &[String],
 ) -> Result<Plan, Unfit> {
     allocation.system.check().map_err(Unfit::System)?;
@@ -68,7 +73,7 @@ pub(crate) fn plan(
     if allocation.disk.is_some() && allocation.layout.is_some() {
         return Err(Unfit::DiskAndLayout);
     }
-    let layout = allocation.layout();
+    let mut layout = allocation.layout();
     layout.check().map_err(Unfit::Layout)?;
     layout.start(inventory.firmware.kind).map_err(Unfit::Start)?;
     // The agent has the last word; here is seen to it that hopeless orders are never written.
@@ -76,9 +81,16 @@ pub(crate) fn plan(
         root_bytes: root_bytes(image.summary.installed_bytes),
         disk_bytes: image.summary.minimum.and_then(|minimum| minimum.disk_bytes).unwrap_or(0),
     };
-    let drives = layout.choose(&inventory.disks, needs).map_err(Unfit::Drives)?;
+    for drive in &mut layout.drives {
+        if let Some(id) = kept.get(&drive.name) {
+            drive.select = Select { serial: Some(id.serial.clone()), ..Select::default() };
+        }
+    }
+    let mut drives = layout.choose(&inventory.disks, needs).map_err(Unfit::Drives)?;
+    drives.retain(|name, _| !kept.contains_key(name));
     Ok(Plan {
         drives,
+        kept: kept.clone(),
         image: image.reference(),
         manifest_sha256: image.manifest_sha256.clone(),
         boot: allocation.boot.or_else(|| boot_of(inventory, reboot_models)),
@@ -163,7 +175,7 @@ mod tests {
             ("one that can't be", mirrored(6), GIB, Err("the layout can't be: raid.r.level: RAID 6 isn't made here")),
             ("both", Allocation { disk: Some("big".into()), ..mirrored(1) }, GIB, Err("says both")),
         ] {
-            let got = plan(&allocation, &image(installed), &inventory(disks.clone()), &[])
+            let got = plan(&allocation, &image(installed), &inventory(disks.clone()), &BTreeMap::new(), &[])
                 .map(|plan| plan.drives.into_values().map(|id| id.serial).collect::<Vec<_>>().join(","));
             match (got.map_err(|e| e.to_string()), want) {
                 (Ok(got), Ok(want)) => assert_eq!(got, want, "{name}"),
@@ -173,11 +185,39 @@ mod tests {
         }
         let bios = Firmware { kind: FirmwareKind::Bios, ..inventory(vec![]).firmware };
         let machine = Inventory { firmware: bios, ..inventory(disks) };
-        let got = plan(&mirrored(0), &image(GIB), &machine, &[]).map_err(|e| e.to_string());
+        let got = plan(&mirrored(0), &image(GIB), &machine, &BTreeMap::new(), &[]).map_err(|e| e.to_string());
         assert!(
             got.as_ref().is_err_and(|e| e.contains("has a BIOS, which starts from the third partition")),
             "{got:?}"
         );
+    }
+
+    #[test]
+    fn drives_that_are_kept_stay_what_they_were() {
+        let mut layout = Layout::single(None);
+        let mut data = layout.drives[0].clone();
+        (data.name, data.keep, data.partitions) = ("data".into(), true, vec![]);
+        layout.drives.push(data);
+        let allocation = Allocation { layout: Some(layout), ..allocation() };
+        let machine = inventory(vec![disk("A", 100 * GIB), disk("B", 200 * GIB), disk("C", 300 * GIB)]);
+        let names = |drives: &BTreeMap<String, DiskId>| {
+            drives.iter().map(|(name, id)| format!("{name}={}", id.serial)).collect::<Vec<_>>().join(",")
+        };
+        let kept = |serial: &str| BTreeMap::from([("data".to_owned(), DiskId::new(serial, 300 * GIB))]);
+        for (name, kept, want) in [
+            ("the first time", BTreeMap::new(), Ok(("data=B,system=A", ""))),
+            ("kept, and another than would be chosen", kept("C"), Ok(("system=A", "data=C"))),
+            ("kept, and what the system would have", kept("A"), Ok(("system=B", "data=A"))),
+            ("kept and gone", kept("X"), Err("no drive to be the layout's \"data\"")),
+        ] {
+            let got = plan(&allocation, &image(GIB), &machine, &kept, &[]);
+            let got = got.map(|plan| (names(&plan.drives), names(&plan.kept))).map_err(|e| e.to_string());
+            match (got, want) {
+                (Ok((drives, kept)), Ok(want)) => assert_eq!((drives.as_str(), kept.as_str()), want, "{name}"),
+                (Err(got), Err(want)) => assert!(got.contains(want), "{name}: {got}"),
+                (got, want) => panic!("{name}: {got:?} instead of {want:?}"),
+            }
+        }
     }
 
     #[test]
@@ -196,7 +236,7 @@ mod tests {
         ] {
             let models: Vec<String> = models.into_iter().map(Into::into).collect();
             let allocation = Allocation { boot: asked, ..allocation() };
-            let got = plan(&allocation, &image(GIB), &machine, &models).map(|plan| plan.boot);
+            let got = plan(&allocation, &image(GIB), &machine, &BTreeMap::new(), &models).map(|plan| plan.boot);
             assert_eq!(got, Ok(want), "{name}");
         }
         machine.system.product = None;
@@ -254,7 +294,7 @@ mod tests {
                 .map(|(memory, disk)| Minimum { memory_bytes: Some(memory * GIB), disk_bytes: Some(disk * GIB) });
             let mut image = image(GIB);
             image.summary.minimum = minimum;
-            let got = plan(&allocation(), &image, machine, &[]).err().map(|e| e.to_string());
+            let got = plan(&allocation(), &image, machine, &BTreeMap::new(), &[]).err().map(|e| e.to_string());
             match (&got, want) {
                 (None, None) => {}
                 (Some(got), Some(want)) => assert!(got.starts_with(want), "{name}: {got}"),
@@ -281,7 +321,7 @@ mod tests {
             ("what can't be at all", System { hostname: "a_b".into(), ..System::default() }, Some("\"a_b\" is not a")),
         ] {
             let wanted = Allocation { system, ..allocation() };
-            let got = plan(&wanted, &image(GIB), &machine, &[]).err().map(|e| e.to_string());
+            let got = plan(&wanted, &image(GIB), &machine, &BTreeMap::new(), &[]).err().map(|e| e.to_string());
             match (&got, want) {
                 (None, None) => {}
                 (Some(got), Some(want)) => assert!(got.contains(want), "{name}: {got}"),

@@ -5,7 +5,7 @@
 //! Discovered ──────▶ Enrolled ───────▶ Erasing ─────▶ Waiting ─▶ Allocated ─▶ Installing ─▶ Booting ─▶ Running
 //!                       ▲                  │              allocate ▲                                      │
 //!                       │ enrol            │ no proof              └─ proof, if it has an allocation      │
-//!                   Releasing ◀────────────┼── release, reprovision (from everywhere but Discovered) ─────┘
+//!                   Releasing ◀────────────┼── release, reprovision, reinstall (all but Discovered) ──────┘
 //!                                          ▼
 //!                                     Quarantined ──▶ Releasing, only by an operator who says that it's in spite of that
 //! ```
@@ -13,6 +13,8 @@
 //! What holds in all of it:
 //! - Every boot of the agent starts over at Enrolled, so every boot erases. Nothing but an [`ErasureProof`] of this very
 //!   boot leads past Erasing.
+//! - A reinstall leaves drives out of that erase. It starts where a system is, and a machine that had drives left out
+//!   gets to nobody but the tenant whose they are: who releases or reprovisions it has all of them erased.
 //! - Booting and Running machines have a tenant: no agent can enrol on them, and they boot their own disk.
 //! - `max_failures` boots in a row that don't get past their phase lead to Quarantined instead of another round.
 
@@ -27,6 +29,8 @@ use crate::erasure::{ErasureProof, Unerasable};
 pub struct Facts {
     /// Somebody wants an image on it.
     pub allocated: bool,
+    /// A reinstall is going on, which leaves the tenant's drives out of the erase.
+    pub keeping: bool,
     /// Boots in a row that didn't get past the phase they were in.
     pub failures: u32,
     /// Whether the present boot is among them already.
@@ -54,6 +58,7 @@ pub enum Input {
     PhonedHome,
     Release(TakeBack),
     Reprovision(TakeBack),
+    Reinstall(TakeBack),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +67,7 @@ pub struct Transition {
     pub reason: Reason,
     pub order: OrderChange,
     pub allocation: AllocationChange,
+    pub keeping: bool,
     pub failures: u32,
     /// Whether the boot that is present afterwards is counted in `failures`.
     pub counted: bool,
@@ -146,7 +152,8 @@ pub fn next(state: State, facts: Facts, input: Input) -> Result<Transition, Refu
         },
         Input::Installed => match state {
             State::Installing => {
-                Ok(Transition { order: OrderChange::Drop, failures: 0, counted: false, ..to(State::Booting, facts) })
+                let booting = to(State::Booting, facts);
+                Ok(Transition { order: OrderChange::Drop, keeping: false, failures: 0, counted: false, ..booting })
             }
             _ => Err(refused(state, NO_INSTALL)),
         },
@@ -164,8 +171,16 @@ pub fn next(state: State, facts: Facts, input: Input) -> Result<Transition, Refu
             _ => Err(refused(state, "no installed system is expected to call")),
         },
         Input::Release(how) => release(state, facts, how, AllocationChange::Drop),
-        Input::Reprovision(how) if facts.allocated => release(state, facts, how, AllocationChange::Keep),
-        Input::Reprovision(_) => Err(refused(state, "it has no allocation that could be installed again; allocate it")),
+        Input::Reprovision(_) | Input::Reinstall(_) if !facts.allocated => {
+            Err(refused(state, "it has no allocation that could be installed again; allocate it"))
+        }
+        Input::Reprovision(how) => release(state, facts, how, AllocationChange::Keep),
+        Input::Reinstall(how) => match state {
+            State::Booting | State::Running => reinstall(state, facts, how),
+            // Once more, from wherever the last attempt got to.
+            _ if facts.keeping => reinstall(state, facts, how),
+            _ => Err(refused(state, "what was on its drives is erased, or about to be; reprovision it")),
+        },
     }
 }
 
@@ -216,8 +231,12 @@ fn inventory(state: State, facts: Facts, disks: Result<Vec<DiskId>, Unerasable>)
     }
 }
 
-fn erased(state: State, facts: Facts, _proof: &ErasureProof) -> Result<Transition, Refused> {
+fn erased(state: State, facts: Facts, proof: &ErasureProof) -> Result<Transition, Refused> {
+    let for_its_tenant = facts.allocated && facts.keeping;
     match (state, facts.allocated) {
+        (State::Erasing, _) if !for_its_tenant && !proof.kept().is_empty() => {
+            Ok(quarantine(facts, "drives were kept for a tenant who doesn't have the machine any more".into()))
+        }
         (State::Erasing, true) => {
             Ok(Transition { reason: Reason::Keep, order: OrderChange::Drop, ..to(State::Allocated, facts) })
         }
@@ -267,7 +286,12 @@ fn release(state: State, facts: Facts, how: TakeBack, allocation: AllocationChan
         State::Booting | State::Running => OrderChange::Drop,
         State::Releasing => OrderChange::Keep,
     };
-    Ok(Transition { order, allocation, failures: 0, counted: false, ..to(State::Releasing, facts) })
+    let releasing = to(State::Releasing, facts);
+    Ok(Transition { order, allocation, keeping: false, failures: 0, counted: false, ..releasing })
+}
+
+fn reinstall(state: State, facts: Facts, how: TakeBack) -> Result<Transition, Refused> {
+    Ok(Transition { keeping: true, ..release(state, facts, how, AllocationChange::Keep)? })
 }
 
 fn quarantine(facts: Facts, why: String) -> Transition {
@@ -280,6 +304,7 @@ fn to(state: State, facts: Facts) -> Transition {
         reason: Reason::Clear,
         order: OrderChange::Keep,
         allocation: AllocationChange::Keep,
+        keeping: facts.keeping,
         failures: facts.failures,
         counted: facts.counted,
     }
@@ -313,10 +338,12 @@ mod tests {
         Reprovision,
         ReleaseAnyway,
         ReprovisionAnyway,
+        Reinstall,
+        ReinstallAnyway,
     }
 
     impl Kind {
-        const ALL: [Self; 15] = [
+        const ALL: [Self; 17] = [
             Self::Enrol,
             Self::Inventory,
             Self::BadInventory,
@@ -332,6 +359,8 @@ mod tests {
             Self::Reprovision,
             Self::ReleaseAnyway,
             Self::ReprovisionAnyway,
+            Self::Reinstall,
+            Self::ReinstallAnyway,
         ];
 
         /// A new variant of [`Input`] doesn't compile here until the table has a column for it.
@@ -352,6 +381,8 @@ mod tests {
                 Input::Release(_) => Self::Release,
                 Input::Reprovision(how) if how.despite_quarantine => Self::ReprovisionAnyway,
                 Input::Reprovision(_) => Self::Reprovision,
+                Input::Reinstall(how) if how.despite_quarantine => Self::ReinstallAnyway,
+                Input::Reinstall(_) => Self::Reinstall,
             }
         }
 
@@ -372,12 +403,15 @@ mod tests {
                 Self::Reprovision => Input::Reprovision(TakeBack::default()),
                 Self::ReleaseAnyway => Input::Release(TakeBack { despite_quarantine: true }),
                 Self::ReprovisionAnyway => Input::Reprovision(TakeBack { despite_quarantine: true }),
+                Self::Reinstall => Input::Reinstall(TakeBack::default()),
+                Self::ReinstallAnyway => Input::Reinstall(TakeBack { despite_quarantine: true }),
             }
         }
     }
 
-    const PLAIN: Facts = Facts { allocated: false, failures: 0, counted: false, max_failures: 3 };
+    const PLAIN: Facts = Facts { allocated: false, keeping: false, failures: 0, counted: false, max_failures: 3 };
     const ALLOCATED: Facts = Facts { allocated: true, ..PLAIN };
+    const KEEPING: Facts = Facts { keeping: true, ..ALLOCATED };
 
     /// One row per state, one cell per input: the first four letters of the next state, or `-` for a refusal.
     fn grid(facts: Facts) -> String {
@@ -400,44 +434,56 @@ mod tests {
             assert_eq!(format!("{:?}", Kind::of(&kind.input())), format!("{kind:?}"));
         }
         // columns: enrol, inventory, no disks, erased, not erased, allocate, install ordered, installed, install failed,
-        // own disk, phoned home, release, reprovision, the same two despite a quarantine
+        // own disk, phoned home, release, reprovision, the same two despite a quarantine, reinstall, despite a quarantine
         let plain = "\
-discovered  enro -    -    -    -    -    -    -    -    -    -    -    -    -    -
-enrolled    enro eras quar -    -    -    -    -    -    -    -    rele -    rele -
-erasing     enro eras quar wait quar -    -    -    -    -    -    rele -    rele -
-waiting     enro -    -    -    -    allo -    -    -    -    -    rele -    rele -
-allocated   enro -    -    -    -    -    -    -    -    -    -    rele -    rele -
-installing  enro -    -    -    -    -    -    boot allo -    -    rele -    rele -
-booting     -    -    -    -    -    -    -    -    -    boot runn rele -    rele -
-running     -    -    -    -    -    -    -    -    -    runn -    rele -    rele -
-releasing   enro -    -    -    -    -    -    -    -    -    -    rele -    rele -
-quarantined quar quar quar -    -    -    -    -    -    -    -    -    -    rele -";
+discovered  enro -    -    -    -    -    -    -    -    -    -    -    -    -    -    -    -
+enrolled    enro eras quar -    -    -    -    -    -    -    -    rele -    rele -    -    -
+erasing     enro eras quar wait quar -    -    -    -    -    -    rele -    rele -    -    -
+waiting     enro -    -    -    -    allo -    -    -    -    -    rele -    rele -    -    -
+allocated   enro -    -    -    -    -    -    -    -    -    -    rele -    rele -    -    -
+installing  enro -    -    -    -    -    -    boot allo -    -    rele -    rele -    -    -
+booting     -    -    -    -    -    -    -    -    -    boot runn rele -    rele -    -    -
+running     -    -    -    -    -    -    -    -    -    runn -    rele -    rele -    -    -
+releasing   enro -    -    -    -    -    -    -    -    -    -    rele -    rele -    -    -
+quarantined quar quar quar -    -    -    -    -    -    -    -    -    -    rele -    -    -";
         let allocated = "\
-discovered  enro -    -    -    -    -    -    -    -    -    -    -    -    -    -
-enrolled    enro eras quar -    -    -    -    -    -    -    -    rele rele rele rele
-erasing     enro eras quar allo quar -    -    -    -    -    -    rele rele rele rele
-waiting     enro -    -    -    -    allo -    -    -    -    -    rele rele rele rele
-allocated   enro -    -    -    -    -    inst -    -    -    -    rele rele rele rele
-installing  enro -    -    -    -    -    -    boot allo -    -    rele rele rele rele
-booting     -    -    -    -    -    -    -    -    -    boot runn rele rele rele rele
-running     -    -    -    -    -    -    -    -    -    runn -    rele rele rele rele
-releasing   enro -    -    -    -    -    -    -    -    -    -    rele rele rele rele
-quarantined quar quar quar -    -    -    -    -    -    -    -    -    -    rele rele";
+discovered  enro -    -    -    -    -    -    -    -    -    -    -    -    -    -    -    -
+enrolled    enro eras quar -    -    -    -    -    -    -    -    rele rele rele rele -    -
+erasing     enro eras quar allo quar -    -    -    -    -    -    rele rele rele rele -    -
+waiting     enro -    -    -    -    allo -    -    -    -    -    rele rele rele rele -    -
+allocated   enro -    -    -    -    -    inst -    -    -    -    rele rele rele rele -    -
+installing  enro -    -    -    -    -    -    boot allo -    -    rele rele rele rele -    -
+booting     -    -    -    -    -    -    -    -    -    boot runn rele rele rele rele rele rele
+running     -    -    -    -    -    -    -    -    -    runn -    rele rele rele rele rele rele
+releasing   enro -    -    -    -    -    -    -    -    -    -    rele rele rele rele -    -
+quarantined quar quar quar -    -    -    -    -    -    -    -    -    -    rele rele -    -";
         let last_chance = "\
-discovered  enro -    -    -    -    -    -    -    -    -    -    -    -    -    -
-enrolled    quar eras quar -    -    -    -    -    -    -    -    rele rele rele rele
-erasing     quar eras quar allo quar -    -    -    -    -    -    rele rele rele rele
-waiting     enro -    -    -    -    allo -    -    -    -    -    rele rele rele rele
-allocated   quar -    -    -    -    -    inst -    -    -    -    rele rele rele rele
-installing  quar -    -    -    -    -    -    boot quar -    -    rele rele rele rele
-booting     -    -    -    -    -    -    -    -    -    boot runn rele rele rele rele
-running     -    -    -    -    -    -    -    -    -    runn -    rele rele rele rele
-releasing   enro -    -    -    -    -    -    -    -    -    -    rele rele rele rele
-quarantined quar quar quar -    -    -    -    -    -    -    -    -    -    rele rele";
+discovered  enro -    -    -    -    -    -    -    -    -    -    -    -    -    -    -    -
+enrolled    quar eras quar -    -    -    -    -    -    -    -    rele rele rele rele -    -
+erasing     quar eras quar allo quar -    -    -    -    -    -    rele rele rele rele -    -
+waiting     enro -    -    -    -    allo -    -    -    -    -    rele rele rele rele -    -
+allocated   quar -    -    -    -    -    inst -    -    -    -    rele rele rele rele -    -
+installing  quar -    -    -    -    -    -    boot quar -    -    rele rele rele rele -    -
+booting     -    -    -    -    -    -    -    -    -    boot runn rele rele rele rele rele rele
+running     -    -    -    -    -    -    -    -    -    runn -    rele rele rele rele rele rele
+releasing   enro -    -    -    -    -    -    -    -    -    -    rele rele rele rele -    -
+quarantined quar quar quar -    -    -    -    -    -    -    -    -    -    rele rele -    -";
+        let keeping = "\
+discovered  enro -    -    -    -    -    -    -    -    -    -    -    -    -    -    -    -
+enrolled    enro eras quar -    -    -    -    -    -    -    -    rele rele rele rele rele rele
+erasing     enro eras quar allo quar -    -    -    -    -    -    rele rele rele rele rele rele
+waiting     enro -    -    -    -    allo -    -    -    -    -    rele rele rele rele rele rele
+allocated   enro -    -    -    -    -    inst -    -    -    -    rele rele rele rele rele rele
+installing  enro -    -    -    -    -    -    boot allo -    -    rele rele rele rele rele rele
+booting     -    -    -    -    -    -    -    -    -    boot runn rele rele rele rele rele rele
+running     -    -    -    -    -    -    -    -    -    runn -    rele rele rele rele rele rele
+releasing   enro -    -    -    -    -    -    -    -    -    -    rele rele rele rele rele rele
+quarantined quar quar quar -    -    -    -    -    -    -    -    -    -    rele rele -    rele";
         for (name, facts, want) in [
             ("without an allocation", PLAIN, plain),
             ("with one", ALLOCATED, allocated),
             ("two of three boots failed", Facts { failures: 2, ..ALLOCATED }, last_chance),
+            ("in a reinstall", KEEPING, keeping),
         ] {
             assert_eq!(grid(facts), want, "{name}:\n{}", grid(facts));
         }
@@ -563,10 +609,36 @@ quarantined quar quar quar -    -    -    -    -    -    -    -    -    -    rel
             let Ok(to) = next(state, facts, kind.input()) else { continue };
             facts.allocated |= matches!(kind, Kind::Allocate);
             facts.allocated &= to.allocation == AllocationChange::Keep;
+            facts.keeping = to.keeping;
             (facts.failures, facts.counted) = (to.failures, to.counted);
             state = to.state;
             each(*kind, state);
         }
+    }
+
+    #[test]
+    fn drives_are_kept_for_their_tenant_only() {
+        let kept = || Input::Erased(crate::erasure::tests::proof_beside(&["K"]));
+        for (name, facts, want) in [
+            ("their tenant's reinstall", KEEPING, State::Allocated),
+            ("nobody has it any more", Facts { keeping: true, ..PLAIN }, State::Quarantined),
+            ("no reinstall", ALLOCATED, State::Quarantined),
+            ("free, and no reinstall", PLAIN, State::Quarantined),
+        ] {
+            assert_eq!(next(State::Erasing, facts, kept()).map(|to| to.state), Ok(want), "{name}");
+        }
+        for (name, kind, keeping) in [
+            ("once more", Kind::Reinstall, true),
+            ("all of it anew", Kind::Reprovision, false),
+            ("given back", Kind::Release, false),
+        ] {
+            let to = next(State::Installing, KEEPING, kind.input()).expect(name);
+            assert_eq!((to.state, to.keeping), (State::Releasing, keeping), "{name}");
+        }
+        let done = next(State::Installing, KEEPING, Kind::Installed.input()).expect("installed");
+        assert!(!done.keeping, "the next time somebody decides again");
+        let again = next(State::Installing, KEEPING, Kind::InstallFailed.input()).expect("tried again");
+        assert!(again.keeping, "a failure changes nothing about it");
     }
 
     fn needs_proof(state: State) -> bool {
@@ -612,7 +684,7 @@ quarantined quar quar quar -    -    -    -    -    -    -    -    -    -    rel
         fn only_a_decision_against_it_ends_a_quarantine(kinds in proptest::collection::vec(any_kind(), 0..60)) {
             let mut before = State::Discovered;
             run(&kinds, |kind, state| {
-                let decided = matches!(kind, Kind::ReleaseAnyway | Kind::ReprovisionAnyway);
+                let decided = matches!(kind, Kind::ReleaseAnyway | Kind::ReprovisionAnyway | Kind::ReinstallAnyway);
                 let out = before == State::Quarantined && state != State::Quarantined;
                 assert!(!out || (decided && state == State::Releasing), "{kind:?} led to {state} in {kinds:?}");
                 before = state;

@@ -1,13 +1,13 @@
 //! What people ask and order.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use axum::http::StatusCode;
 use drophammer_protocol::api::{Explanation, ImageSummary, ImportStatus};
 use drophammer_protocol::erase::Policy;
 use drophammer_protocol::event::{Phase, Recorded, Step};
 use drophammer_protocol::id::{Mac, MachineId};
-use drophammer_protocol::machine::{Allocation, Machine, State, TakeBack};
+use drophammer_protocol::machine::{Allocation, Machine, Reinstall, State, TakeBack};
 
 use crate::Control;
 use crate::auth::Who;
@@ -16,6 +16,7 @@ use crate::explain::{Case, explain};
 use crate::install;
 use crate::lifecycle::Input;
 use crate::records::{self, BootInventory, Record, inventory_key, machine_key};
+use crate::store::Txn;
 use crate::timeline::{self, Said};
 
 /// Whose history is asked for.
@@ -109,7 +110,7 @@ impl Control {
             let Some(inventory) = inventory else {
                 return Err(Denied::conflict("the machine has no inventory of its present boot; reboot it"));
             };
-            install::plan(wanted, image?, &inventory.inventory, &self.policy().reboot_models)
+            install::plan(wanted, image?, &inventory.inventory, &BTreeMap::new(), &self.policy().reboot_models)
                 .map_err(|why| unfit(why.to_string()))?;
             let promised = promised.clone().map_err(unfit)?;
             granted.owed = granted.owed.into_iter().chain(promised).reduce(Policy::strictest);
@@ -131,7 +132,7 @@ impl Control {
     }
 
     pub(crate) fn release(&self, machine: MachineId, how: TakeBack, who: &Who, now: u64) -> Result<Machine, Denied> {
-        self.take_back(machine, &Input::Release(how), &format!("{who}, who released it"), now)
+        self.take_back(machine, &Input::Release(how), &format!("{who}, who released it"), now, |_, _| Ok(()))
     }
 
     pub(crate) fn reprovision(
@@ -141,10 +142,54 @@ impl Control {
         who: &Who,
         now: u64,
     ) -> Result<Machine, Denied> {
-        self.take_back(machine, &Input::Reprovision(how), &format!("{who}, who had it provisioned again"), now)
+        let decided = format!("{who}, who had it provisioned again");
+        self.take_back(machine, &Input::Reprovision(how), &decided, now, |_, _| Ok(()))
     }
 
-    fn take_back(&self, machine: MachineId, input: &Input, decided: &str, now: u64) -> Result<Machine, Denied> {
+    /// The system anew, and the drives that the layout keeps as they are. Refuses what would come to an end half-way.
+    pub(crate) fn reinstall(
+        &self,
+        machine: MachineId,
+        how: &Reinstall,
+        who: &Who,
+        now: u64,
+    ) -> Result<Machine, Denied> {
+        let unfit = |why: String| Denied::new(StatusCode::UNPROCESSABLE_ENTITY, why);
+        let named =
+            how.image.as_ref().map(|reference| Ok::<_, Denied>((reference, self.inner.images.find(reference, now)?)));
+        let named = named.transpose()?;
+        let input = Input::Reinstall(TakeBack { despite_quarantine: how.despite_quarantine });
+        let decided = format!("{who}, who had it installed again beside the drives that it keeps");
+        self.take_back(machine, &input, &decided, now, |txn, record| {
+            let kept = record.kept();
+            let Some(allocation) = record.allocation.as_mut() else { return Ok(()) };
+            if kept.is_empty() {
+                return Err(Denied::conflict(
+                    "its layout keeps no drive (keep = true) that its last install had, so a reinstall would erase all of \
+                     them; `drophammer machine reprovision` does that",
+                ));
+            }
+            let Some((reference, image)) = &named else { return Ok(()) };
+            let image = image.as_ref().ok_or_else(|| unfit(self.no_such_image(reference)))?;
+            allocation.image = image.reference();
+            // What it was made of when it last told; the boot that comes has the last word.
+            if let Some(last) = txn.get::<BootInventory>(&inventory_key(machine))? {
+                install::plan(allocation, image, &last.inventory, &kept, &self.policy().reboot_models)
+                    .map_err(|why| unfit(why.to_string()))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// `prepare` sees the machine as it will be, and may still refuse.
+    fn take_back(
+        &self,
+        machine: MachineId,
+        input: &Input,
+        decided: &str,
+        now: u64,
+        prepare: impl Fn(&mut Txn<'_>, &mut Record) -> Result<(), Denied>,
+    ) -> Result<Machine, Denied> {
         let power = self.inner.power.as_ref();
         let name = self.change(machine, |txn, record| {
             // The certificates of the erase that follows say it as well, and those are never deleted.
@@ -156,6 +201,7 @@ impl Control {
             };
             let decision = timeline::shortened(decision);
             self.advance(txn, record, input.clone(), now)?;
+            prepare(txn, record)?;
             let said = format!("taken back by {decision}");
             timeline::append(txn, machine, [Said::new(now, record.boot, Phase::Lifecycle, Step::Note, said)])?;
             record.wanted_by = Some(decision);

@@ -18,10 +18,13 @@ use crate::denied::Denied;
 use crate::erasure::{self, Run};
 use crate::install;
 use crate::lifecycle::Input;
-use crate::records::{Answered, BootInventory, Erasing, Record, What, certificate_key, inventory_key};
+use crate::records::{Answered, BootInventory, Erasing, Record, Standing, What, certificate_key, inventory_key};
 use crate::rested;
 use crate::store::Txn;
 use crate::timeline::{self, Said};
+
+/// As many drives as a layout has.
+const MOST_KEPT: usize = 64;
 
 impl Control {
     pub(crate) fn take_outcome(&self, bearer: &str, id: OrderId, outcome: &Outcome, now: u64) -> Result<(), Denied> {
@@ -47,7 +50,7 @@ impl Control {
                     let input = self.erase_result(txn, record, id, &erasing, outcome, now)?;
                     agent_step(self, txn, record, input, now)
                 }
-                What::Install(plan) => self.install_ended(txn, record, &plan, outcome, now),
+                What::Install(plan) => self.install_ended(txn, record, id, &plan, outcome, now),
                 What::Reboot { .. } => reboot_ended(txn, record, outcome, now),
             }
         })
@@ -85,6 +88,7 @@ impl Control {
             boot,
             order,
             disks: &erasing.disks,
+            kept: &erasing.kept,
             policy: erasing.policy,
             inventory: &inventory.inventory,
             key: enrolment.key,
@@ -111,6 +115,7 @@ impl Control {
         &self,
         txn: &mut Txn<'_>,
         record: &mut Record,
+        order: OrderId,
         plan: &install::Plan,
         outcome: &Outcome,
         now: u64,
@@ -118,7 +123,11 @@ impl Control {
         match outcome {
             Outcome::Installed(done) => {
                 agent_step(self, txn, record, Input::Installed, now)?;
-                let order::Installed { bytes_fetched, bytes_written, peak_memory_bytes, .. } = **done;
+                let drives =
+                    plan.drives.iter().chain(&plan.kept).map(|(name, id)| (name.clone(), id.clone())).collect();
+                let key_of = record.standing.as_ref().filter(|_| !plan.kept.is_empty()).map_or(order, |s| s.key_of);
+                record.standing = Some(Standing { drives, key_of });
+                let order::Installed { bytes_fetched, bytes_written, peak_memory_bytes, ref kept, .. } = **done;
                 let message = format!(
                     "{} is on {}: {} fetched, {} written, the agent's memory peaked at {}",
                     plan.image,
@@ -127,8 +136,10 @@ impl Control {
                     bytes(bytes_written),
                     bytes(peak_memory_bytes)
                 );
-                let said = Said::new(now, record.boot, Phase::Lifecycle, Step::Note, message);
-                Ok(timeline::append(txn, record.id, [said])?)
+                let kept = kept.iter().take(MOST_KEPT).cloned();
+                let said = std::iter::once(message).chain(kept).map(timeline::shortened);
+                let said = said.map(|text| Said::new(now, record.boot, Phase::Lifecycle, Step::Note, text));
+                Ok(timeline::append(txn, record.id, said.collect::<Vec<_>>())?)
             }
             Outcome::Refused { reason } => {
                 agent_step(self, txn, record, Input::InstallFailed(format!("the agent refused: {reason}")), now)

@@ -65,6 +65,12 @@ pub(crate) struct Record {
     pub(crate) owed: Option<Policy>,
     /// Who wanted the erase that is due; nobody in particular if it's only the rule.
     pub(crate) wanted_by: Option<String>,
+    /// What is on it, as long as it's allocated.
+    #[serde(default)]
+    pub(crate) standing: Option<Standing>,
+    /// A reinstall is going on.
+    #[serde(default)]
+    pub(crate) keeping: bool,
     /// What the present boot has to do.
     pub(crate) order: Option<Pending>,
     /// Orders of the present boot whose outcome is in.
@@ -118,10 +124,21 @@ pub(crate) enum What {
     Reboot { reason: String },
 }
 
+/// What a finished install left behind, as far as the next one may need it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Standing {
+    /// By their names in the layout.
+    pub(crate) drives: BTreeMap<String, DiskId>,
+    /// From whose id the key of encrypted volumes is made.
+    pub(crate) key_of: OrderId,
+}
+
 /// What the certificates are held against: an order stays as it was written until its outcome is in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Erasing {
     pub(crate) disks: Vec<DiskId>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) kept: Vec<DiskId>,
     pub(crate) policy: Policy,
     pub(crate) ordered_by: String,
 }
@@ -175,6 +192,8 @@ impl Record {
             allocation: None,
             owed: None,
             wanted_by: None,
+            standing: None,
+            keeping: false,
             order: None,
             answered: Vec::new(),
             phone_home: None,
@@ -202,6 +221,7 @@ impl Record {
     pub(crate) fn step(&mut self, input: Input, rules: Rules, order: OrderId, now: u64) -> Result<(), Refused> {
         let facts = Facts {
             allocated: self.allocation.is_some(),
+            keeping: self.keeping,
             failures: self.failures,
             counted: self.counted,
             max_failures: rules.max_failures,
@@ -212,6 +232,7 @@ impl Record {
         self.state = to.state;
         self.failures = to.failures;
         self.counted = to.counted;
+        self.keeping = to.keeping;
         match to.reason {
             Reason::Keep => {}
             Reason::Clear => self.reason = None,
@@ -219,7 +240,7 @@ impl Record {
         }
         match to.allocation {
             AllocationChange::Keep => {}
-            AllocationChange::Drop => self.allocation = None,
+            AllocationChange::Drop => (self.allocation, self.standing) = (None, None),
         }
         match to.order {
             OrderChange::Keep => {}
@@ -228,7 +249,8 @@ impl Record {
             OrderChange::Erase(disks) => {
                 let policy = self.owed.map_or(rules.erase, |owed| owed.strictest(rules.erase));
                 let ordered_by = self.wanted_by.clone().unwrap_or_else(|| BY_RULE.to_owned());
-                let what = What::Erase(Erasing { disks, policy, ordered_by });
+                let kept = self.kept().into_values().collect();
+                let what = What::Erase(Erasing { disks, kept, policy, ordered_by });
                 if self.order.as_ref().is_none_or(|o| o.what != what) {
                     self.order = Some(Pending { id: order, what });
                 }
@@ -254,6 +276,15 @@ impl Record {
             self.changed_ms = now;
         }
         Ok(())
+    }
+
+    /// The drives that the present round of erase and install leaves as they are, by their names in the layout.
+    pub(crate) fn kept(&self) -> BTreeMap<String, DiskId> {
+        let (Some(allocation), Some(standing), true) = (&self.allocation, &self.standing, self.keeping) else {
+            return BTreeMap::new();
+        };
+        let kept = allocation.layout().drives.into_iter().filter(|drive| drive.keep);
+        kept.filter_map(|drive| standing.drives.get(&drive.name).map(|id| (drive.name, id.clone()))).collect()
     }
 
     pub(crate) fn boot_of(&self, boot: BootId) -> Option<&Boot> {

@@ -57,6 +57,7 @@ pub fn inventory(disks: Vec<Disk>) -> Inventory {
 pub fn erase(disks: Vec<DiskId>) -> Erase {
     Erase {
         disks,
+        kept: vec![],
         policy: Policy::Purge,
         depth: Depth::Sampled,
         psids: [].into(),
@@ -120,6 +121,7 @@ pub fn certificate(machine: MachineId, boot: BootId, order: OrderId, link: Link,
 /// An order to install an image on a drive, with a server that isn't there.
 pub fn install(image: &str, cmdline: &str, system: system::System) -> Install {
     Install {
+        kept: [].into(),
         layout: Layout::single(None),
         drives: [(layout::SYSTEM.into(), DiskId::new("S1", 1 << 30))].into(),
         image: image.into(),

@@ -22,6 +22,7 @@ mod start;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -56,7 +57,11 @@ pub struct Drive {
     pub name: String,
     #[serde(default, skip_serializing_if = "Select::is_any")]
     pub select: Select,
-    /// In their order on the drive; the first is number 1.
+    /// A reinstall for the same tenant leaves it as it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
+    /// In their order on the drive; the first is number 1. One that is kept may have none: it's left to the tenant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub partitions: Vec<Partition>,
 }
 
@@ -282,6 +287,7 @@ impl Layout {
         Self {
             drives: vec![Drive {
                 name: SYSTEM.into(),
+                keep: false,
                 select: Select { serial: serial.map(|serial| serial.trim().to_owned()), ..Select::default() },
                 partitions: vec![
                     partition("bios", Kind::Bios),
@@ -307,6 +313,53 @@ impl Layout {
         let group = self.groups.iter().find(|group| group.name == of)?;
         let volume = group.volumes.iter().find(|volume| volume.name == part)?;
         Some(Device::Volume { group, volume })
+    }
+
+    /// Names of the drives that a device lies on.
+    pub fn drives_under<'a>(&'a self, device: &'a str) -> BTreeSet<&'a str> {
+        let all = |names: &'a [String]| -> BTreeSet<&'a str> {
+            names.iter().flat_map(|name| self.drives_under(name)).collect()
+        };
+        match self.device(device) {
+            Some(Device::Partition { drive, .. }) => BTreeSet::from([drive.name.as_str()]),
+            Some(Device::Raid(raid)) => all(&raid.devices).union(&all(&raid.spares)).copied().collect(),
+            Some(Device::Volume { group, .. }) => all(&group.devices),
+            // `check` has seen that it lies on no other encrypted one, but this may be asked before.
+            Some(Device::Encrypted(encrypted)) if !matches!(self.device(&encrypted.on), Some(Device::Encrypted(_))) => {
+                self.drives_under(&encrypted.on)
+            }
+            Some(Device::Encrypted(_)) | None => BTreeSet::new(),
+        }
+    }
+
+    /// Whether a device lies on drives that are kept, all of it.
+    pub fn keeps(&self, device: &str) -> bool {
+        let under = self.drives_under(device);
+        let kept = |name: &&str| self.drives.iter().any(|drive| drive.name == *name && drive.keep);
+        !under.is_empty() && under.iter().all(kept)
+    }
+
+    /// Two layouts: of what is made, and of what lies on the drives in `kept`.
+    pub fn apart(&self, kept: &BTreeSet<&str>) -> (Self, Self) {
+        let stays = |device: &String| {
+            let under = self.drives_under(device);
+            !under.is_empty() && under.is_subset(kept)
+        };
+        let (kept_drives, drives) = self.drives.iter().cloned().partition(|drive| kept.contains(drive.name.as_str()));
+        let (kept_raids, raids) = self.raids.iter().cloned().partition(|raid| raid.devices.iter().all(stays));
+        let (kept_groups, groups) = self.groups.iter().cloned().partition(|group| group.devices.iter().all(stays));
+        let (kept_encrypted, encrypted) = self.encrypted.iter().cloned().partition(|encrypted| stays(&encrypted.on));
+        let (kept_filesystems, filesystems) =
+            self.filesystems.iter().cloned().partition(|filesystem| filesystem.on.as_ref().is_some_and(stays));
+        let made = Self { drives, raids, groups, encrypted, filesystems };
+        let kept = Self {
+            drives: kept_drives,
+            raids: kept_raids,
+            groups: kept_groups,
+            encrypted: kept_encrypted,
+            filesystems: kept_filesystems,
+        };
+        (made, kept)
     }
 
     /// What is mounted there.
@@ -356,6 +409,7 @@ impl Layout {
         }
         self.check_uses(&mut found);
         self.check_mounts(&mut found);
+        self.check_kept(&mut found);
         found.verdict()
     }
 
@@ -471,6 +525,33 @@ impl Layout {
         }
     }
 
+    /// What is kept must make sense beside what is made anew.
+    fn check_kept(&self, found: &mut Findings) {
+        for drive in self.drives.iter().filter(|drive| drive.keep) {
+            let firmware = drive.partitions.iter().find(|partition| partition.kind != Kind::Linux);
+            found.unless(firmware.is_none(), &format!("drive.{}", drive.name), || {
+                "it can't be kept: what the firmware starts from is made anew by every install".into()
+            });
+        }
+        let raids =
+            self.raids.iter().map(|raid| (format!("raid.{}", raid.name), raid.devices.iter().chain(&raid.spares)));
+        let none: &[String] = &[];
+        let groups =
+            self.groups.iter().map(|group| (format!("volume_group.{}", group.name), group.devices.iter().chain(none)));
+        for (at, mut devices) in raids.chain(groups) {
+            let first = devices.next().is_some_and(|device| self.keeps(device));
+            found.unless(devices.all(|device| self.keeps(device) == first), &at, || {
+                "it lies on drives that are kept and on others: it can't be half there".into()
+            });
+        }
+        for place in ["/", "/boot"] {
+            let kept = self.mounted_at(place).and_then(|f| f.on.as_deref()).is_some_and(|on| self.keeps(on));
+            found.unless(!kept, &format!("filesystem.{place}"), || {
+                "it can't lie on a drive that is kept: it's what a reinstall replaces".into()
+            });
+        }
+    }
+
     fn check_mounts(&self, found: &mut Findings) {
         let places = self.filesystems.iter().filter_map(|filesystem| filesystem.mount.as_ref());
         found.once(places, "filesystem", |place| format!("what is mounted at {place}"));
@@ -493,7 +574,7 @@ impl Layout {
 impl Drive {
     fn check(&self, found: &mut Findings) {
         let at = format!("drive.{}", self.name);
-        found.unless(!self.partitions.is_empty(), &at, || "it has no partitions".into());
+        found.unless(self.keep || !self.partitions.is_empty(), &at, || "it has no partitions".into());
         found.at_most(MAX_PARTITIONS, self.partitions.len(), &at);
         let rests = self.partitions.iter().filter(|p| p.wants_rest()).count();
         found.unless(rests <= 1, &at, || "only one of its partitions can have the rest".into());

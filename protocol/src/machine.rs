@@ -113,6 +113,15 @@ pub struct TakeBack {
     pub despite_quarantine: bool,
 }
 
+/// How a machine's system is replaced while its tenant and the drives that its layout keeps stay.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reinstall {
+    /// As in an [`Allocation`]; the one that is on it, if nobody says.
+    pub image: Option<String>,
+    pub despite_quarantine: bool,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     pub id: MachineId,

@@ -49,8 +49,11 @@ impl Task {
 /// What an agent is told to erase, and how well.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Erase {
-    /// Exactly these, which are all that the machine has.
+    /// Exactly these, which are all that the machine has but for those that are kept.
     pub disks: Vec<DiskId>,
+    /// Their tenant stays: nothing is written to these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<DiskId>,
     pub policy: Policy,
     pub depth: Depth,
     /// What is printed on the labels of self-encrypting drives, by serial: for those that a tenant has locked.
@@ -80,6 +83,9 @@ pub struct Install {
     pub layout: Layout,
     /// Which of the machine's drives is which of the layout's. These are written to, and no others.
     pub drives: BTreeMap<String, DiskId>,
+    /// The layout's drives that stay as they are: what is described on them is there already.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kept: BTreeMap<String, DiskId>,
     /// `name/version`, for people.
     pub image: String,
     /// Where the signed manifest and the packs are: the same in each, laid out as [`crate::manifest`] says. Whoever serves
@@ -207,4 +213,7 @@ pub struct Installed {
     pub bytes_written: u64,
     /// The agent's own high-water mark (VmHWM).
     pub peak_memory_bytes: u64,
+    /// How it's known of each drive that was kept that nothing was written to it: sentences.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<String>,
 }

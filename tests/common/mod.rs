@@ -92,7 +92,7 @@ impl Rig {
 
     /// Waits until the server says that the machine is in `state`. A machine that is quarantined instead has failed.
     pub(crate) fn wait_state(&self, machine: &Machine, state: State) -> machine::Machine {
-        self.wait(machine, &format!("{state}"), |now, _| {
+        self.wait_for(machine, &format!("{state}"), |now, _| {
             assert!(
                 state == State::Quarantined || now.state != State::Quarantined,
                 "{} was quarantined: {}\n{}",
@@ -107,7 +107,7 @@ impl Rig {
     /// Waits until an event of `phase` with `step` is there, `after` a position in the machine's history.
     pub(crate) fn wait_event(&self, machine: &Machine, after: u64, phase: Phase, step: Step) -> Recorded {
         let mut found = None;
-        self.wait(machine, &format!("{phase:?} {step:?}"), |_, events| {
+        self.wait_for(machine, &format!("{phase:?} {step:?}"), |_, events| {
             found = events.iter().find(|e| e.position > after && e.phase == phase && e.step == step).cloned();
             found.is_some()
         });
@@ -123,7 +123,7 @@ impl Rig {
         self.client.events(&machine.spec.name, 0, 0).unwrap_or_default()
     }
 
-    fn wait(
+    pub(crate) fn wait_for(
         &self,
         machine: &Machine,
         what: &str,

@@ -79,7 +79,8 @@ pub(crate) fn carry_out(ctx: &Context, order: &Erase, coverage: Coverage, report
             return Outcome::Refused { reason };
         }
     };
-    reporter.started(Phase::Erase, say(&subjects, &passed_by(&here)));
+    let kept = order.kept.iter().map(|id| format!("{id} is kept as it is"));
+    reporter.started(Phase::Erase, say(&subjects, &kept.chain(passed_by(&here)).collect::<Vec<_>>()));
     let (certificates, failed) = erase_all(ctx, order, subjects, reporter);
     if failed.is_empty() {
         reporter.done(Phase::Erase, format!("{} erased and verified", count(certificates.len(), "drive")));
@@ -92,7 +93,7 @@ pub(crate) fn carry_out(ctx: &Context, order: &Erase, coverage: Coverage, report
 /// Has every drive let go, opens it and asks it. `Err` is a refusal of the whole order.
 fn prepare(order: &Erase, coverage: Coverage, here: &[Disk], reporter: &Reporter) -> Result<Vec<Subject>, String> {
     let root = Path::new("/");
-    let named = order::check(&order.disks, here, coverage).map_err(|refusal| refusal.to_string())?;
+    let named = order::check(&order.disks, &order.kept, here, coverage).map_err(|refusal| refusal.to_string())?;
     for disk in &named {
         order::check_reach(&order.disks, here, disk).map_err(|refusal| refusal.to_string())?;
     }

@@ -7,6 +7,8 @@ use drophammer_protocol::inventory::{Bus, Disk, DiskId};
 pub(crate) enum Refusal {
     #[error("the order names {0} twice")]
     Twice(DiskId),
+    #[error("the order has {0} erased and kept at once")]
+    KeptToo(DiskId),
     #[error("the order names {0}, which isn't in this machine; order again after a new inventory")]
     Missing(DiskId),
     #[error("the order names {id}, but here it has {found} bytes; order again after a new inventory")]
@@ -24,14 +26,22 @@ pub(crate) enum Refusal {
 /// What an order has to name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Coverage {
-    /// Every drive that can hold data: the machine goes to somebody else.
+    /// Every drive that can hold data but for those that are kept: the machine goes to somebody else.
     WholeMachine,
     /// What a person named, on a host whose other drives are none of our business.
     NamedDrives,
 }
 
 /// The drives of the order, in its order, if they are here and as many as `coverage` asks for.
-pub(crate) fn check<'a>(order: &[DiskId], here: &'a [Disk], coverage: Coverage) -> Result<Vec<&'a Disk>, Refusal> {
+pub(crate) fn check<'a>(
+    order: &[DiskId],
+    kept: &[DiskId],
+    here: &'a [Disk],
+    coverage: Coverage,
+) -> Result<Vec<&'a Disk>, Refusal> {
+    if let Some(id) = order.iter().find(|id| kept.contains(id)) {
+        return Err(Refusal::KeptToo(id.clone()));
+    }
     let mut named = Vec::new();
     for (at, id) in order.iter().enumerate() {
         if order.iter().skip(at + 1).any(|other| other == id) {
@@ -56,7 +66,8 @@ pub(crate) fn check<'a>(order: &[DiskId], here: &'a [Disk], coverage: Coverage) 
     for disk in here {
         // A namespace whose format the kernel can't use shows no bytes, and holds some all the same.
         let hidden = disk.bus == Bus::Nvme && disk.size_bytes == 0;
-        if (disk.holds_data() || hidden) && !named.iter().any(|other| other.name == disk.name) {
+        let is_kept = disk.id().is_some_and(|id| kept.contains(&id));
+        if (disk.holds_data() || hidden) && !is_kept && !named.iter().any(|other| other.name == disk.name) {
             let serial = disk.serial.as_deref().unwrap_or("none");
             return Err(Refusal::Unnamed(format!("{} (serial {serial}, {} bytes)", disk.name, disk.size_bytes)));
         }
@@ -125,7 +136,7 @@ mod tests {
                 Ok(vec!["nvme1n1", "nvme0n1"]),
             ),
         ] {
-            let got = check(order, &here, WholeMachine)
+            let got = check(order, &[], &here, WholeMachine)
                 .map(|disks| disks.iter().map(|d| d.name.as_str()).collect::<Vec<_>>());
             assert_eq!(got, want, "{name}");
         }
@@ -140,7 +151,29 @@ mod tests {
             ("not here", &[id("C", 5)], Err(Refusal::Missing(id("C", 5)))),
             ("twice", &[id("A", 10), id("A", 10)], Err(Refusal::Twice(id("A", 10)))),
         ] {
-            assert_eq!(check(order, &two, NamedDrives).map(|disks| disks.len()), want, "{name}");
+            assert_eq!(check(order, &[], &two, NamedDrives).map(|disks| disks.len()), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn drives_that_are_kept_are_no_part_of_it() {
+        let three = [disk("nvme0n1", Some("A"), 10), disk("nvme1n1", Some("B"), 20), disk("nvme2n1", Some("C"), 30)];
+        for (name, order, kept, want) in [
+            ("one", vec![id("A", 10), id("C", 30)], vec![id("B", 20)], Ok(2)),
+            (
+                "one erased as well",
+                vec![id("A", 10), id("B", 20)],
+                vec![id("B", 20)],
+                Err(Refusal::KeptToo(id("B", 20))),
+            ),
+            (
+                "another than meant",
+                vec![id("A", 10), id("C", 30)],
+                vec![id("B", 21)],
+                Err(Refusal::Unnamed("nvme1n1 (serial B, 20 bytes)".into())),
+            ),
+        ] {
+            assert_eq!(check(&order, &kept, &three, WholeMachine).map(|disks| disks.len()), want, "{name}");
         }
     }
 

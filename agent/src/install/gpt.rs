@@ -8,6 +8,7 @@ use drophammer_protocol::space::MIB;
 use gpt::disk::LogicalBlockSize;
 use gpt::mbr::{PartRecord, ProtectiveMBR};
 use gpt::{GptConfig, partition_types};
+use uuid::Uuid;
 
 use super::layout::{Role, Table};
 
@@ -31,11 +32,7 @@ pub(crate) enum ActiveFlag {
 /// firmware that repairs a missing primary table from the backup, by when everything else is complete anyway.
 pub(crate) fn tables(table: &Table, boot_code: &[u8; 440], active: ActiveFlag) -> anyhow::Result<[Piece; 3]> {
     let block = u64::from(table.geometry.logical_block);
-    let block_size = match table.geometry.logical_block {
-        512 => LogicalBlockSize::Lb512,
-        4096 => LogicalBlockSize::Lb4096,
-        other => anyhow::bail!("a GPT with blocks of {other} bytes isn't known here"),
-    };
+    let block_size = block_size(table.geometry.logical_block)?;
     let edges = Edges::new(table.geometry.bytes / block * block);
     let mut disk = GptConfig::new()
         .writable(true)
@@ -67,6 +64,42 @@ pub(crate) fn tables(table: &Table, boot_code: &[u8; 440], active: ActiveFlag) -
     let edges = disk.write().context("laying out the GPT")?;
     let mbr = protective_mbr(table, boot_code, active);
     edges.into_pieces(block, mbr).context("laying out the GPT")
+}
+
+/// The partitions of a drive's primary table, by their numbers: their names and GUIDs. Nothing is written.
+pub(crate) fn read(
+    drive: &mut (impl Read + Seek),
+    logical_block: u32,
+) -> anyhow::Result<BTreeMap<u32, (String, Uuid)>> {
+    const MOST_ENTRIES: u32 = 1024;
+    let block_size = block_size(logical_block)?;
+    let header = gpt::header::read_header_from_arbitrary_device(drive, block_size)?;
+    // The crate believes whatever the header says of these.
+    anyhow::ensure!(
+        header.part_size == 128 && header.num_parts <= MOST_ENTRIES,
+        "it has {} entries of {} bytes; up to {MOST_ENTRIES} of 128 are known here",
+        header.num_parts,
+        header.part_size
+    );
+    let partitions = gpt::partition::file_read_partitions(drive, &header, block_size)?;
+    Ok(partitions.into_iter().map(|(number, partition)| (number, (partition.name, partition.part_guid))).collect())
+}
+
+#[cfg(any(fuzzing, test))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    for logical_block in [512, 4096] {
+        if let Ok(partitions) = read(&mut io::Cursor::new(bytes), logical_block) {
+            assert!(partitions.len() <= bytes.len() / 128);
+        }
+    }
+}
+
+fn block_size(logical_block: u32) -> anyhow::Result<LogicalBlockSize> {
+    match logical_block {
+        512 => Ok(LogicalBlockSize::Lb512),
+        4096 => Ok(LogicalBlockSize::Lb4096),
+        other => anyhow::bail!("a GPT with blocks of {other} bytes isn't known here"),
+    }
 }
 
 fn protective_mbr(table: &Table, boot_code: &[u8; 440], active: ActiveFlag) -> Vec<u8> {
@@ -200,6 +233,59 @@ mod tests {
         assert!(esp.contains("C12A7328-F81F-11D2-BA4B-00A0C93EC93B"), "{esp}");
         assert!(root.contains("4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"), "{root}");
         assert!(root.contains(&table.partitions[2].guid.to_string().to_uppercase()), "{root}");
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        for logical_block in [512, 4096] {
+            let table = table(1 << 30, logical_block);
+            let mut file = tempfile::tempfile().expect("temporary file");
+            file.set_len(table.geometry.bytes).expect("sparse file");
+            for piece in tables(&table, &[0; 440], ActiveFlag::Clear).expect("tables") {
+                file.write_all_at(&piece.bytes, piece.offset).expect("written");
+            }
+            let want: BTreeMap<_, _> = table.partitions.iter().map(|p| (p.number, (p.name.clone(), p.guid))).collect();
+            assert_eq!(read(&mut file, logical_block).expect("a table"), want);
+            let other = if logical_block == 512 { 4096 } else { 512 };
+            read(&mut file, other).expect_err("in other blocks there is none");
+        }
+    }
+
+    #[test]
+    fn tables_that_lie_are_refused() {
+        let table = table(1 << 30, 512);
+        let [_, primary, mbr] = tables(&table, &[0; 440], ActiveFlag::Clear).expect("tables");
+        let sound: Vec<u8> = [mbr.bytes, primary.bytes].concat();
+        let header = 512;
+        // Of the header, whose sum is made right again, and of the entries.
+        for (name, at, value, want) in [
+            ("as many entries as there are numbers", header + 80, u32::MAX, "it has 4294967295 entries of 128 bytes"),
+            ("entries of another size", header + 84, 129, "it has 128 entries of 129 bytes"),
+            ("entries behind the end", header + 72, u32::MAX, "failed to fill"),
+            ("another entry", 2 * header + 8, 1, "CRC mismatch"),
+        ] {
+            let mut bytes = sound.clone();
+            bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+            bytes[header + 16..header + 20].fill(0);
+            let sum = crc32(&bytes[header..header + 92]);
+            bytes[header + 16..header + 20].copy_from_slice(&sum.to_le_bytes());
+            let said = read(&mut io::Cursor::new(&bytes), 512).expect_err(name).to_string();
+            assert!(said.contains(want), "{name}: {said}");
+        }
+        read(&mut io::Cursor::new(&sound), 512).expect("sound as it was");
+    }
+
+    fn crc32(bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(u32::MAX, |sum, byte| {
+            (0..8).fold(sum ^ u32::from(*byte), |sum, _| if sum & 1 == 1 { sum >> 1 ^ 0xedb8_8320 } else { sum >> 1 })
+        })
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_a_table_or_none(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..2048)) {
+            fuzz(&bytes);
+        }
     }
 
     #[test]

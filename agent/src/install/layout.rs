@@ -16,6 +16,7 @@ use drophammer_protocol::words::bytes;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use super::kept::Kept;
 use super::mkfs;
 use crate::volumes::{Contents, Member, luks, lvm, md};
 
@@ -95,6 +96,8 @@ pub(crate) struct Plan {
     pub(crate) made: Vec<Made>,
     /// Those that are on nothing.
     pub(crate) tmpfs: Vec<Filesystem>,
+    /// What is there already.
+    pub(crate) kept: Kept,
     root: usize,
     boot: usize,
 }
@@ -169,7 +172,7 @@ pub(crate) fn plan(layout: &Layout, found: &[Found], around: &Circumstances<'_>)
     let start = layout.start(around.firmware)?;
     let mut places = BTreeMap::new();
     let mut tables = Vec::new();
-    for drive in &layout.drives {
+    for drive in layout.drives.iter().filter(|drive| !drive.partitions.is_empty()) {
         let found = found.iter().find(|found| found.name == drive.name);
         let found = found.ok_or_else(|| format!("the order doesn't say which drive is {:?}", drive.name))?;
         // BIOS calls and GRUB's boot.img count in sectors of 512 bytes and fail on anything else.
@@ -235,7 +238,7 @@ pub(crate) fn plan(layout: &Layout, found: &[Found], around: &Circumstances<'_>)
     let position = |place: &str| made.iter().position(|made: &Made| made.wanted.mount.as_deref() == Some(place));
     let root = position("/").ok_or("the layout mounts nothing at /")?;
     let boot = position("/boot").unwrap_or(root);
-    Ok(Plan { tables, arrays, groups, encrypted, made, tmpfs, root, boot })
+    Ok(Plan { tables, arrays, groups, encrypted, made, tmpfs, kept: Kept::default(), root, boot })
 }
 
 fn table(
@@ -285,7 +288,7 @@ fn role(layout: &Layout, kind: Kind, name: &str, seed: &Seed) -> Role {
 }
 
 /// As the kernel calls them.
-fn partition_node(drive: &str, number: u32) -> PathBuf {
+pub(super) fn partition_node(drive: &str, number: u32) -> PathBuf {
     let between = if drive.ends_with(|c: char| c.is_ascii_digit()) { "p" } else { "" };
     PathBuf::from(format!("/dev/{drive}{between}{number}"))
 }
@@ -464,6 +467,7 @@ impl fmt::Display for Plan {
             let between = if index == 0 { "" } else { "; " };
             write!(f, "{between}{table}")?;
         }
+        write!(f, "{}", self.kept)?;
         for (_, plan) in &self.arrays {
             write!(f, "; {plan}")?;
         }

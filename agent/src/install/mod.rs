@@ -18,6 +18,7 @@ mod drivers;
 mod esp;
 mod fetch;
 mod gpt;
+mod kept;
 mod layout;
 mod metal;
 mod mkfs;
@@ -36,7 +37,7 @@ mod yaml;
 #[cfg(fuzzing)]
 pub(crate) use self::{
     bootloader::fuzz as fuzz_bootloader, configure::fuzz as fuzz_accounts, fetch::fuzz as fuzz_fetch,
-    metal::fuzz as fuzz_metal, preflight::fuzz as fuzz_kernel, systemd::fuzz as fuzz_systemd,
+    gpt::fuzz as fuzz_gpt, metal::fuzz as fuzz_metal, preflight::fuzz as fuzz_kernel, systemd::fuzz as fuzz_systemd,
     unpack::fuzz as fuzz_archive, yaml::fuzz as fuzz_yaml,
 };
 
@@ -71,6 +72,7 @@ use crate::modules;
 use crate::net;
 use crate::reporter::Reporter;
 use crate::sys::{block, ext4};
+use crate::untouched::Watched;
 use crate::volumes::{lvm, md};
 
 /// Whom to believe. The client trusts the ticket's CA alone; plain HTTP is as good, for nothing is used unverified.
@@ -101,17 +103,27 @@ pub(crate) struct Ready {
     pub(crate) loader: Option<Loader>,
 }
 
-/// Installs as ordered. Reports what it's going to do before it does it.
-pub(crate) fn carry_out(order: &Install, trust: &Trust, reporter: &Reporter) -> Result<Ready, InstallError> {
+/// Installs as ordered. Reports what it's going to do before it does it. Nothing becomes bootable unless every one of the
+/// `watched` drives is proven to be as it was.
+pub(crate) fn carry_out(
+    order: &Install,
+    trust: &Trust,
+    watched: &[Watched],
+    reporter: &Reporter,
+) -> Result<Ready, InstallError> {
     let interrupted = |what: String| reporter.note(Phase::Image, what);
     let sources = Sources::new(&trust.http, &order.stores, Patience::ORDINARY, &interrupted);
     let manifest = manifest(order, trust, &sources)?;
-    let (disks, plan) = plan(order, &manifest)?;
+    let (disks, plan) = plan(order, &manifest, watched)?;
     reporter.started(Phase::Layout, format!("{} on {}: {}", manifest.reference(), drives(order, &disks), plan.layout));
     load_drivers(&plan.layout, reporter)?;
     let mut assembly = Assembly::take(disks, plan.layout.clone(), order.disk_key.as_ref())?;
     match build(&mut assembly, order, &manifest, &plan, &sources, reporter) {
         Ok(built) => {
+            let kept = match watched.iter().map(Watched::prove).collect::<anyhow::Result<Vec<String>>>() {
+                Ok(kept) => kept,
+                Err(e) => return Err(InstallError::Failed(assembly.abandon(e))),
+            };
             let bootable = assembly.finish(&built.tables)?;
             reporter.done(Phase::Configure, "the disk is bootable, its tables were read back");
             let loader = start::tell_firmware(&plan.layout, reporter);
@@ -122,6 +134,7 @@ pub(crate) fn carry_out(order: &Install, trust: &Trust, reporter: &Reporter) -> 
                 bytes_fetched: sources.fetched(),
                 bytes_written: bootable.bytes_written,
                 peak_memory_bytes: peak_memory_bytes(),
+                kept,
             };
             Ok(Ready { report, start: built.start, loader })
         }
@@ -214,11 +227,19 @@ enum RootFrom<'a> {
 }
 
 /// The drives in the layout's order, and what becomes of them.
-fn plan<'a>(order: &Install, manifest: &'a Verified<Manifest>) -> Result<(Vec<OpenDisk>, Plan<'a>), InstallError> {
+fn plan<'a>(
+    order: &Install,
+    manifest: &'a Verified<Manifest>,
+    watched: &[Watched],
+) -> Result<(Vec<OpenDisk>, Plan<'a>), InstallError> {
     let ports: Vec<Mac> = net::ports(Path::new("/")).into_iter().map(|port| port.mac).collect();
     configure::check(order, &ports).map_err(InstallError::Refused)?;
+    order.layout.check().map_err(|faults| InstallError::Refused(format!("the layout can't be: {faults}")))?;
+    let (made, stays) = order.layout.apart(&order.kept.keys().map(String::as_str).collect());
+    let kept = kept::read(&stays, &order.kept, watched).map_err(InstallError::Refused)?;
     let (mut disks, mut found) = (Vec::new(), Vec::new());
-    for drive in &order.layout.drives {
+    // One without partitions is the tenant's to use.
+    for drive in made.drives.iter().filter(|drive| !drive.partitions.is_empty()) {
         let id = order.drives.get(&drive.name).ok_or_else(|| {
             InstallError::Refused(format!("the order doesn't say which of this machine's drives is {:?}", drive.name))
         })?;
@@ -239,7 +260,8 @@ fn plan<'a>(order: &Install, manifest: &'a Verified<Manifest>) -> Result<(Vec<Op
         now: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
         tools: &mkfs::Tools::find(),
     };
-    let layout = layout::plan(&order.layout, &found, &around).map_err(InstallError::Refused)?;
+    let mut layout = layout::plan(&made, &found, &around).map_err(InstallError::Refused)?;
+    layout.kept = kept;
     bootloader::check(&manifest.boot, firmware).map_err(InstallError::Refused)?;
     let command_line =
         bootloader::command_line(&layout, &manifest.boot, &order.cmdline).map_err(InstallError::Refused)?;

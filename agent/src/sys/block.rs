@@ -39,6 +39,14 @@ pub(crate) fn drop_cache(device: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
+/// `BLKROSET`: until the next boot the kernel opens the device for nobody who wants to write.
+pub(crate) fn set_read_only(disk: impl AsFd) -> io::Result<()> {
+    let yes: c_int = 1;
+    // SAFETY: the kernel reads one int from the pointer, which is valid for the call.
+    unsafe { ioctl::blkroset(disk.as_fd().as_raw_fd(), &raw const yes) }?;
+    Ok(())
+}
+
 /// `BLKZEROOUT`: has the drive write zeros, or the kernel where the drive can't by itself.
 pub(crate) fn zero_out(disk: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
     let range = [offset, length];
@@ -171,6 +179,7 @@ mod ioctl {
     nix::ioctl_read_bad!(blksszget, nix::request_code_none!(0x12, 104), c_int);
     nix::ioctl_none!(blkflsbuf, 0x12, 97);
     nix::ioctl_write_ptr_bad!(blkdiscard, nix::request_code_none!(0x12, 119), [u64; 2]);
+    nix::ioctl_write_ptr_bad!(blkroset, nix::request_code_none!(0x12, 93), c_int);
     nix::ioctl_write_ptr_bad!(blkzeroout, nix::request_code_none!(0x12, 127), [u64; 2]);
     nix::ioctl_write_ptr_bad!(blkpg, nix::request_code_none!(0x12, 105), BlkpgArgument);
 }

@@ -17,7 +17,7 @@ use drophammer_protocol::chain::CertificateChain;
 use drophammer_protocol::erase::{NotAPsid, Psid};
 use drophammer_protocol::event::Recorded;
 use drophammer_protocol::id::BootServerId;
-use drophammer_protocol::machine::{Allocation, Machine, TakeBack};
+use drophammer_protocol::machine::{Allocation, Machine, Reinstall, TakeBack};
 use drophammer_protocol::sign::PublicKey;
 use tokio::time::sleep;
 
@@ -45,6 +45,7 @@ impl Control {
             .route(&of("/allocate"), post(allocate))
             .route(&of("/release"), post(release))
             .route(&of("/reprovision"), post(reprovision))
+            .route(&of("/reinstall"), post(reinstall))
             .route(CERTIFICATE_KEY, get(certificate_key))
             .route(PSIDS, get(psids))
             .route(&format!("{PSIDS}/{{serial}}"), put(keep_psid).delete(forget_psid))
@@ -157,6 +158,15 @@ async fn reprovision(
 ) -> Result<Json<Machine>, Denied> {
     let how = take_back(&uri)?;
     off_thread(&control, move |c| c.reprovision(c.resolve(&name)?, how, &who, unix_ms())).await.map(Json)
+}
+
+async fn reinstall(
+    State(control): State<Control>,
+    Extension(who): Extension<Who>,
+    Which(name): Which<String>,
+    Body(how): Body<Reinstall>,
+) -> Result<Json<Machine>, Denied> {
+    off_thread(&control, move |c| c.reinstall(c.resolve(&name)?, &how, &who, unix_ms())).await.map(Json)
 }
 
 fn take_back(uri: &Uri) -> Result<TakeBack, Denied> {

@@ -3,6 +3,7 @@
 mod drives;
 mod gate;
 mod policy;
+mod reinstall;
 mod rest;
 mod rig;
 

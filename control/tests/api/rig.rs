@@ -405,6 +405,7 @@ pub(crate) fn installed() -> Outcome {
         bytes_fetched: 1,
         bytes_written: 2,
         peak_memory_bytes: 3,
+        kept: vec![],
     }))
 }
 

@@ -40,9 +40,44 @@ const DATA: &str = r#"
     ]
 "#;
 
+const KEPT: &str = r#"
+    drive = [
+        { name = "first", partitions = [{ name = "esp", kind = "esp" }, { name = "root" }] },
+        { name = "data", keep = true, partitions = [{ name = "pv", size = "50 %" }, { name = "own" }] },
+        { name = "raw", keep = true, partitions = [] },
+    ]
+    volume_group = [{ name = "vg", devices = ["data/pv"], volumes = [{ name = "srv", size = "rest" }] }]
+    encrypted = [{ name = "safe", on = "vg/srv" }]
+    filesystem = [
+        { on = "first/root", format = "ext4", mount = "/" },
+        { on = "safe", format = "xfs", mount = "/srv" },
+        { on = "data/own", format = "ext4", mount = "/own" },
+    ]
+"#;
+
+#[test]
+fn what_lies_on_drives_that_are_kept() {
+    let layout = layout(KEPT);
+    for (device, drives, kept) in [
+        ("first/root", &["first"][..], false),
+        ("data/own", &["data"], true),
+        ("vg/srv", &["data"], true),
+        ("safe", &["data"], true),
+    ] {
+        let under: Vec<&str> = layout.drives_under(device).into_iter().collect();
+        assert_eq!((under.as_slice(), layout.keeps(device)), (drives, kept), "{device}");
+    }
+    let (made, kept) = layout.apart(&BTreeSet::from(["data", "raw"]));
+    assert_eq!(made.check(), Ok(()), "what is left is a layout by itself");
+    assert_eq!((made.drives.len(), made.groups.len(), made.encrypted.len(), made.filesystems.len()), (1, 0, 0, 1));
+    assert_eq!((kept.drives.len(), kept.groups.len(), kept.encrypted.len(), kept.filesystems.len()), (2, 1, 1, 2));
+    let (all, none) = layout.apart(&BTreeSet::new());
+    assert_eq!((all, none), (layout, Layout::default()), "the first time");
+}
+
 #[test]
 fn what_is_wrong_is_said_with_its_place() {
-    for text in [MIRRORED, DATA] {
+    for text in [MIRRORED, DATA, KEPT] {
         assert_eq!(layout(text).check(), Ok(()));
         let again = serde_json::to_string(&layout(text)).expect("JSON");
         assert_eq!(serde_json::from_str::<Layout>(&again).expect("the same"), layout(text), "as JSON");
@@ -91,6 +126,34 @@ fn what_is_wrong_is_said_with_its_place() {
         ),
         ("a tmpfs on something", DATA, "format = \"tmpfs\"", "on = \"vg/srv\", format = \"tmpfs\"", "on nothing"),
         ("too many percent", DATA, "size = \"20 GiB\"", "size = \"101 %\"", "101 %"),
+        (
+            "kept to start from",
+            MIRRORED,
+            "name = \"a\",",
+            "name = \"a\", keep = true,",
+            "what the firmware starts from is made anew",
+        ),
+        (
+            "a mirror half kept",
+            MIRRORED,
+            "name = \"a\",",
+            "name = \"a\", keep = true,",
+            "raid.root: it lies on drives that are kept and on",
+        ),
+        (
+            "a root that is kept",
+            KEPT,
+            "mount = \"/srv\"",
+            "mount = \"/boot\"",
+            "filesystem./boot: it can't lie on a drive",
+        ),
+        (
+            "nothing on a drive",
+            KEPT,
+            "keep = true, partitions = []",
+            "partitions = []",
+            "drive.raw: it has no partitions",
+        ),
         ("a drive of half a drive", DATA, "\"100 GiB\"", "\"50 %\"", "drive.data.select.min_size: a drive has a size"),
     ] {
         let said = layout(&text.replace(from, to)).check().map_err(|faults| faults.to_string());
@@ -155,7 +218,7 @@ proptest! {
         let partitions = sizes.iter().enumerate().map(|(n, size)| {
             Partition { name: n.to_string(), size: Some(*size), kind: Kind::Linux }
         });
-        let drive = Drive { name: "d".into(), select: Select::default(), partitions: partitions.collect() };
+        let drive = Drive { name: "d".into(), select: Select::default(), keep: false, partitions: partitions.collect() };
         let mut found = Findings::default();
         drive.check(&mut found);
         prop_assume!(found.verdict().is_ok());

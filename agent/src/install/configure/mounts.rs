@@ -1,5 +1,7 @@
 //! What the installed system mounts, and what it has to know to find it.
 
+use std::path::Path;
+
 use drophammer_protocol::layout::{Filesystem, Format, mounting_order};
 use drophammer_protocol::order::DiskKey;
 
@@ -13,20 +15,25 @@ pub(super) fn configure(root: &Root, plan: &Plan, key: Option<&DiskKey>) -> anyh
     if plan.esp_uuid().is_some() {
         root.make_directory("/boot/efi", 0o700)?;
     }
-    if !plan.arrays.is_empty() {
+    for place in plan.kept.filesystems.iter().filter_map(|(_, filesystem)| filesystem.mount.as_deref()) {
+        root.directories(Path::new(place.trim_start_matches('/')))?;
+    }
+    if !plan.arrays.is_empty() || !plan.kept.arrays.is_empty() {
         needs(root, &["/usr/sbin/mdadm", "/sbin/mdadm"], "arrays", "mdadm")?;
         let path = if root.exists("/etc/mdadm")? { "/etc/mdadm/mdadm.conf" } else { "/etc/mdadm.conf" };
         let existing = root.text(path)?.unwrap_or_default();
         root.put_text(path, 0o644, &mdadm_conf(&existing, plan))?;
     }
-    if !plan.groups.is_empty() {
+    if !plan.groups.is_empty() || plan.kept.has_groups {
         needs(root, &["/usr/sbin/lvm", "/sbin/lvm"], "volume groups", "lvm2")?;
     }
-    if let Some(key) = key.filter(|_| !plan.encrypted.is_empty()) {
+    let kept = plan.kept.encrypted.iter().map(|(_, volume)| &volume.name);
+    let encrypted: Vec<&String> = plan.encrypted.iter().map(|volume| &volume.name).chain(kept).collect();
+    if let Some(key) = key.filter(|_| !encrypted.is_empty()) {
         needs(root, &["/usr/sbin/cryptsetup", "/sbin/cryptsetup"], "encrypted volumes", "cryptsetup")?;
         root.make_directory(KEYS, 0o700)?;
-        for volume in &plan.encrypted {
-            root.put(&key_path(&volume.name), 0o400, &key.of_volume(&volume.name)[..])?;
+        for volume in encrypted {
+            root.put(&key_path(volume), 0o400, &key.of_volume(volume)[..])?;
         }
         let existing = root.text("/etc/crypttab")?.unwrap_or_default();
         root.put_text("/etc/crypttab", 0o644, &crypttab(&existing, plan))?;
@@ -44,9 +51,10 @@ fn key_path(volume: &str) -> String {
 /// What was there of other machines' volumes goes.
 fn crypttab(existing: &str, plan: &Plan) -> String {
     let mut lines: Vec<String> = existing.lines().filter(|line| line.starts_with('#')).map(str::to_owned).collect();
-    let one =
-        |volume: &Encrypted| format!("{0} UUID={1} {2} luks", volume.name, volume.new.uuid, key_path(&volume.name));
-    lines.extend(plan.encrypted.iter().map(one));
+    let one = |name: &str, source: &str| format!("{name} {source} {} luks", key_path(name));
+    let made = |volume: &Encrypted| one(&volume.name, &format!("UUID={}", volume.new.uuid));
+    lines.extend(plan.encrypted.iter().map(made));
+    lines.extend(plan.kept.encrypted.iter().map(|(source, volume)| one(&volume.name, source)));
     lines.join("\n") + "\n"
 }
 
@@ -64,6 +72,7 @@ fn fstab_text(existing: &str, plan: &Plan) -> String {
     let mut text = String::from("# <file system> <mount point> <type> <options> <dump> <pass>\n");
     let mut all: Vec<(String, &Filesystem)> =
         plan.made.iter().map(|made| (format!("UUID={}", made.format.uuid()), &made.wanted)).collect();
+    all.extend(plan.kept.filesystems.iter().map(|(source, filesystem)| (source.clone(), filesystem)));
     all.extend(plan.tmpfs.iter().map(|tmpfs| ("tmpfs".to_owned(), tmpfs)));
     all.sort_by_key(|(_, filesystem)| (filesystem.mount.is_none(), filesystem.mount.as_deref().map(mounting_order)));
     let mut places = vec!["/boot/efi"];
@@ -105,13 +114,10 @@ fn fstab_text(existing: &str, plan: &Plan) -> String {
 fn mdadm_conf(existing: &str, plan: &Plan) -> String {
     let kept = existing.lines().filter(|line| !line.trim_start().to_ascii_lowercase().starts_with("array"));
     let mut lines: Vec<String> = kept.map(str::to_owned).collect();
-    for (name, array) in &plan.arrays {
-        let uuid = md::written(array.uuid);
-        lines.push(format!(
-            "ARRAY /dev/md/{name} metadata=1.{} UUID={uuid} name={}",
-            array.metadata.minor(),
-            array.name
-        ));
+    let made = plan.arrays.iter().map(|(name, array)| (name, array.metadata.minor(), array.uuid, &array.name));
+    let kept = plan.kept.arrays.iter().map(|(name, array)| (name, array.minor_version, array.uuid, &array.name));
+    for (name, minor, uuid, whole_name) in made.chain(kept) {
+        lines.push(format!("ARRAY /dev/md/{name} metadata=1.{minor} UUID={} name={whole_name}", md::written(uuid)));
     }
     lines.join("\n") + "\n"
 }

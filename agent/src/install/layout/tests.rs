@@ -20,6 +20,7 @@ fn mirrored() -> Layout {
     let drive = |name: &str, more: Option<&str>| layout::Drive {
         name: name.into(),
         select: Select::default(),
+        keep: false,
         partitions: [
             partition("bios", None, Kind::Bios),
             partition("esp", None, Kind::Esp),
