@@ -8,7 +8,8 @@ use drophammer_control::client::Client;
 use drophammer_protocol::api::Explanation;
 use drophammer_protocol::event::{Phase, Recorded, Step, boots};
 use drophammer_protocol::machine::{Allocation, Machine, Reinstall, TakeBack};
-use drophammer_protocol::order::{BootBy, ReadBack};
+use drophammer_protocol::manifest::BootBy;
+use drophammer_protocol::order::ReadBack;
 use drophammer_protocol::words;
 
 use crate::certificate;

@@ -15,7 +15,7 @@ use drophammer_lab::server::ServerSpec;
 use drophammer_lab::vm::Machine;
 use drophammer_protocol::event::{Phase, Recorded, Step};
 use drophammer_protocol::machine::{Allocation, State};
-use drophammer_protocol::order::BootBy;
+use drophammer_protocol::manifest::BootBy;
 
 #[test]
 fn http_boot_needs_no_ipxe_and_gives_way_to_a_tenant() {

@@ -8,7 +8,7 @@ use drophammer_protocol::id::Mac;
 use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::layout::{Needs, Select, Unmatched};
 use drophammer_protocol::machine::Allocation;
-use drophammer_protocol::order::BootBy;
+use drophammer_protocol::manifest::BootBy;
 use drophammer_protocol::space::root_bytes;
 use drophammer_protocol::words::bytes;
 use serde::{Deserialize, Serialize};

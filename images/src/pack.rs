@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use drophammer_protocol::manifest::{
-    self, Attachment, BlockForm, Chunk, Filesystem, MAX_MANIFEST_BYTES, Manifest, Minimum, PACKS, Piece, Source,
-    TarForm, is_plain_name,
+    self, Attachment, BlockForm, BootBy, Chunk, Filesystem, MAX_MANIFEST_BYTES, Manifest, Minimum, PACKS, Piece,
+    Source, TarForm, is_plain_name,
 };
-use drophammer_protocol::order::BootBy;
 use drophammer_protocol::sign::{PublicKey, Signed, Verified};
 use ed25519_dalek::SigningKey;
 use sha2::{Digest, Sha256};

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use drophammer_protocol::archive::{Archive, ArchiveError, Escape, Kind, Member, Segment, inside};
-use drophammer_protocol::manifest::{BiosBoot, BootFiles, ImageFile};
-use drophammer_protocol::order::BootBy;
+use drophammer_protocol::manifest::{BiosBoot, BootBy, BootFiles, ImageFile};
 use drophammer_protocol::os_release::pretty_name;
 use sha2::{Digest, Sha256};
 

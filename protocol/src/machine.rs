@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::id::{BootId, Mac, MachineId};
 use crate::inventory::Inventory;
 use crate::layout::Layout;
-use crate::order::{BootBy, ReadBack};
+use crate::manifest::BootBy;
+use crate::order::ReadBack;
 use crate::system::System;
 
 /// Where a machine stands. `control` holds the rules of how it gets from one to the next.

@@ -19,10 +19,11 @@
 //! The JSON has one form: fields in the order in which they are declared here, no white space, nothing unknown. What
 //! differs from it by a byte isn't a manifest.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::order::BootBy;
 use crate::sign::{PublicKey, SignError, Signable, Signed, Verified};
 
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -247,6 +248,35 @@ pub struct BootFiles {
     /// How its kernel wants to be started for the first time, if it isn't indifferent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub by: Option<BootBy>,
+}
+
+/// How an installed system is started for the first time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BootBy {
+    /// By the agent's kernel, without a trip through the firmware.
+    #[default]
+    Kexec,
+    /// By the firmware: for hardware that doesn't take kexec well.
+    Reboot,
+}
+
+impl BootBy {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kexec => "kexec",
+            Self::Reboot => "reboot",
+        }
+    }
+}
+
+impl FromStr for BootBy {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = [Self::Kexec, Self::Reboot].into_iter().find(|by| by.name() == name);
+        known.ok_or_else(|| format!("{name:?} is no way to start a system; there are kexec and reboot"))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

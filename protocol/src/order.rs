@@ -14,6 +14,7 @@ use crate::erase::{Depth, Method, Policy, Psid};
 use crate::id::{BootId, MachineId, OrderId};
 use crate::inventory::DiskId;
 use crate::layout::Layout;
+use crate::manifest::BootBy;
 use crate::sign::Signed;
 use crate::system::System;
 
@@ -158,35 +159,6 @@ impl FromStr for ReadBack {
             "full" => Ok(Self::Full),
             _ => Err(format!("{name:?} is no way to read back what was written; there are sampled and full")),
         }
-    }
-}
-
-/// How an installed system is started for the first time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BootBy {
-    /// By the agent's kernel, without a trip through the firmware.
-    #[default]
-    Kexec,
-    /// By the firmware: for hardware that doesn't take kexec well.
-    Reboot,
-}
-
-impl BootBy {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Kexec => "kexec",
-            Self::Reboot => "reboot",
-        }
-    }
-}
-
-impl FromStr for BootBy {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let known = [Self::Kexec, Self::Reboot].into_iter().find(|by| by.name() == name);
-        known.ok_or_else(|| format!("{name:?} is no way to start a system; there are kexec and reboot"))
     }
 }
 

@@ -10,8 +10,7 @@ use clap::Subcommand;
 use drophammer_images::{BuildOptions, Forms, Hash, Import, PackOptions, Packed, Recipe, Stage};
 use drophammer_protocol::api::{ImageSummary, ImportState};
 use drophammer_protocol::layout::Amount;
-use drophammer_protocol::manifest::Minimum;
-use drophammer_protocol::order::BootBy;
+use drophammer_protocol::manifest::{BootBy, Minimum};
 use drophammer_protocol::sign::PublicKey;
 use drophammer_protocol::words;
 

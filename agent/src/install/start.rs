@@ -12,8 +12,8 @@ use std::path::Path;
 use anyhow::Context;
 use drophammer_protocol::event::Phase;
 use drophammer_protocol::inventory::DiskId;
-use drophammer_protocol::manifest::BootFiles;
-use drophammer_protocol::order::{BootBy, Install};
+use drophammer_protocol::manifest::{BootBy, BootFiles};
+use drophammer_protocol::order::Install;
 use nix::mount::MsFlags;
 use uuid::Uuid;
 

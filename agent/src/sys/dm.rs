@@ -16,26 +16,34 @@ use zeroize::Zeroizing;
 const DIRECTORY: &str = "/dev/mapper";
 
 /// A run of the new device, in units of 512 bytes, and what is behind it.
-#[derive(Clone, Copy)]
-pub(crate) struct Target<'a> {
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Target {
     pub(crate) start: u64,
     pub(crate) length: u64,
-    /// As the kernel names it: "linear", "crypt".
-    pub(crate) kind: &'a str,
-    /// What that kind takes. It may hold a key, so it's never shown.
-    pub(crate) params: &'a str,
+    /// As the kernel names it: `linear`, `striped`, `raid`, `crypt`.
+    pub(crate) kind: &'static str,
+    /// What that kind takes, as in `dmsetup table`. It may hold a key, so it's never shown.
+    pub(crate) parameters: Zeroizing<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    ReadWrite,
+    ReadOnly,
 }
 
 /// A mapped device that this process made. It stays until [`remove`], whatever becomes of this value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Device {
     name: String,
+    /// Major and minor.
+    pub(crate) number: (u64, u64),
 }
 
 impl Device {
     /// Makes the device, loads its table and starts it. When this returns, its path can be opened; if it fails, there is no
     /// such device.
-    pub(crate) fn create(name: &str, uuid: &str, table: &[Target<'_>]) -> io::Result<Self> {
+    pub(crate) fn create(name: &str, uuid: &str, table: &[Target], mode: Mode) -> io::Result<Self> {
         // It becomes a file's name.
         if name.is_empty() || name.contains('/') || name == "." || name == ".." || name == "control" {
             return Err(io::Error::other(format!("{name:?} can't be the name of a mapping")));
@@ -46,7 +54,11 @@ impl Device {
             _ => e,
         })?;
         let start = || -> io::Result<Self> {
-            control.submit(ioctl::TABLE_LOAD, &mut request(name, "", table)?).map_err(|e| match e.raw_os_error() {
+            let mut load = request(name, "", table)?;
+            if mode == Mode::ReadOnly {
+                put(&mut load, ioctl::FLAGS, &(ioctl::SECURE_DATA | ioctl::READ_ONLY).to_ne_bytes());
+            }
+            control.submit(ioctl::TABLE_LOAD, &mut load).map_err(|e| match e.raw_os_error() {
                 Some(libc::EINVAL | libc::ENOENT) => explained(
                     "the kernel doesn't take the table: the module for it isn't loaded, or doesn't do what is asked for (its \
                      log says more)",
@@ -57,8 +69,9 @@ impl Device {
             })?;
             let mut resume = request(name, "", &[])?;
             control.submit(ioctl::SUSPEND, &mut resume)?;
-            link(name, number(&resume))?;
-            Ok(Self { name: name.to_owned() })
+            let number = number(&resume);
+            link(name, number.1)?;
+            Ok(Self { name: name.to_owned(), number })
         };
         start().map_err(|error| match remove(name, "") {
             Ok(()) => error,
@@ -82,6 +95,29 @@ pub(crate) fn remove(name: &str, uuid: &str) -> io::Result<()> {
         return Ok(());
     }
     fs::remove_file(&link).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+}
+
+/// The kinds of targets that the kernel knows.
+pub(crate) fn kinds() -> io::Result<Vec<String>> {
+    const ROOM: usize = 64 << 10;
+    let mut request = header(ioctl::HEADER_BYTES + ROOM)?;
+    Control::open()?.submit(ioctl::LIST_VERSIONS, &mut request)?;
+    let flags = number_at::<4>(&request, ioctl::FLAGS).map_or(0, u32::from_ne_bytes);
+    if flags & ioctl::BUFFER_FULL != 0 {
+        return Err(io::Error::other("the device mapper's answer is longer than there is room for"));
+    }
+    let mut kinds = Vec::new();
+    // The offset of the next one or 0, a version of three numbers, a name that ends with NUL.
+    let mut rest = request.get(ioctl::HEADER_BYTES..).unwrap_or_default();
+    while let (Some(next), Some(name)) = (rest.first_chunk::<4>(), rest.get(16..)) {
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        kinds.push(String::from_utf8_lossy(name).into_owned());
+        match usize::try_from(u32::from_ne_bytes(*next)).ok().filter(|next| *next > 0) {
+            Some(next) => rest = rest.get(next..).unwrap_or_default(),
+            None => break,
+        }
+    }
+    Ok(kinds)
 }
 
 fn dangles(link: &Path) -> bool {
@@ -136,7 +172,7 @@ impl Control {
 }
 
 /// A `struct dm_ioctl` with the table behind it. One of the names may be empty, and both are when a device is made.
-fn request(name: &str, uuid: &str, table: &[Target<'_>]) -> io::Result<Zeroizing<Vec<u8>>> {
+fn request(name: &str, uuid: &str, table: &[Target]) -> io::Result<Zeroizing<Vec<u8>>> {
     if name.is_empty() && uuid.is_empty() {
         return Err(io::Error::other("nothing names the mapping"));
     }
@@ -151,15 +187,10 @@ fn request(name: &str, uuid: &str, table: &[Target<'_>]) -> io::Result<Zeroizing
     };
     text("a mapping's name", name, ioctl::NAME_BYTES)?;
     text("a mapping's UUID", uuid, ioctl::UUID_BYTES)?;
-    let spec_bytes = |target: &Target| (ioctl::SPEC_BYTES + target.params.len() + 1).next_multiple_of(8);
+    let spec_bytes = |target: &Target| (ioctl::SPEC_BYTES + target.parameters.len() + 1).next_multiple_of(8);
     let size = ioctl::HEADER_BYTES + table.iter().map(spec_bytes).sum::<usize>();
-    let mut bytes = Zeroizing::new(vec![0; size]);
-    let mut put = |at: usize, what: &[u8]| bytes.iter_mut().skip(at).zip(what).for_each(|(to, from)| *to = *from);
-    let narrow = |n: usize| u32::try_from(n).map(u32::to_ne_bytes).map_err(io::Error::other);
-    // Any minor version of the kernel's is as good as this one or better.
-    put(ioctl::VERSION, &ioctl::MAJOR.to_ne_bytes());
-    put(ioctl::DATA_SIZE, &narrow(size)?);
-    put(ioctl::DATA_START, &narrow(ioctl::HEADER_BYTES)?);
+    let mut bytes = header(size)?;
+    let mut put = |at: usize, what: &[u8]| put(&mut bytes, at, what);
     put(ioctl::TARGET_COUNT, &narrow(table.len())?);
     // The kernel wipes what it was given, our copy included.
     put(ioctl::FLAGS, &if table.is_empty() { 0 } else { ioctl::SECURE_DATA }.to_ne_bytes());
@@ -168,23 +199,40 @@ fn request(name: &str, uuid: &str, table: &[Target<'_>]) -> io::Result<Zeroizing
     let mut at = ioctl::HEADER_BYTES;
     for target in table {
         text("a target's kind", target.kind, ioctl::KIND_BYTES)?;
-        text("a target's parameter", target.params, 1 << 20)?;
+        text("a target's parameter", &target.parameters, 1 << 20)?;
         let next = spec_bytes(target);
         put(at, &target.start.to_ne_bytes());
         put(at + 8, &target.length.to_ne_bytes());
         put(at + ioctl::SPEC_NEXT, &narrow(next)?);
         put(at + ioctl::SPEC_KIND, target.kind.as_bytes());
-        put(at + ioctl::SPEC_BYTES, target.params.as_bytes());
+        put(at + ioctl::SPEC_BYTES, target.parameters.as_bytes());
         at += next;
     }
     Ok(bytes)
 }
 
-/// The minor number of the device that the kernel has answered about.
-fn number(answer: &[u8]) -> u64 {
+/// A `struct dm_ioctl` of as many bytes, what is behind it included.
+fn header(size: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(vec![0; size]);
+    // Any minor version of the kernel's is as good as this one or better.
+    put(&mut bytes, ioctl::VERSION, &ioctl::MAJOR.to_ne_bytes());
+    put(&mut bytes, ioctl::DATA_SIZE, &narrow(size)?);
+    put(&mut bytes, ioctl::DATA_START, &narrow(ioctl::HEADER_BYTES)?);
+    Ok(bytes)
+}
+
+fn put(bytes: &mut [u8], at: usize, what: &[u8]) {
+    bytes.iter_mut().skip(at).zip(what).for_each(|(to, from)| *to = *from);
+}
+
+fn narrow(n: usize) -> io::Result<[u8; 4]> {
+    u32::try_from(n).map(u32::to_ne_bytes).map_err(io::Error::other)
+}
+
+/// Major and minor of the device that the kernel has answered about.
+fn number(answer: &[u8]) -> (u64, u64) {
     let device = number_at::<8>(answer, ioctl::DEVICE).map_or(0, u64::from_ne_bytes);
-    // linux/kdev_t.h, `new_encode_dev`
-    device & 0xff | device >> 12 & 0xf_ff00
+    (nix::sys::stat::major(device), nix::sys::stat::minor(device))
 }
 
 fn number_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -201,6 +249,12 @@ mod ioctl {
     /// Without `DM_SUSPEND_FLAG` it resumes: the table that was loaded becomes the one in use.
     pub(super) const SUSPEND: u8 = 6;
     pub(super) const TABLE_LOAD: u8 = 9;
+    pub(super) const LIST_VERSIONS: u8 = 13;
+
+    /// `DM_READONLY_FLAG`
+    pub(super) const READ_ONLY: u32 = 1;
+    /// `DM_BUFFER_FULL_FLAG`
+    pub(super) const BUFFER_FULL: u32 = 1 << 8;
 
     /// `DM_SECURE_DATA_FLAG`
     pub(super) const SECURE_DATA: u32 = 1 << 15;
@@ -251,17 +305,21 @@ mod tests {
             assert_eq!(found, fits.then(|| (mapping.to_owned(), uuid.to_owned())), "{name}");
         }
         for name in ["", "a/b", ".", "..", "control"] {
-            Device::create(name, "", &[]).expect_err(name);
+            Device::create(name, "", &[], Mode::ReadWrite).expect_err(name);
         }
     }
 
     /// As the kernel walks it: each target says where the next one begins.
     #[test]
     fn a_table_follows_the_header() {
-        let table = [
-            Target { start: 0, length: 8, kind: "linear", params: "8:0 2048" },
-            Target { start: 8, length: 16, kind: "crypt", params: "seven b" },
-        ];
+        let target = |start, length, kind, parameters: &str| Target {
+            start,
+            length,
+            kind,
+            parameters: Zeroizing::new(parameters.into()),
+        };
+        // With its NUL the first one's parameters don't fit into 8 bytes, the second one's do.
+        let table = [target(0, 8, "linear", "8:0 2048"), target(8, 16, "crypt", "seven b")];
         let bytes = request("root", "", &table).expect("fits");
         let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize;
         let long = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
@@ -270,18 +328,24 @@ mod tests {
         for target in table {
             assert!(at.is_multiple_of(8));
             assert_eq!((long(at), long(at + 8)), (target.start, target.length));
-            assert_eq!((text(&bytes, at + 24), text(&bytes, at + 40)), (target.kind.into(), target.params.into()));
+            assert_eq!(
+                (text(&bytes, at + 24), text(&bytes, at + 40)),
+                (target.kind.into(), target.parameters.to_string())
+            );
             at += word(at + 20);
         }
         assert_eq!(at, bytes.len());
+        for (name, kind, parameters) in [("no such kind", "a-name-that-is-long", ""), ("a NUL", "linear", "8:1\0")] {
+            assert!(request("root", "", &[target(0, 1, kind, parameters)]).is_err(), "{name}");
+        }
     }
 
     #[test]
-    fn the_kernel_tells_the_minor_number() {
+    fn the_kernel_tells_the_number() {
         for (name, device, minor) in [("first", 0xfe00u64, 0), ("others", 0xfe07, 7), ("many", 0x10_fe2c, 300)] {
             let mut answer = vec![0; 312];
             answer[40..48].copy_from_slice(&device.to_ne_bytes());
-            assert_eq!(number(&answer), minor, "{name}");
+            assert_eq!(number(&answer), (0xfe, minor), "{name}");
         }
     }
 }

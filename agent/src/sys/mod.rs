@@ -9,7 +9,6 @@ pub(crate) mod files;
 pub(crate) mod holders;
 pub(crate) mod kexec;
 pub(crate) mod linux;
-pub(crate) mod mapper;
 pub(crate) mod md;
 pub(crate) mod nvme;
 pub(crate) mod sg;

@@ -29,7 +29,7 @@ pub(crate) use self::header::{Header, HeaderError};
 pub(crate) use self::keys::Secret;
 use self::keys::{CIPHER, Random, VolumeKey};
 use crate::sys::block;
-use crate::sys::dm::{self, Device, Target};
+use crate::sys::dm::{self, Device, Mode, Target};
 
 /// Where the encrypted data begin: what cryptsetup leaves for headers and keyslots too. There is room for 63 more keys.
 pub(crate) const DATA_OFFSET: u64 = 16 << 20;
@@ -193,10 +193,10 @@ impl Unlocked {
         let map = || -> io::Result<Opened> {
             let number = device.metadata()?.rdev();
             let sectors = self.sectors(bytes).map_err(io::Error::other)?;
-            let params = self.parameters(nix::sys::stat::major(number), nix::sys::stat::minor(number));
-            let target = Target { start: 0, length: sectors, kind: "crypt", params: &params };
+            let parameters = self.parameters(nix::sys::stat::major(number), nix::sys::stat::minor(number));
+            let target = Target { start: 0, length: sectors, kind: "crypt", parameters };
             let uuid = self.mapping_uuid(name);
-            let node = Device::create(name, &uuid, &[target])?.path();
+            let node = Device::create(name, &uuid, &[target], Mode::ReadWrite)?.path();
             Ok(Opened { name: name.to_owned(), uuid, node })
         };
         map().map_err(|source| LuksError::Device { doing: doing(), source })

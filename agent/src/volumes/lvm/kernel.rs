@@ -9,7 +9,7 @@ use anyhow::Context as _;
 
 use super::super::device::wait_for;
 use super::mapping::{Below, Mapping, device_name};
-use crate::sys::mapper::{self, Control};
+use crate::sys::dm::{self, Device, Mode};
 
 /// A logical volume that can be read and written.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,17 +19,14 @@ pub(crate) struct Active {
     pub(crate) bytes: u64,
     /// `/dev/vg/lv`
     link: PathBuf,
-    /// Its mappings by their UUIDs, what lies on others behind those; with the node of each.
-    mappings: Vec<(String, PathBuf)>,
+    /// Names and UUIDs of its mappings, what lies on others behind those.
+    mappings: Vec<(String, String)>,
 }
 
 /// Asked before anything is destroyed. Nobody loads modules for the kernel here.
 pub(super) fn check_driver(mirrors: bool) -> anyhow::Result<()> {
-    let control = Control::open().context(
-        "opening /dev/mapper/control: this kernel has no device mapper, or its module dm_mod isn't loaded; no logical \
-         volume can be used",
-    )?;
-    let kinds = control.kinds().context("asking the device mapper what it knows")?;
+    let kinds =
+        dm::kinds().context("asking the device mapper what it knows, without which there are no logical volumes")?;
     for (kind, module, wanted) in
         [("linear", "dm_mod", true), ("striped", "dm_mod", true), ("raid", "dm_raid", mirrors)]
     {
@@ -48,14 +45,13 @@ pub(super) fn activate(
     slowly: bool,
     physical: impl Fn(Below) -> Option<(u64, u64)>,
 ) -> anyhow::Result<Active> {
-    let control = Control::open().context("opening /dev/mapper/control")?;
     let mut active = Active {
         node: node(&device_name(group, volume)),
         bytes: mappings.last().map_or(0, Mapping::sectors).saturating_mul(512),
         link: Path::new("/dev").join(group).join(volume),
         mappings: Vec::new(),
     };
-    let done = active.make(&control, mappings, slowly, physical);
+    let done = active.make(mappings, slowly, physical);
     match done {
         Ok(()) => Ok(active),
         Err(e) => Err(match active.deactivate() {
@@ -68,7 +64,6 @@ pub(super) fn activate(
 impl Active {
     fn make(
         &mut self,
-        control: &Control,
         mappings: &[Mapping],
         slowly: bool,
         physical: impl Fn(Below) -> Option<(u64, u64)>,
@@ -82,35 +77,22 @@ impl Active {
             };
             let table =
                 mapping.table(slowly, below).with_context(|| format!("a device that {name} lies on is missing"))?;
-            let made = control.create(name, uuid);
-            let number = match made {
-                Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
-                    anyhow::bail!("{name} is there already, or another device has its name or its UUID")
-                }
-                made => made.with_context(|| format!("making the device {name}"))?,
-            };
-            self.mappings.push((uuid.clone(), node(name)));
-            let this = mapper::Mapping::Uuid(uuid);
-            control.load(this, &table, *read_only).with_context(|| {
-                let rows: Vec<String> = table.iter().map(|row| format!("{} {}", row.kind, row.parameters)).collect();
-                format!("giving {name} its table ({})", rows.join("; "))
+            let mode = if *read_only { Mode::ReadOnly } else { Mode::ReadWrite };
+            let device = Device::create(name, uuid, &table, mode).with_context(|| {
+                let rows: Vec<String> = table.iter().map(|row| format!("{} {}", row.kind, *row.parameters)).collect();
+                format!("making the device {name} ({})", rows.join("; "))
             })?;
-            control.resume(this).with_context(|| format!("starting {name}"))?;
-            let device = format!("dm-{}", number.1);
-            wait_for(&Path::new("/dev").join(&device))?;
-            link(&Path::new("..").join(device), &node(name))?;
-            numbers.push(number);
+            self.mappings.push((name.clone(), uuid.clone()));
+            wait_for(&Path::new("/dev").join(format!("dm-{}", device.number.1)))?;
+            numbers.push(device.number);
         }
         link(&self.node, &self.link)
     }
 
     /// Nobody may use the volume any more.
     pub(crate) fn deactivate(self) -> anyhow::Result<()> {
-        let control = Control::open().context("opening /dev/mapper/control")?;
-        for (uuid, node) in self.mappings.iter().rev() {
-            let removed = control.remove(mapper::Mapping::Uuid(uuid));
-            removed.with_context(|| format!("removing {}", node.display()))?;
-            unlink(node)?;
+        for (name, uuid) in self.mappings.iter().rev() {
+            dm::remove(name, uuid).with_context(|| format!("removing {name}"))?;
         }
         unlink(&self.link)?;
         // Other volumes of the group may have their links there.

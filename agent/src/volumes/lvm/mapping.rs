@@ -2,9 +2,11 @@
 
 use std::fmt::Write as _;
 
+use zeroize::Zeroizing;
+
 use super::id::Id;
 use super::metadata::{Kind, Logical, Physical, Segment, VolumeGroup};
-use crate::sys::mapper::Target;
+use crate::sys::dm::Target;
 
 /// One device of the device mapper.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,7 +183,7 @@ impl Mapping {
                     "raid"
                 }
             };
-            let parameters = parameters.trim_start().to_owned();
+            let parameters = Zeroizing::new(parameters.trim_start().to_owned());
             table.push(Target { start: *start, length: *length, kind, parameters });
         }
         Some(table)
