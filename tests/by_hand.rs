@@ -1,10 +1,8 @@
 //! The agent at a command line, on a host whose drives are in use.
 
-mod common;
-
 use std::sync::OnceLock;
 
-use common::kit;
+use crate::common::{self, kit};
 use drophammer_lab::qemu::{DiskSpec, Firmware, MachineSpec};
 use drophammer_lab::rescue::Rescue;
 use drophammer_lab::vm::Machine;

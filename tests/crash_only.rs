@@ -1,12 +1,10 @@
 //! Promise 5: kill either side, cut the power, drop the network at any moment; the next boot continues, and N failures
 //! quarantine the machine instead of looping.
 
-mod common;
-
 use std::thread;
 use std::time::Duration;
 
-use common::{Rig, kit};
+use crate::common::{self, Rig, kit};
 use drophammer_lab::qemu::Firmware;
 use drophammer_lab::vm::Cable;
 use drophammer_protocol::event::{Phase, Step};

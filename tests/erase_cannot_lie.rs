@@ -1,13 +1,11 @@
 //! Promise 1: a failed, skipped or unverifiable erase quarantines the machine, and nothing turns it into "clean".
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use common::{Rig, allocation};
+use crate::common::{self, Rig, allocation};
 use drophammer_lab::qemu::{DiskBus, DiskKind, DiskSpec, Firmware, MachineSpec};
 use drophammer_lab::server::ServerSpec;
 use drophammer_lab::vm::Machine;

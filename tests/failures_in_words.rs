@@ -1,10 +1,8 @@
 //! Promise 4: every failure reaches the operator in words, with its chain of causes, on the server and on the console.
 
-mod common;
-
 use std::process::{Command, Output};
 
-use common::{DROPHAMMER, allocation};
+use crate::common::{self, DROPHAMMER, allocation};
 use drophammer_lab::qemu::{DiskKind, DiskSpec, Firmware, MachineSpec};
 use drophammer_protocol::event::Step;
 use drophammer_protocol::machine::State;

@@ -1,13 +1,11 @@
 //! Firmware of every kind boots from here: with the cards that machines have, beside other people's DHCP servers, over a
 //! network that loses packets, and through a restart of the server.
 
-mod common;
-
 use std::fs;
 use std::process::Stdio;
 use std::sync::Arc;
 
-use common::Rig;
+use crate::common::{self, Rig};
 use drophammer_images::debian::Programs;
 use drophammer_lab::net::{BRIDGE, Namespace, Process};
 use drophammer_lab::qemu::{Card, Firmware, MachineSpec, Rom};

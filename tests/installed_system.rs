@@ -1,13 +1,11 @@
 //! What an operator asks of a system and its drives is what they are, by the judgement of those whose formats they have and
 //! also after a cold boot; and what can't be is refused while nothing has been touched.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Rig, kit};
+use crate::common::{Rig, kit};
 use drophammer_lab::kit::{self, Image};
 use drophammer_lab::qemu::{BootFrom, DiskSpec, Firmware, MachineSpec};
 use drophammer_protocol::event::Phase;

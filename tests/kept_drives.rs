@@ -1,8 +1,6 @@
 //! A reinstall gives a tenant a new system and leaves the drives that the layout keeps as they were, to the last byte; and
 //! doesn't finish if anything wrote to them meanwhile.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -14,6 +12,8 @@ use drophammer_lab::qemu::{DiskSpec, Firmware, MachineSpec};
 use drophammer_protocol::event::Phase;
 use drophammer_protocol::layout::Layout;
 use drophammer_protocol::machine::{Allocation, Reinstall, State, TakeBack};
+
+use crate::common;
 
 /// `noauto`: the tenant's system doesn't write to it either, so that every byte can be compared.
 const LAYOUT: &str = r#"

@@ -1,8 +1,6 @@
 //! Promise 6: machines boot when the control API is down.
 
-mod common;
-
-use common::Rig;
+use crate::common::{self, Rig};
 use drophammer_lab::qemu::Firmware;
 use drophammer_lab::server::ServerSpec;
 use drophammer_protocol::event::{Phase, Step};

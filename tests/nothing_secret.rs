@@ -1,10 +1,8 @@
 //! Promise 7: nothing secret is handed to whoever asks; a machine gets a one-time token, then credentials for itself.
 
-mod common;
-
 use std::fs;
 
-use common::Rig;
+use crate::common::{self, Rig};
 use drophammer_protocol::api::{AGENT_ENROL, AGENT_EVENTS, AGENT_ORDER, MACHINES};
 use drophammer_protocol::id::MachineId;
 use drophammer_protocol::ticket::BootTicket;

@@ -1,14 +1,12 @@
 //! Promise 3: no unverified byte is executed, and a half-written disk never boots.
 
-mod common;
-
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::{Rig, allocation, is_bootable, kit};
+use crate::common::{self, Rig, allocation, is_bootable, kit};
 use drophammer_images::PackOptions;
 use drophammer_lab::frailty::{self, Ailment};
 use drophammer_lab::nbd::POISON;
@@ -215,6 +213,56 @@ fn a_drive_that_fails_somewhere_never_boots() {
     rig.allocate(&machine, "tiny");
     rig.wait_state(&machine, State::Running);
     assert!(is_bootable(&machine));
+}
+
+/// A few cuts that happen, after which it goes on; and then all that could have happened, made up from what was written.
+#[test]
+fn whenever_the_power_goes_the_disk_is_whole_or_does_not_boot() {
+    const CUTS: usize = 3;
+    const MIB: u64 = 1 << 20;
+    let rig = Rig::start(1, 10, &kit().images_dir);
+    let machine = frail(&rig);
+    let drive = machine.frailty("m1-nvme0").expect("its drive");
+    let manifest = manifest(&newest(&kit().images_dir.join("tiny")));
+    let chunks = manifest.block.as_ref().expect("a block form").chunks();
+    let bytes: u64 = chunks.map(|chunk| u64::from(chunk.unpacked)).sum();
+    let mut random = random();
+    drive.record();
+    rig.allocate(&machine, "tiny");
+    for cut in 1..=CUTS {
+        let when = random(usize::try_from(bytes * 3 / 4).expect("small")) as u64;
+        common::until_or(rig.limit(90), || rig.story(&machine), || drive.written() >= when);
+        machine.power_cut();
+        assert!(!is_bootable(&machine), "cut {cut} behind byte {when} of {bytes}");
+        drive.record();
+        machine.power_on().expect("on again");
+    }
+    rig.wait_state(&machine, State::Running);
+    machine.power_cut();
+    assert!(is_bootable(&machine));
+
+    let sectors = machine.spec.disks[0].size / 512;
+    let is_last = |at: u64, data: &[u8]| at == 0 && data.get(510..512) == Some(&[0x55, 0xaa][..]);
+    let recording = drive.recorded().until(is_last).expect("the boot sector comes last");
+    let whole = recording.disk();
+    let inner = MIB / 512..sectors - MIB / 512;
+    let (mut bootable, mut last_unbootable) = (0, 0);
+    let mut moment = 0;
+    let moments = recording.moments(8, random, |step, disk| {
+        let starts = |sector: u64, with: &[u8]| disk.sector(sector).is_some_and(|s| s.starts_with(with));
+        let boots = disk.sector(0).is_some_and(|sector| sector.ends_with(&[0x55, 0xaa]))
+            || starts(1, b"EFI PART")
+            || starts(sectors - 1, b"EFI PART");
+        moment += 1;
+        if boots {
+            bootable += 1;
+            let other = disk.differs_from(&whole, inner.clone());
+            assert_eq!(other, None, "a disk cut before step {step} would boot, and this sector isn't as it should be");
+        } else {
+            last_unbootable = moment;
+        }
+    });
+    assert!(moments > 100 && bootable > 0 && last_unbootable > moments / 2, "{bootable} of {moments} moments boot");
 }
 
 #[test]

@@ -1,12 +1,10 @@
 //! The whole road: a server with nothing on it is switched on and ends up running what it got from us.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Rig, kit};
+use crate::common::{self, Rig, kit};
 use drophammer_lab::kit::{self, Image};
 use drophammer_lab::qemu::{BootFrom, Firmware};
 use drophammer_lab::vm::Machine;

@@ -1,14 +1,12 @@
 //! From firmware straight into the agent, by HTTP and with nothing in between; under Secure Boot only if it's signed.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use common::{Rig, kit};
+use crate::common::{self, Rig, kit};
 use drophammer_initramfs::{Signer, UKI};
 use drophammer_lab::qemu::{self, Firmware, MachineSpec, Rom};
 use drophammer_lab::server::ServerSpec;

@@ -1,9 +1,9 @@
 //! Promise 2: a machine with a tenant that comes by the boot server boots its own disk and keeps its data.
 
-mod common;
-
 use drophammer_lab::qemu::Firmware;
 use drophammer_protocol::machine::State;
+
+use crate::common;
 
 #[test]
 fn bios_comes_by_and_keeps_its_data() {

@@ -398,15 +398,17 @@ fn every_damage_is_found_and_named() -> Result<()> {
             "names other files for starting",
         ),
     ];
+    let (_dir, packed) = packed(&tar)?;
+    let (pack, manifest_file) = (own_pack(&packed), packed.dir.join(MANIFEST_FILE));
+    let sound = [(&pack, fs::read(&pack)?), (&manifest_file, fs::read(&manifest_file)?)];
+    let original = packed.manifest.into_inner();
     for (name, damage, want) in cases {
-        let (_dir, packed) = packed(&tar)?;
-        let pack = own_pack(&packed);
-        let original = packed.manifest.into_inner();
+        sound.iter().try_for_each(|(path, bytes)| fs::write(path, bytes))?;
         let mut manifest = original.clone();
         damage(&packed.dir, &pack, &mut manifest)?;
         if manifest != original {
             // The builder's own mistake, or a stolen key: the signature alone doesn't make an image whole.
-            fs::write(packed.dir.join(MANIFEST_FILE), serde_json::to_vec(&Signed::seal(&manifest, &key(1)))?)?;
+            fs::write(&manifest_file, serde_json::to_vec(&Signed::seal(&manifest, &key(1)))?)?;
         }
         let said = match verify(&packed.dir, &ours()) {
             Ok(_) => String::new(),

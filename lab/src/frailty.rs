@@ -4,7 +4,7 @@
 //! What a power cut leaves behind is everything up to the last flush that was answered, and of what came later any part, in
 //! any order (as `dm-log-writes` has it). [`Recording::moments`] makes such disks up, for every stretch between two flushes.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -150,11 +150,18 @@ pub struct Recording {
 
 const SECTOR: u64 = 512;
 
-/// What a disk holds, as far as the recording knows: by the number of a sector the step that wrote it last.
+/// What a disk holds, as far as the recording knows: runs of sectors, by the number of their first, with the step that wrote
+/// them last. An erase writes whole disks, so that nobody could count single sectors.
 #[derive(Clone, Debug)]
 pub struct Disk<'a> {
     recording: &'a Recording,
-    sectors: HashMap<u64, usize>,
+    runs: BTreeMap<u64, Run>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    end: u64,
+    step: usize,
 }
 
 impl Recording {
@@ -169,7 +176,7 @@ impl Recording {
 
     /// The disk as it is in the end.
     pub fn disk(&self) -> Disk<'_> {
-        let mut disk = Disk { recording: self, sectors: HashMap::new() };
+        let mut disk = Disk { recording: self, runs: BTreeMap::new() };
         (0..self.steps.len()).for_each(|step| disk.apply(step));
         disk
     }
@@ -182,7 +189,7 @@ impl Recording {
         mut random: impl FnMut(usize) -> usize,
         mut look: impl FnMut(usize, &Disk<'_>),
     ) -> usize {
-        let mut durable = Disk { recording: self, sectors: HashMap::new() };
+        let mut durable = Disk { recording: self, runs: BTreeMap::new() };
         let (mut begin, mut number) = (0, 0);
         while begin < self.steps.len() {
             let length = self.steps[begin..].iter().position(|step| matches!(step, Step::Flush));
@@ -220,13 +227,38 @@ impl Disk<'_> {
             Step::Zero { offset, length } => (*offset, *length),
             Step::Flush => return,
         };
-        self.sectors.extend((offset / SECTOR..(offset + length) / SECTOR).map(|sector| (sector, step)));
+        let (start, end) = (offset / SECTOR, (offset + length) / SECTOR);
+        if start == end {
+            return;
+        }
+        self.cut(start);
+        self.cut(end);
+        let replaced: Vec<u64> = self.runs.range(start..end).map(|(first, _)| *first).collect();
+        replaced.iter().for_each(|first| drop(self.runs.remove(first)));
+        self.runs.insert(start, Run { end, step });
+    }
+
+    /// Has no run go across `sector`.
+    fn cut(&mut self, sector: u64) {
+        if let Some((_, run)) = self.runs.range_mut(..sector).next_back()
+            && run.end > sector
+        {
+            let rest = *run;
+            run.end = sector;
+            self.runs.insert(sector, rest);
+        }
+    }
+
+    /// The step that wrote a sector last.
+    fn step(&self, sector: u64) -> Option<usize> {
+        let (_, run) = self.runs.range(..=sector).next_back()?;
+        (sector < run.end).then_some(run.step)
     }
 
     /// A sector, if it was written since the recording began.
     pub fn sector(&self, number: u64) -> Option<&[u8]> {
         const ZEROS: &[u8] = &[0; 512];
-        match &self.recording.steps[*self.sectors.get(&number)?] {
+        match &self.recording.steps[self.step(number)?] {
             Step::Write { offset, data, .. } => {
                 let at = usize::try_from(number * SECTOR - offset).ok()?;
                 data.get(at..at + ZEROS.len())
@@ -238,13 +270,27 @@ impl Disk<'_> {
 
     /// The first of `sectors` that another disk of the same recording has otherwise.
     pub fn differs_from(&self, other: &Disk<'_>, sectors: Range<u64>) -> Option<u64> {
-        let known = self.sectors.keys().chain(other.sectors.keys()).filter(|sector| sectors.contains(sector));
-        known.copied().filter(|sector| self.sector(*sector) != other.sector(*sector)).min()
+        let edges = |disk: &Self| disk.runs.iter().flat_map(|(start, run)| [*start, run.end]).collect::<Vec<_>>();
+        let mut edges: Vec<u64> = [edges(self), edges(other), vec![sectors.start, sectors.end]].concat();
+        edges.retain(|edge| (sectors.start..=sectors.end).contains(edge));
+        edges.sort_unstable();
+        edges.dedup();
+        // Between two edges each of the disks has one run, or none.
+        edges.iter().zip(edges.iter().skip(1)).find_map(|(start, end)| {
+            let zeros = |step: Option<usize>| step.is_some_and(|s| matches!(self.recording.steps[s], Step::Zero { .. }));
+            let (mine, theirs) = (self.step(*start), other.step(*start));
+            if mine == theirs || (zeros(mine) && zeros(theirs)) {
+                return None;
+            }
+            (*start..*end).find(|sector| self.sector(*sector) != other.sector(*sector))
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     const TWO: [u8; 1024] = [2; 1024];
@@ -277,6 +323,27 @@ mod tests {
             assert_eq!(frailty.heal(), Some(at(2)..at(3)), "{ailment:?}");
             assert_eq!((said(at(2), &large), frailty.read(at(2), 512).is_ok()), ("well", true), "{ailment:?}");
         }
+    }
+
+    #[test]
+    fn a_whole_disk_is_one_run() {
+        const MANY: u64 = 1 << 40;
+        let frailty = Frailty::default();
+        frailty.record();
+        frailty.zero(0, u32::MAX - 511);
+        frailty.write(1024, &TWO, false);
+        frailty.write(1536, &[3; 512], false);
+        frailty.zero(512, 1024);
+        let recording = frailty.recorded();
+        let disk = recording.disk();
+        let first = |n: u64| disk.sector(n).map(|sector| sector[0]);
+        assert_eq!([first(0), first(1), first(2), first(3), first(4)], [Some(0), Some(0), Some(0), Some(3), Some(0)]);
+        assert_eq!((first(MANY), disk.runs.len()), (None, 4));
+        let mut other = Disk { recording: &recording, runs: BTreeMap::new() };
+        assert_eq!(disk.differs_from(&other, 0..MANY), Some(0), "nothing is known of it");
+        other.apply(0);
+        assert_eq!(disk.differs_from(&other, 0..MANY), Some(3), "zeros are zeros, whoever wrote them");
+        assert_eq!(disk.differs_from(&other, 4..MANY), None);
     }
 
     #[test]

@@ -6,14 +6,15 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 pub(crate) fn cargo_deny(say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
-    cargo_tool("cargo-deny", "^0.20", say)
+    // It reads one file and lists of licences: optimising it takes longer than all it will ever do.
+    cargo_tool("cargo-deny", "^0.20", &["--debug", "--config", "profile.dev.debug=false"], say)
 }
 
 pub(crate) fn cargo_deb(say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
-    cargo_tool("cargo-deb", "^3.6", say)
+    cargo_tool("cargo-deb", "^3.6", &[], say)
 }
 
-fn cargo_tool(name: &str, version: &str, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+fn cargo_tool(name: &str, version: &str, how: &[&str], say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
     let answers =
         |program: &Path| Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
     let own = PathBuf::from(name);
@@ -27,6 +28,7 @@ fn cargo_tool(name: &str, version: &str, say: &mut dyn FnMut(&str)) -> Result<Pa
         let output = Command::new("cargo")
             .args(["install", "--quiet", "--locked", "--version", version, "--root"])
             .arg(&tools)
+            .args(how)
             .arg(name)
             .output()
             .context("starting cargo")?;

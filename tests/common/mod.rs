@@ -1,7 +1,5 @@
 //! A lab per test, and the few things that every test asks of one.
 
-#![allow(dead_code, reason = "every test file uses another part of it")]
-
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread;
