@@ -210,7 +210,10 @@ fn show(machine: &Machine, json: bool) -> Result<()> {
         for disk in &i.disks {
             let text = |v: &Option<String>| v.clone().unwrap_or_else(|| "?".into());
             let size = words::bytes(disk.size_bytes);
-            fact("disk", Some(format!("{} {size} {} serial {}", disk.name, text(&disk.model), text(&disk.serial))));
+            let kept = machine.keeps.iter().find(|(_, id)| disk.id().as_ref() == Some(id));
+            let kept = kept.map(|(name, _)| format!(", {name}, which a reinstall keeps")).unwrap_or_default();
+            let (model, serial) = (text(&disk.model), text(&disk.serial));
+            fact("disk", Some(format!("{} {size} {model} serial {serial}{kept}", disk.name)));
         }
         for nic in &i.nics {
             let driver = nic.driver.as_deref().unwrap_or("no driver");

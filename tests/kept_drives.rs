@@ -54,6 +54,16 @@ fn a_tenants_drives_outlive_its_system() {
     let certificates = || rig.client.certificates("m1").expect("certificates").certificates.len();
     let erased = certificates();
 
+    // What can't be kept as it should be is told while nothing is erased yet.
+    let header = machine.read_disk("m1-data", 512, 512).expect("read");
+    machine.write_disk("m1-data", 512, &[0; 512]).expect("written");
+    rig.client.reinstall("m1", &Reinstall::default()).expect("accepted");
+    let why = rig.wait_state(&machine, State::Quarantined).reason.unwrap_or_default();
+    let want = "disk m1-data (100663296 bytes) is to be kept, but its partition table can't be read";
+    assert!(why.contains(want), "{why}");
+    assert_eq!(certificates(), erased, "nothing was erased");
+    machine.write_disk("m1-data", 512, &header).expect("written");
+
     // Somebody else's hands on one of them, from the start of it to its end: that's found, and nothing becomes bootable.
     let done = AtomicBool::new(false);
     let first = thread::scope(|scope| {
@@ -66,7 +76,8 @@ fn a_tenants_drives_outlive_its_system() {
                 thread::sleep(Duration::from_millis(20));
             }
         });
-        rig.client.reinstall("m1", &Reinstall::default()).expect("accepted");
+        let anyway = Reinstall { despite_quarantine: true, ..Reinstall::default() };
+        rig.client.reinstall("m1", &anyway).expect("accepted");
         let failed = rig.wait_for(&machine, "a failed install", |now, _| now.failures == 1);
         done.store(true, Ordering::Relaxed);
         failed

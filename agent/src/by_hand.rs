@@ -13,7 +13,7 @@ use drophammer_protocol::chain::CertificateChain;
 use drophammer_protocol::erase::{Depth, Policy, Psid};
 use drophammer_protocol::id::{BootId, MachineId, OrderId};
 use drophammer_protocol::inventory::{Disk, DiskId, FirmwareKind, Inventory};
-use drophammer_protocol::order::{Erase, Outcome};
+use drophammer_protocol::order::{Erase, Kept, Outcome};
 use drophammer_protocol::sign::PublicKey;
 use ed25519_dalek::SigningKey;
 
@@ -149,7 +149,7 @@ fn order(selection: &Selection, depth: Depth, disks: Vec<DiskId>) -> anyhow::Res
         None => BTreeMap::new(),
     };
     Ok(Erase {
-        kept: Vec::new(),
+        kept: Kept::default(),
         disks,
         policy: selection.policy,
         depth,

@@ -14,7 +14,7 @@ use drophammer_protocol::api::{AGENT_VENDOR_CLASS, BOOT_TICKET, Enrol};
 use drophammer_protocol::event::Phase;
 use drophammer_protocol::id::{Mac, OrderId};
 use drophammer_protocol::inventory::Inventory;
-use drophammer_protocol::order::{Erase, Order, Outcome, Task};
+use drophammer_protocol::order::{Erase, Kept, Order, Outcome, Task};
 use drophammer_protocol::sign::PublicKey;
 use drophammer_protocol::ticket::{BootDecision, BootTicket, TICKET_PATH};
 use ed25519_dalek::SigningKey;
@@ -182,19 +182,21 @@ impl Boot {
         Ok(start)
     }
 
+    /// Holds what is kept from here on, and makes sure that a reinstall finds on it what it needs.
+    fn keep(&mut self, kept: &Kept) -> anyhow::Result<()> {
+        for id in kept.drives.values() {
+            if !self.kept.iter().any(|watched| watched.id() == id) {
+                self.kept.push(Watched::take(id)?);
+            }
+        }
+        install::find_kept(kept, &self.kept).map_err(anyhow::Error::msg)
+    }
+
     fn erase(&mut self, order: OrderId, task: &Erase, reporter: &Reporter) -> anyhow::Result<Outcome> {
-        for id in &task.kept {
-            if self.kept.iter().any(|watched| watched.id() == id) {
-                continue;
-            }
-            match Watched::take(id) {
-                Ok(watched) => self.kept.push(watched),
-                Err(e) => {
-                    let reason = format!("{e:#}");
-                    reporter.failed(Phase::Erase, format!("refused, nothing was erased: {reason}"));
-                    return Ok(Outcome::Refused { reason });
-                }
-            }
+        if let Err(e) = self.keep(&task.kept) {
+            let reason = format!("{e:#}");
+            reporter.failed(Phase::Erase, format!("refused, nothing was erased: {reason}"));
+            return Ok(Outcome::Refused { reason });
         }
         let context =
             erase::Context { machine: self.ticket.machine, boot: self.ticket.boot, order, key: self.key.clone() };

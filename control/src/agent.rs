@@ -9,7 +9,8 @@ use drophammer_protocol::event::{Phase, Step};
 use drophammer_protocol::id::{BootId, MachineId, OrderId};
 use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::machine::State;
-use drophammer_protocol::order::{Erase, Fresh, Install, Order, Task};
+use drophammer_protocol::layout::Layout;
+use drophammer_protocol::order::{Erase, Fresh, Install, Kept, Order, Task};
 use drophammer_protocol::system::System;
 use drophammer_protocol::ticket::PhoneHome;
 use uuid::Uuid;
@@ -20,7 +21,7 @@ use crate::erasure;
 use crate::install;
 use crate::lifecycle::Input;
 use crate::records::{
-    Boot, BootInventory, Enrolment, Pending, PhoneHomeDue, Record, What, boot_key, inventory_key, machine_key,
+    Boot, BootInventory, Enrolment, Erasing, Pending, PhoneHomeDue, Record, What, boot_key, inventory_key, machine_key,
 };
 use crate::rested;
 use crate::secret::{Purpose, Token};
@@ -83,8 +84,7 @@ impl Control {
                 let detail = format!("this inventory is of machine {theirs}, and the credential of {}", record.id);
                 return Err(Denied::new(StatusCode::FORBIDDEN, detail));
             }
-            let kept: Vec<DiskId> = record.kept().into_values().collect();
-            let disks = erasure::disks_to_erase(inventory, &kept);
+            let disks = erasure::disks_to_erase(inventory, record.kept().values());
             let before = txn.get::<BootInventory>(&inventory_key(record.id))?;
             agent_step(self, txn, record, Input::Inventory(disks), now)?;
             let gone = before.map(|b| missing_disks(&b.inventory, inventory)).unwrap_or_default();
@@ -225,7 +225,7 @@ impl Control {
         let task = match &pending.what {
             What::Erase(erasing) => Task::Erase(Box::new(Erase {
                 disks: erasing.disks.clone(),
-                kept: erasing.kept.clone(),
+                kept: Kept { layout: stays(record, erasing), drives: erasing.kept.clone() },
                 policy: erasing.policy,
                 depth: Depth::Sampled,
                 psids,
@@ -288,6 +288,12 @@ impl Control {
         let machine = self.store().get(&boot_key(BootId(token.holder)))?.ok_or_else(unknown_credential)?;
         Ok((token, machine))
     }
+}
+
+/// What the layout has on drives that are kept.
+fn stays(record: &Record, erasing: &Erasing) -> Layout {
+    let names = erasing.kept.keys().map(String::as_str).collect();
+    record.allocation.as_ref().map(|allocation| allocation.layout().apart(&names).1).unwrap_or_default()
 }
 
 /// The consoles that somebody asked for come last: the last one is the system's own.

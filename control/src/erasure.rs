@@ -13,7 +13,10 @@ use drophammer_protocol::inventory::{DiskId, Inventory, PciFunction};
 use drophammer_protocol::sign::{PublicKey, SignError, Signed};
 
 /// Every drive that a tenant's data could be on, in a fixed order, but for `kept`, whose tenant stays.
-pub fn disks_to_erase(inventory: &Inventory, kept: &[DiskId]) -> Result<Vec<DiskId>, Unerasable> {
+pub fn disks_to_erase<'a>(
+    inventory: &Inventory,
+    mut kept: impl Iterator<Item = &'a DiskId>,
+) -> Result<Vec<DiskId>, Unerasable> {
     let mut disks = BTreeSet::new();
     for disk in inventory.disks.iter().filter(|d| d.holds_data()) {
         let Some(id) = disk.id() else {
@@ -23,7 +26,7 @@ pub fn disks_to_erase(inventory: &Inventory, kept: &[DiskId]) -> Result<Vec<Disk
             return Err(Unerasable::SameIdentity(id));
         }
     }
-    if let Some(gone) = kept.iter().find(|id| !disks.remove(id)) {
+    if let Some(gone) = kept.find(|id| !disks.remove(*id)) {
         return Err(Unerasable::KeptGone(gone.clone()));
     }
     if disks.is_empty() {
@@ -82,7 +85,7 @@ pub struct Run<'a> {
     /// The drives that the order names.
     pub disks: &'a [DiskId],
     /// The drives that it leaves out.
-    pub kept: &'a [DiskId],
+    pub kept: &'a BTreeMap<String, DiskId>,
     /// Which erasures the order says are good enough.
     pub policy: Policy,
     /// The inventory of this boot.
@@ -165,7 +168,7 @@ pub enum Doubt {
 pub fn judge(run: &Run<'_>, certificates: &[Signed<ErasureCertificate>]) -> Judgement {
     let mut doubts = Vec::new();
     let ordered: BTreeSet<&DiskId> = run.disks.iter().collect();
-    match disks_to_erase(run.inventory, run.kept) {
+    match disks_to_erase(run.inventory, run.kept.values()) {
         Err(why) => doubts.push(why.into()),
         Ok(disks) if disks.iter().collect::<BTreeSet<_>>() != ordered => doubts.push(Doubt::OrderDiffers),
         Ok(_) => {}
@@ -186,7 +189,7 @@ pub fn judge(run: &Run<'_>, certificates: &[Signed<ErasureCertificate>]) -> Judg
     }
     doubts.extend(run.disks.iter().filter(|d| !covered.contains(d)).cloned().map(Doubt::Missing));
     let proof = if doubts.is_empty() {
-        Ok(ErasureProof { disks: run.disks.to_vec(), kept: run.kept.to_vec() })
+        Ok(ErasureProof { disks: run.disks.to_vec(), kept: run.kept.values().cloned().collect() })
     } else {
         Err(doubts)
     };
@@ -290,7 +293,7 @@ pub(crate) mod tests {
     /// The same, with drives that were kept.
     pub(crate) fn proof_beside(kept: &[&str]) -> ErasureProof {
         let drives = ["A"].iter().chain(kept).map(|serial| disk(serial)).collect();
-        let kept: Vec<DiskId> = kept.iter().map(|serial| id(serial)).collect();
+        let kept = kept.iter().map(|serial| ((*serial).to_owned(), id(serial))).collect();
         let (disks, inventory) = ([id("A")], inventory(drives));
         let key = PublicKey::of(&key());
         let run = Run {
@@ -462,7 +465,7 @@ pub(crate) mod tests {
                 boot: BOOT,
                 order: ORDER,
                 disks: &order,
-                kept: &[],
+                kept: &BTreeMap::new(),
                 policy: Policy::Purge,
                 inventory: &inventory,
                 key,
@@ -491,7 +494,7 @@ pub(crate) mod tests {
             ("two that can't be told apart", vec![disk("A"), disk("A")], Err(Unerasable::SameIdentity(id("A")))),
             ("none", vec![], Err(Unerasable::NoDisks)),
         ] {
-            assert_eq!(disks_to_erase(&inventory(disks), &[]), want, "{name}");
+            assert_eq!(disks_to_erase(&inventory(disks), [].iter()), want, "{name}");
         }
     }
 
@@ -505,7 +508,7 @@ pub(crate) mod tests {
             ("named twice", ab(), vec![id("B"), id("B")], Err(Unerasable::KeptGone(id("B")))),
             ("nothing would be left", ab(), vec![id("A"), id("B")], Err(Unerasable::NoDisks)),
         ] {
-            assert_eq!(disks_to_erase(&inventory(disks), &kept), want, "{name}");
+            assert_eq!(disks_to_erase(&inventory(disks), kept.iter()), want, "{name}");
         }
     }
 
@@ -529,7 +532,7 @@ pub(crate) mod tests {
             ("a network card without", 0x02_00_00, None, Ok(vec![id("A")])),
         ] {
             let inventory = Inventory { pci: vec![function(class, driver)], ..inventory(vec![disk("A")]) };
-            assert_eq!(disks_to_erase(&inventory, &[]), want, "{name}");
+            assert_eq!(disks_to_erase(&inventory, [].iter()), want, "{name}");
         }
     }
 }

@@ -137,8 +137,9 @@ pub(crate) struct Standing {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Erasing {
     pub(crate) disks: Vec<DiskId>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) kept: Vec<DiskId>,
+    /// By their names in the layout.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) kept: BTreeMap<String, DiskId>,
     pub(crate) policy: Policy,
     pub(crate) ordered_by: String,
 }
@@ -249,7 +250,7 @@ impl Record {
             OrderChange::Erase(disks) => {
                 let policy = self.owed.map_or(rules.erase, |owed| owed.strictest(rules.erase));
                 let ordered_by = self.wanted_by.clone().unwrap_or_else(|| BY_RULE.to_owned());
-                let kept = self.kept().into_values().collect();
+                let kept = self.kept();
                 let what = What::Erase(Erasing { disks, kept, policy, ordered_by });
                 if self.order.as_ref().is_none_or(|o| o.what != what) {
                     self.order = Some(Pending { id: order, what });
@@ -280,9 +281,12 @@ impl Record {
 
     /// The drives that the present round of erase and install leaves as they are, by their names in the layout.
     pub(crate) fn kept(&self) -> BTreeMap<String, DiskId> {
-        let (Some(allocation), Some(standing), true) = (&self.allocation, &self.standing, self.keeping) else {
-            return BTreeMap::new();
-        };
+        if self.keeping { self.keeps() } else { BTreeMap::new() }
+    }
+
+    /// Those that a reinstall would leave as they are.
+    fn keeps(&self) -> BTreeMap<String, DiskId> {
+        let (Some(allocation), Some(standing)) = (&self.allocation, &self.standing) else { return BTreeMap::new() };
         let kept = allocation.layout().drives.into_iter().filter(|drive| drive.keep);
         kept.filter_map(|drive| standing.drives.get(&drive.name).map(|id| (drive.name, id.clone()))).collect()
     }
@@ -345,6 +349,7 @@ impl Record {
             mac: self.mac,
             address: self.address,
             boot: self.boot,
+            keeps: self.keeps(),
             allocation: self.allocation.map(Allocation::without_secrets),
             inventory,
             failures: self.failures,

@@ -8,7 +8,7 @@ use crate::id::{BootId, MachineId, OrderId};
 use crate::inventory::{Bus, Disk, DiskId, Firmware, FirmwareKind, Inventory, System};
 use crate::layout::{self, Layout};
 use crate::manifest::{self, BootFiles, Chunk, ImageFile, Manifest, Pack, TarForm};
-use crate::order::{Erase, Install, ReadBack};
+use crate::order::{Erase, Install, Kept, ReadBack};
 use crate::sign::PublicKey;
 use crate::system;
 use crate::ticket::PhoneHome;
@@ -57,7 +57,7 @@ pub fn inventory(disks: Vec<Disk>) -> Inventory {
 pub fn erase(disks: Vec<DiskId>) -> Erase {
     Erase {
         disks,
-        kept: vec![],
+        kept: Kept::default(),
         policy: Policy::Purge,
         depth: Depth::Sampled,
         psids: [].into(),

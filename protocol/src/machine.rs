@@ -1,9 +1,11 @@
 //! A machine as operators see it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::{BootId, Mac, MachineId};
-use crate::inventory::Inventory;
+use crate::inventory::{DiskId, Inventory};
 use crate::layout::Layout;
 use crate::manifest::BootBy;
 use crate::order::ReadBack;
@@ -136,6 +138,9 @@ pub struct Machine {
     pub boot: Option<BootId>,
     /// [Without its secrets](Allocation::without_secrets).
     pub allocation: Option<Allocation>,
+    /// The drives that a reinstall leaves as they are, by their names in the layout.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub keeps: BTreeMap<String, DiskId>,
     pub inventory: Option<Inventory>,
     /// Boots in a row that didn't get past the phase they were in.
     pub failures: u32,

@@ -52,9 +52,8 @@ impl Task {
 pub struct Erase {
     /// Exactly these, which are all that the machine has but for those that are kept.
     pub disks: Vec<DiskId>,
-    /// Their tenant stays: nothing is written to these.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub kept: Vec<DiskId>,
+    #[serde(default, skip_serializing_if = "Kept::is_nothing")]
+    pub kept: Kept,
     pub policy: Policy,
     pub depth: Depth,
     /// What is printed on the labels of self-encrypting drives, by serial: for those that a tenant has locked.
@@ -68,6 +67,25 @@ pub struct Erase {
     pub link: Link,
     /// Who asked for it, or what made it necessary.
     pub ordered_by: String,
+}
+
+/// Drives whose tenant stays: nothing is written to these.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    /// By their names in the layout.
+    pub drives: BTreeMap<String, DiskId>,
+    /// What a reinstall needs to find on them, without which nothing at all is erased.
+    pub layout: Layout,
+}
+
+impl Kept {
+    fn is_nothing(&self) -> bool {
+        self.drives.is_empty()
+    }
+
+    pub fn has(&self, disk: &DiskId) -> bool {
+        self.drives.values().any(|kept| kept == disk)
+    }
 }
 
 /// The certificate of a drive's last erase, and how the drive was left.

@@ -79,7 +79,7 @@ pub(crate) fn carry_out(ctx: &Context, order: &Erase, coverage: Coverage, report
             return Outcome::Refused { reason };
         }
     };
-    let kept = order.kept.iter().map(|id| format!("{id} is kept as it is"));
+    let kept = order.kept.drives.iter().map(|(name, id)| format!("{id} is kept as it is, as {name}"));
     reporter.started(Phase::Erase, say(&subjects, &kept.chain(passed_by(&here)).collect::<Vec<_>>()));
     let (certificates, failed) = erase_all(ctx, order, subjects, reporter);
     if failed.is_empty() {

@@ -1,6 +1,7 @@
 //! Whether an order fits this machine. Decided before anything is touched.
 
 use drophammer_protocol::inventory::{Bus, Disk, DiskId};
+use drophammer_protocol::order::Kept;
 
 /// Why an order isn't carried out. Nothing has been touched.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,11 +36,11 @@ pub(crate) enum Coverage {
 /// The drives of the order, in its order, if they are here and as many as `coverage` asks for.
 pub(crate) fn check<'a>(
     order: &[DiskId],
-    kept: &[DiskId],
+    kept: &Kept,
     here: &'a [Disk],
     coverage: Coverage,
 ) -> Result<Vec<&'a Disk>, Refusal> {
-    if let Some(id) = order.iter().find(|id| kept.contains(id)) {
+    if let Some(id) = order.iter().find(|id| kept.has(id)) {
         return Err(Refusal::KeptToo(id.clone()));
     }
     let mut named = Vec::new();
@@ -66,7 +67,7 @@ pub(crate) fn check<'a>(
     for disk in here {
         // A namespace whose format the kernel can't use shows no bytes, and holds some all the same.
         let hidden = disk.bus == Bus::Nvme && disk.size_bytes == 0;
-        let is_kept = disk.id().is_some_and(|id| kept.contains(&id));
+        let is_kept = disk.id().is_some_and(|id| kept.has(&id));
         if (disk.holds_data() || hidden) && !is_kept && !named.iter().any(|other| other.name == disk.name) {
             let serial = disk.serial.as_deref().unwrap_or("none");
             return Err(Refusal::Unnamed(format!("{} (serial {serial}, {} bytes)", disk.name, disk.size_bytes)));
@@ -136,7 +137,7 @@ mod tests {
                 Ok(vec!["nvme1n1", "nvme0n1"]),
             ),
         ] {
-            let got = check(order, &[], &here, WholeMachine)
+            let got = check(order, &Kept::default(), &here, WholeMachine)
                 .map(|disks| disks.iter().map(|d| d.name.as_str()).collect::<Vec<_>>());
             assert_eq!(got, want, "{name}");
         }
@@ -151,7 +152,7 @@ mod tests {
             ("not here", &[id("C", 5)], Err(Refusal::Missing(id("C", 5)))),
             ("twice", &[id("A", 10), id("A", 10)], Err(Refusal::Twice(id("A", 10)))),
         ] {
-            assert_eq!(check(order, &[], &two, NamedDrives).map(|disks| disks.len()), want, "{name}");
+            assert_eq!(check(order, &Kept::default(), &two, NamedDrives).map(|disks| disks.len()), want, "{name}");
         }
     }
 
@@ -173,6 +174,7 @@ mod tests {
                 Err(Refusal::Unnamed("nvme1n1 (serial B, 20 bytes)".into())),
             ),
         ] {
+            let kept = Kept { drives: kept.into_iter().map(|id| (String::new(), id)).collect(), ..Kept::default() };
             assert_eq!(check(&order, &kept, &three, WholeMachine).map(|disks| disks.len()), want, "{name}");
         }
     }

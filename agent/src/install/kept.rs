@@ -80,8 +80,7 @@ pub(crate) fn read(stays: &Layout, drives: &BTreeMap<String, DiskId>, watched: &
 
 fn lost(id: &DiskId, what: &str) -> String {
     format!(
-        "{id} is to be kept, but {what}: put that right, or have everything erased by `drophammer machine reprovision`; \
-         nothing was written to it"
+        "{id} is to be kept, but {what}: put that right, or have everything erased by `drophammer machine reprovision`"
     )
 }
 

@@ -52,7 +52,7 @@ use drophammer_protocol::event::Phase;
 use drophammer_protocol::id::Mac;
 use drophammer_protocol::inventory::{DiskId, FirmwareKind};
 use drophammer_protocol::manifest::{self, BiosBoot, BlockForm, Manifest, TarForm};
-use drophammer_protocol::order::{Install, Installed};
+use drophammer_protocol::order::{self, Install, Installed};
 use drophammer_protocol::sign::{PublicKey, Signed, Verified};
 use drophammer_protocol::space::root_bytes;
 use drophammer_protocol::words::{bytes, count, list};
@@ -140,6 +140,11 @@ pub(crate) fn carry_out(
         }
         Err(e) => Err(InstallError::Failed(assembly.abandon(e))),
     }
+}
+
+/// Whether what a reinstall needs to find is on the drives that it keeps: before anything else is erased for it.
+pub(crate) fn find_kept(kept: &order::Kept, watched: &[Watched]) -> Result<(), String> {
+    kept::read(&kept.layout, &kept.drives, watched).map(drop)
 }
 
 /// `disk S1 (1073741824 bytes) (nvme0n1)`, and what it is in the layout if there are several.

@@ -3,7 +3,7 @@
 use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::layout::{Drive, Encrypted, Layout, Partition, Select};
 use drophammer_protocol::machine::{Allocation, Reinstall, State, TakeBack};
-use drophammer_protocol::order::{Install, Outcome};
+use drophammer_protocol::order::{Install, Kept, Outcome};
 
 use crate::rig::*;
 
@@ -47,12 +47,15 @@ fn a_new_system_and_the_same_data() {
     let mut rig = Rig::new();
     let first = running(&rig, layout());
     assert_eq!(first.drives.len(), 2, "the first time everything is made");
+    assert_eq!(rig.machine(1).keeps, [("data".to_owned(), kept())].into(), "what a reinstall would keep");
     for round in 0..2 {
         assert_eq!(reinstall(&rig).expect("accepted"), State::Releasing, "round {round}");
         rig.restart();
         let (agent, order) = rig.erasing(1);
         let erase = erase_task(&order);
-        assert_eq!((&erase.disks[..], &erase.kept[..]), (&[DiskId::new("small-1", 10 << 30)][..], &[kept()][..]));
+        assert_eq!((&erase.disks[..], &erase.kept.drives["data"]), (&[DiskId::new("small-1", 10 << 30)][..], &kept()));
+        let on_it = &erase.kept.layout;
+        assert_eq!((on_it.drives.len(), on_it.encrypted.len(), on_it.filesystems.len()), (1, 1, 0), "what must be there");
         agent.outcome(&rig, order.id, &agent.erased(&order)).expect("takes the proof");
         assert_eq!(rig.state(1), State::Allocated);
         let again = finish(&rig, &agent);
@@ -64,7 +67,7 @@ fn a_new_system_and_the_same_data() {
     // A whole new beginning has new keys, and a new tenant gets nothing of the old one.
     rig.operator().reprovision("SN-1", TakeBack::default()).expect("accepted");
     let (agent, order) = rig.erasing(1);
-    assert_eq!((erase_task(&order).disks.len(), erase_task(&order).kept.len()), (2, 0));
+    assert_eq!((erase_task(&order).disks.len(), erase_task(&order).kept.drives.len()), (2, 0));
     agent.outcome(&rig, order.id, &agent.erased(&order)).expect("takes the proof");
     let anew = finish(&rig, &agent);
     assert_ne!(anew.disk_key, first.disk_key);
@@ -74,7 +77,7 @@ fn a_new_system_and_the_same_data() {
     rig.operator().release("SN-1", TakeBack::default()).expect("its tenant leaves in the middle of it");
     agent.outcome(&rig, order.id, &agent.erased(&order)).expect_err("too late");
     let (agent, order) = rig.erasing(1);
-    assert_eq!(erase_task(&order).kept, [], "everything of the tenant's goes");
+    assert_eq!(erase_task(&order).kept, Kept::default(), "everything of the tenant's goes");
     agent.outcome(&rig, order.id, &agent.erased(&order)).expect("takes the proof");
     assert_eq!(rig.state(1), State::Waiting);
 }
@@ -86,7 +89,7 @@ fn failures_on_the_way_change_nothing_about_what_is_kept() {
     reinstall(&rig).expect("accepted");
     for boot in 1..3 {
         let (agent, order) = rig.erasing(1);
-        assert_eq!(erase_task(&order).kept, [kept()], "boot {boot}");
+        assert!(erase_task(&order).kept.has(&kept()), "boot {boot}");
         agent.outcome(&rig, order.id, &agent.erased(&order)).expect("takes the proof");
         let (id, _) = agent.install_order(&rig);
         let failed = Outcome::Failed { reason: "bad chunk".into() };
@@ -106,7 +109,7 @@ fn failures_on_the_way_change_nothing_about_what_is_kept() {
     let how = Reinstall { despite_quarantine: true, ..Reinstall::default() };
     rig.operator().reinstall("SN-1", &how).expect("somebody put it back");
     let (agent, order) = rig.erasing(1);
-    assert_eq!(erase_task(&order).kept, [kept()]);
+    assert!(erase_task(&order).kept.has(&kept()));
     agent.outcome(&rig, order.id, &agent.erased(&order)).expect("takes the proof");
     finish(&rig, &agent);
     assert_eq!(rig.state(1), State::Running);
