@@ -12,6 +12,7 @@ mod firmware;
 mod installed_system;
 mod kept_drives;
 mod machines_boot_alone;
+mod metal_stack;
 mod nothing_secret;
 mod nothing_unverified;
 mod road;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use drophammer_control::client::Client;
 use drophammer_protocol::erase::Policy;
 use drophammer_protocol::sign::PublicKey;
-pub use drophammer_pxe_server::config::Mode;
+pub use drophammer_pxe_server::config::{ImportConfig, Mode};
 use drophammer_pxe_server::config::{Config, NetworkConfig, Ports, Range};
 
 use crate::kit::Kit;
@@ -70,6 +70,8 @@ pub struct ServerSpec {
     pub alone: bool,
     /// What it does about DHCP.
     pub dhcp: Mode,
+    /// Others' images that it compiles.
+    pub imports: Vec<ImportConfig>,
 }
 
 impl ServerSpec {
@@ -84,6 +86,7 @@ impl ServerSpec {
             erase_policy: Policy::Purge,
             alone: false,
             dhcp: Mode::Server,
+            imports: vec![],
         }
     }
 }
@@ -254,7 +257,7 @@ fn config(spec: &ServerSpec, dir: &Path) -> Config {
         erase_policy: spec.erase_policy,
         erase_again_after_days: 30,
         projects: [].into(),
-        imports: vec![],
+        imports: spec.imports.clone(),
         router_advertisements: true,
     }
 }
@@ -274,6 +277,7 @@ fn apart(whole: Config, dir: &Path) -> (Config, Config) {
         image_keys: vec![],
         images_dir: None,
         socket: None,
+        imports: vec![],
         power_hook: None,
         ..whole
     };
@@ -321,6 +325,7 @@ mod tests {
             erase_policy: Policy::Clear,
             alone: false,
             dhcp: Mode::Server,
+            imports: vec![],
         };
         write_hook(&spec.binary, dir.path()).expect("a hook");
         let text = toml::to_string(&config(&spec, dir.path())).expect("TOML");

@@ -58,6 +58,7 @@ pub const TEST_NEEDS: &[Need] = &[
     need("file", Proof::Program("file"), "judging swap areas"),
     need("g++", Proof::Program("g++"), "building libFuzzer"),
     need("gdisk", Proof::Program("sgdisk"), "judging partition tables"),
+    need("lz4", Proof::Program("lz4"), "images as metal-stack has them"),
     need("lvm2", Proof::Program("lvm"), "judging volume groups"),
     need("mdadm", Proof::Program("mdadm"), "judging arrays"),
     need("passwd", Proof::Program("pwck"), "judging accounts"),

@@ -13,11 +13,11 @@ use drophammer_protocol::order::DiskKey;
 use nix::mount::{MntFlags, MsFlags};
 use zeroize::Zeroizing;
 
-use super::gpt;
-use super::layout::{Encrypted, Made, Partition, Plan, Table};
+use super::layout::{Encrypted, Made, Partition, Plan, Role, Table};
 use super::mkfs;
 use super::root::Root;
 use super::target::Target;
+use super::{Device, gpt, write_esp};
 use crate::disk::OpenDisk;
 use crate::volumes::luks::Secret;
 use crate::volumes::{luks, lvm, md};
@@ -169,6 +169,28 @@ impl Assembly {
         Ok(())
     }
 
+    /// Does `work` while the first EFI system partition is mounted where the system will have it: empty, and made anew
+    /// afterwards.
+    pub(crate) fn with_esp<T>(
+        &mut self,
+        root: &Root,
+        work: impl FnOnce() -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let esp = self.partitions().find_map(|(table, partition, node)| match partition.role {
+            Role::Esp(volume) => Some((table.clone(), partition.clone(), volume, node.map(Path::to_owned))),
+            _ => None,
+        });
+        let Some((table, partition, volume, node)) = esp else { return work() };
+        let node = node?;
+        let device = Device { node: &node, bytes: table.length_bytes(&partition) };
+        write_esp(&device, table.geometry.logical_block, volume, &[])?;
+        let dir = root.directories(Path::new("boot/efi")).context("making /boot/efi in the installed system")?;
+        self.mount_as(node, real_path(&dir)?, "vfat", None)?;
+        let done = work()?;
+        self.unmount_last()?;
+        Ok(done)
+    }
+
     fn mount(&mut self, made: &Made, at: PathBuf) -> anyhow::Result<()> {
         let node = self.node(&made.on)?.to_owned();
         let (kind, options) = match made.format {
@@ -179,6 +201,10 @@ impl Assembly {
             mkfs::Format::Vfat(_) => ("vfat", None),
             mkfs::Format::Swap(_) => anyhow::bail!("swap can't be mounted"),
         };
+        self.mount_as(node, at, kind, options)
+    }
+
+    fn mount_as(&mut self, node: PathBuf, at: PathBuf, kind: &str, options: Option<&str>) -> anyhow::Result<()> {
         nix::mount::mount(Some(&node), &at, Some(kind), MsFlags::MS_NOATIME, options)
             .with_context(|| format!("mounting {} at {}", node.display(), at.display()))?;
         let held = File::open(&at).inspect_err(|_| {
@@ -199,18 +225,23 @@ impl Assembly {
 
     /// Every handle into the file systems must be closed by now.
     pub(crate) fn unmount(&mut self) -> anyhow::Result<()> {
-        while let Some(Mount { at, node, held }) = self.mounts.pop() {
-            let device = File::open(&node).with_context(|| format!("opening {}", node.display()))?;
-            drop(held);
-            if let Err(e) = nix::mount::umount2(&at, MntFlags::empty()) {
-                // What comes of that is seen by whoever takes the device away next.
-                unmount_lazily(&at).ok();
-                return Err(e).with_context(|| format!("unmounting {}", at.display()));
-            }
-            // Unmounting writes, and doesn't say whether that went well.
-            device.sync_all().with_context(|| format!("flushing {}", node.display()))?;
+        while !self.mounts.is_empty() {
+            self.unmount_last()?;
         }
         Ok(())
+    }
+
+    fn unmount_last(&mut self) -> anyhow::Result<()> {
+        let Some(Mount { at, node, held }) = self.mounts.pop() else { return Ok(()) };
+        let device = File::open(&node).with_context(|| format!("opening {}", node.display()))?;
+        drop(held);
+        if let Err(e) = nix::mount::umount2(&at, MntFlags::empty()) {
+            // What comes of that is seen by whoever takes the device away next.
+            unmount_lazily(&at).ok();
+            return Err(e).with_context(|| format!("unmounting {}", at.display()));
+        }
+        // Unmounting writes, and doesn't say whether that went well.
+        device.sync_all().with_context(|| format!("flushing {}", node.display()))
     }
 
     fn dissolve(&mut self) -> anyhow::Result<()> {

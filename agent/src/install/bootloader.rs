@@ -49,15 +49,7 @@ pub(crate) fn check(boot: &BootFiles, firmware: FirmwareKind) -> Result<(), Stri
 pub(crate) fn verified(root: &Root, file: &ImageFile) -> anyhow::Result<File> {
     let path = &file.path;
     let mut open = root.file(path)?.with_context(|| format!("the image has no {path}, which its manifest names"))?;
-    let check = || -> anyhow::Result<String> {
-        // Out of the cache, so that it's the disk that is asked.
-        open.sync_all()?;
-        nix::fcntl::posix_fadvise(&open, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-        let mut hash = Sha256::new();
-        std::io::copy(&mut &open, &mut hash)?;
-        Ok(hex::encode(hash.finalize()))
-    };
-    let got = check().with_context(|| format!("reading {path} of the installed system back"))?;
+    let got = sha256(&open).with_context(|| format!("reading {path} of the installed system back"))?;
     anyhow::ensure!(
         got.eq_ignore_ascii_case(&file.sha256),
         "{path} of the installed system has SHA-256 {got}, the manifest says {}",
@@ -65,6 +57,22 @@ pub(crate) fn verified(root: &Root, file: &ImageFile) -> anyhow::Result<File> {
     );
     open.seek(SeekFrom::Start(0)).with_context(|| format!("rewinding {path}"))?;
     Ok(open)
+}
+
+/// A file that the image's own installer made, as it lies there now.
+pub(crate) fn made(root: &Root, path: &str) -> anyhow::Result<ImageFile> {
+    let open = root.file(path)?.with_context(|| format!("there is no {path} in the installed system"))?;
+    let sha256 = sha256(&open).with_context(|| format!("reading {path} of the installed system"))?;
+    Ok(ImageFile { path: path.to_owned(), sha256 })
+}
+
+fn sha256(open: &File) -> anyhow::Result<String> {
+    // Out of the cache, so that it's the disk that is asked.
+    open.sync_all()?;
+    nix::fcntl::posix_fadvise(open, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    let mut hash = Sha256::new();
+    std::io::copy(&mut &*open, &mut hash)?;
+    Ok(hex::encode(hash.finalize()))
 }
 
 /// The whole of a small verified file.

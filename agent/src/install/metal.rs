@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use drophammer_protocol::event::Phase;
+use drophammer_protocol::manifest::BootFiles;
 use drophammer_protocol::order::Install;
 use drophammer_protocol::system::UserData;
 use drophammer_protocol::system::metal_stack::{MetalNetwork, NetworkKind, Role};
@@ -24,6 +25,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::bootloader;
 use super::root::Root;
 use super::yaml;
 use crate::net::Port;
@@ -191,6 +193,21 @@ impl BootInfo {
             cmdline: cmdline.to_owned(),
             bootloader_id: id.map(str::to_owned),
         })
+    }
+}
+
+impl BootInfo {
+    /// What starts the system that the installer made. The firmware's programs are those that the image was published with.
+    pub(crate) fn files(&self, root: &Root, published: &BootFiles) -> anyhow::Result<BootFiles> {
+        let initrd = self.initrd.as_deref().map(|path| bootloader::made(root, path)).transpose();
+        let made = || Ok((bootloader::made(root, &self.kernel)?, initrd?));
+        let (kernel, initrd) = made().with_context(|| format!("looking for what {BOOT_INFO} names"))?;
+        // Which root it is, and how it's mounted, is said for every system alike.
+        let ours = |word: &&str| {
+            !matches!(*word, "ro" | "rw") && !["root=", "initrd=", "BOOT_IMAGE="].iter().any(|key| word.starts_with(key))
+        };
+        let cmdline = self.cmdline.split_whitespace().filter(ours).collect::<Vec<_>>().join(" ");
+        Ok(BootFiles { kernel, initrd, cmdline, ..published.clone() })
     }
 }
 

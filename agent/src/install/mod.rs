@@ -129,8 +129,8 @@ pub(crate) fn carry_out(
             let loader = start::tell_firmware(&plan.layout, reporter);
             let report = Installed {
                 root_uuid: plan.layout.root().format.uuid(),
-                kernel: manifest.boot.kernel.path.clone(),
-                cmdline: plan.command_line,
+                kernel: built.kernel,
+                cmdline: built.command_line,
                 bytes_fetched: sources.fetched(),
                 bytes_written: bootable.bytes_written,
                 peak_memory_bytes: peak_memory_bytes(),
@@ -320,6 +320,8 @@ struct Built {
     /// Of each drive, in the layout's order.
     tables: Vec<[gpt::Piece; 3]>,
     start: Start,
+    kernel: String,
+    command_line: String,
 }
 
 fn build(
@@ -343,13 +345,24 @@ fn build(
     reporter.started(Phase::Configure, format!("{} with {}", system.hostname, count(system.ssh_keys.len(), "SSH key")));
     let contract = metal::Contract::of(&root)?;
     let mut by = By::Us;
+    let (mut boot, mut command_line) = (manifest.boot.clone(), plan.command_line.clone());
     if let Some(contract) = &contract {
         let ports = net::ports(Path::new("/"));
         let root_uuid = layout.root().format.uuid();
         let facts = metal::Facts { root_uuid, raid: !layout.arrays.is_empty(), ports: &ports };
-        contract.fulfil(&root, Path::new(assembly::MOUNT_POINT), order, &facts, metal::TIME_LIMIT, reporter)?;
-        if contract.makes_the_system() {
+        let at = Path::new(assembly::MOUNT_POINT);
+        let fulfil = || contract.fulfil(&root, at, order, &facts, metal::TIME_LIMIT, reporter);
+        let handed_over = if contract.makes_the_system() {
             by = By::ItsInstaller;
+            // Its grub-install takes no mere directory for an EFI system partition.
+            modules::load("vfat", reporter).context("loading vfat, which the image's own installer needs")?;
+            assembly.with_esp(&root, fulfil)?
+        } else {
+            fulfil()?
+        };
+        if let Some(info) = handed_over.boot {
+            boot = info.files(&root, &manifest.boot)?;
+            command_line = bootloader::command_line(layout, &boot, &order.cmdline).map_err(anyhow::Error::msg)?;
         }
     }
     let mut agent = File::open("/proc/self/exe").context("opening the agent's own program")?;
@@ -358,17 +371,17 @@ fn build(
     for note in notes {
         reporter.note(Phase::Configure, note);
     }
-    bootloader::configure(&root, layout, &manifest.boot, &manifest.description, &order.cmdline)
+    bootloader::configure(&root, layout, &boot, &manifest.description, &order.cmdline)
         .context("configuring the boot loader")?;
     let tables = boot_files(assembly, manifest, plan.firmware, &root)?;
 
     assembly.flush().with_context(|| {
         format!("the {} didn't take everything that was written to it: replace it", by_serial(order))
     })?;
-    let start = start::prepare(&root, order, &manifest.boot, &plan.command_line, &plan.uplink, reporter)?;
+    let start = start::prepare(&root, order, &boot, &command_line, &plan.uplink, reporter)?;
     drop(root);
     assembly.unmount()?;
-    Ok(Built { tables, start })
+    Ok(Built { tables, start, kernel: boot.kernel.path, command_line })
 }
 
 /// The root file system as it was published, with a name of its own, and as large as its device.
