@@ -1,10 +1,8 @@
 //! `cargo verify`: everything that has to hold before a change goes in. Set-up first, then the quick checks, then tests.
 
 use std::env;
-use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::Command;
-use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -84,8 +82,6 @@ fn cargo(repository: &Path, arguments: &[String]) -> Result<()> {
         .args(arguments)
         .current_dir(repository)
         .env("PATH", path)
-        // Machines wait a good part of their time, for disks, timers and each other.
-        .env("RUST_TEST_THREADS", (thread::available_parallelism().map_or(1, NonZeroUsize::get) + 1).to_string())
         .status()
         .with_context(|| format!("starting {line}"))?;
     ensure!(status.success(), "{line}: {status}");
