@@ -341,6 +341,7 @@ impl Record {
 
     /// As operators see it.
     pub(crate) fn view(self, inventory: Option<Inventory>, seen_ms: u64) -> Machine {
+        let keeps = self.keeps();
         Machine {
             id: self.id,
             name: self.name,
@@ -349,7 +350,7 @@ impl Record {
             mac: self.mac,
             address: self.address,
             boot: self.boot,
-            keeps: self.keeps(),
+            keeps,
             allocation: self.allocation.map(Allocation::without_secrets),
             inventory,
             failures: self.failures,

@@ -233,8 +233,7 @@ impl Disk<'_> {
         }
         self.cut(start);
         self.cut(end);
-        let replaced: Vec<u64> = self.runs.range(start..end).map(|(first, _)| *first).collect();
-        replaced.iter().for_each(|first| drop(self.runs.remove(first)));
+        self.runs.retain(|first, _| !(start..end).contains(first));
         self.runs.insert(start, Run { end, step });
     }
 
@@ -270,8 +269,8 @@ impl Disk<'_> {
 
     /// The first of `sectors` that another disk of the same recording has otherwise.
     pub fn differs_from(&self, other: &Disk<'_>, sectors: Range<u64>) -> Option<u64> {
-        let edges = |disk: &Self| disk.runs.iter().flat_map(|(start, run)| [*start, run.end]).collect::<Vec<_>>();
-        let mut edges: Vec<u64> = [edges(self), edges(other), vec![sectors.start, sectors.end]].concat();
+        let runs = self.runs.iter().chain(&other.runs).flat_map(|(start, run)| [*start, run.end]);
+        let mut edges: Vec<u64> = runs.chain([sectors.start, sectors.end]).collect();
         edges.retain(|edge| (sectors.start..=sectors.end).contains(edge));
         edges.sort_unstable();
         edges.dedup();

@@ -199,9 +199,10 @@ impl BootInfo {
 impl BootInfo {
     /// What starts the system that the installer made. The firmware's programs are those that the image was published with.
     pub(crate) fn files(&self, root: &Root, published: &BootFiles) -> anyhow::Result<BootFiles> {
-        let initrd = self.initrd.as_deref().map(|path| bootloader::made(root, path)).transpose();
-        let made = || Ok((bootloader::made(root, &self.kernel)?, initrd?));
-        let (kernel, initrd) = made().with_context(|| format!("looking for what {BOOT_INFO} names"))?;
+        let made = |path: &str| {
+            bootloader::made(root, path).with_context(|| format!("looking for what {BOOT_INFO} names"))
+        };
+        let (kernel, initrd) = (made(&self.kernel)?, self.initrd.as_deref().map(made).transpose()?);
         // Which root it is, and how it's mounted, is said for every system alike.
         let ours = |word: &&str| {
             !matches!(*word, "ro" | "rw") && !["root=", "initrd=", "BOOT_IMAGE="].iter().any(|key| word.starts_with(key))
