@@ -47,6 +47,7 @@ mod scan;
 mod servers;
 mod several;
 mod store;
+mod tar_header;
 mod verify;
 mod zeros;
 
