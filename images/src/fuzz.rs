@@ -25,3 +25,8 @@ pub fn import(text: &str) {
 pub fn oci(bytes: &[u8]) {
     crate::oci::fuzz(bytes);
 }
+
+/// The image of a disk.
+pub fn disk(bytes: &[u8]) {
+    crate::disk::fuzz(bytes);
+}

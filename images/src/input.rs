@@ -1,4 +1,4 @@
-//! What people hand in: a tar, however it is compressed, or a container image.
+//! What people hand in: a tar, however it is compressed, a container image, or the image of a disk.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::disk::{self, Sight};
 use crate::oci;
 
 /// The tar of a root file system that `path` is or stands for. `scratch` makes a file for what has to be unpacked before it
@@ -15,19 +16,60 @@ pub(crate) fn open(path: &Path, tag: Option<&str>, scratch: impl FnOnce() -> Res
         return Ok(Box::new(oci::open(oci::open_directory(path)?, tag)?));
     }
     let (_, looked_into) = unpacked(path)?;
+    match disk::sight(&head(looked_into)) {
+        Sight::Tar => {}
+        Sight::Disk => {
+            ensure!(tag.is_none(), "{} is a disk and no OCI image layout, so nothing in it has a tag", path.display());
+            let disk = file(path, scratch, disk::unpack)?;
+            let tar = disk::open(disk).with_context(|| format!("reading the disk {}", path.display()))?;
+            return Ok(Box::new(tar));
+        }
+        Sight::Wrapped(form) => bail!(
+            "{0} is a disk in the form {form}: convert it first: qemu-img convert -O raw {0} disk.raw",
+            path.display()
+        ),
+        Sight::Unreadable(what) => bail!(
+            "{} is {what}, and of disks only a root in ext4, ext3 or ext2 can be read: pack a tar of the root instead",
+            path.display()
+        ),
+        Sight::Unknown => bail!(
+            "{} is neither a tar, nor an OCI image layout, nor a raw disk with an ext4 file system",
+            path.display()
+        ),
+    }
+    let (_, looked_into) = unpacked(path)?;
     if oci::is_layout(looked_into) {
-        let file = match unpacked(path)? {
-            (Form::Plain, _) => File::open(path).with_context(|| format!("opening {}", path.display()))?,
-            (Form::Compressed, mut tar) => {
-                let mut file = scratch()?;
-                io::copy(&mut tar, &mut file).context("unpacking the layout")?;
-                file
-            }
+        let copy = |mut tar: Box<dyn Read>, mut to: &File| {
+            io::copy(&mut tar, &mut to).context("unpacking the layout")?;
+            Ok(())
         };
-        return Ok(Box::new(oci::open(oci::Layout::tar(file)?, tag)?));
+        return Ok(Box::new(oci::open(oci::Layout::tar(file(path, scratch, copy)?)?, tag)?));
     }
     ensure!(tag.is_none(), "{} isn't an OCI image layout, so nothing in it has a tag", path.display());
     Ok(unpacked(path)?.1)
+}
+
+/// The file itself, or what `unpack` puts into another one.
+fn file(
+    path: &Path,
+    scratch: impl FnOnce() -> Result<File>,
+    unpack: impl FnOnce(Box<dyn Read>, &File) -> Result<()>,
+) -> Result<File> {
+    match unpacked(path)? {
+        (Form::Plain, _) => File::open(path).with_context(|| format!("opening {}", path.display())),
+        (Form::Compressed, unpacked) => {
+            let file = scratch()?;
+            unpack(unpacked, &file).with_context(|| format!("unpacking {}", path.display()))?;
+            Ok(file)
+        }
+    }
+}
+
+/// As much of its start as can be read: of what can't be, whoever reads it in earnest complains.
+fn head(from: impl Read) -> Vec<u8> {
+    let mut head = Vec::new();
+    let _ = from.take(disk::HEAD_BYTES as u64).read_to_end(&mut head);
+    head
 }
 
 enum Form {

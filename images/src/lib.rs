@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! recipe ── build ──▶ rootfs.tar ─┬─ pack ──▶ <store>/<name>/<version>/manifest.json, <store>/packs/…
-//!               an OCI layout ─────┤                  └── verify, list, diff, sign, gc
+//!  an OCI layout, a raw disk ──────┤                  └── verify, list, diff, sign, gc
 //! somebody's image ── import ──────┘
 //!            store ── publish ──▶ directory or bucket ── mirror ──▶ a boot server's directory
 //!                                     └── revoke
@@ -11,6 +11,7 @@
 //! [`build`] makes a root file system from packages that apt has checked against Debian's keys, without root where the
 //! host allows it. [`pack`] compiles any tar of a root file system, once, into what machines install: a file system to be
 //! written as it is, the tar itself, both in chunks that can be checked one by one, and one signature over what they are.
+//! Container images and images of disks are read as the tars that they stand for.
 //! [`verify`] repeats every check that a machine makes, and those it can't make before it has written the disk.
 //! [`publish()`] and [`mirror()`] bring an image from one [`Place`] to another, so that whoever reads sees all of it or
 //! nothing; [`revoke()`] takes it back. Where Debian's packages come from is [`debian`]'s matter.
@@ -21,6 +22,7 @@ mod chunks;
 mod command;
 pub mod debian;
 mod diff;
+mod disk;
 mod ext4;
 mod from_packages;
 #[cfg(fuzzing)]
@@ -47,7 +49,9 @@ mod scan;
 mod servers;
 mod several;
 mod store;
+mod tar_header;
 mod verify;
+mod window;
 mod zeros;
 
 pub use bake::{BuildOptions, Built, build};

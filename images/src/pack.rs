@@ -94,9 +94,9 @@ const LEAST_ZEROS: usize = 64 << 10;
 const TAR_UNIT: usize = 512;
 const BLOCK_UNIT: usize = 4096;
 
-/// Compiles `tar` (plain, zstd, gzip, xz or lz4; or an OCI image layout, a directory or a tar of it) to `<store>/<name>/<version>`, signed with `key`. The same tar and options
-/// give the same bytes in the same store. A version that exists is never replaced: publishing it again succeeds only if it
-/// would be the same.
+/// Compiles `tar` (plain, zstd, gzip, xz or lz4; or an OCI image layout, a directory or a tar of it; or a raw disk, plain or
+/// compressed) to `<store>/<name>/<version>`, signed with `key`. The same tar and options give the same bytes in the same
+/// store. A version that exists is never replaced: publishing it again succeeds only if it would be the same.
 pub fn pack(
     tar: &Path,
     store: &Path,

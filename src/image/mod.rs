@@ -60,10 +60,15 @@ enum Command {
     ///
     /// The image has two forms: a file system that machines write to their disks as it is, and the tar itself for layouts
     /// that need it. Both are cut into chunks, and of a new version only chunks that no earlier one has are stored.
+    ///
+    /// Of a disk, such as debian-12-generic-amd64.raw, the root is the partition with /etc/fstab; other partitions that it
+    /// mounts are taken to where it has them, and the EFI system partition is left out: machines are given their own. The
+    /// disk is only read. It must have been unmounted cleanly; other forms than raw are converted first (qemu-img convert).
     Pack {
-        /// A root file system with kernel and boot loader: as a tar, plain or compressed with zstd, gzip, xz or lz4; or as a
-        /// container image, an OCI image layout (a directory, or a tar of it).
-        tar: PathBuf,
+        /// A root file system with kernel and boot loader: as a tar; as a container image, an OCI image layout (a directory,
+        /// or a tar of it); or as a raw disk with a GPT, an MBR or neither, and the root in ext4, ext3 or ext2. Files may be
+        /// compressed with zstd, gzip, xz or lz4.
+        input: PathBuf,
         /// Which of the images of an OCI layout, if it has several for linux/amd64.
         #[arg(long)]
         tag: Option<String>,
@@ -99,9 +104,9 @@ enum Command {
     },
     /// Publish somebody else's image in a store: fetched, checked by the hash beside it, compiled and signed.
     ///
-    /// For metal-stack's images (img.tar.lz4 with its .md5), and for tars of root file systems (.tar.zst, .gz, .xz, .lz4)
-    /// whose SHA-256 is given or lies beside them (.sha256). What it was checked by is part of the image from then on. A
-    /// fetch that broke off goes on where it was; an image that is there already isn't fetched again.
+    /// For metal-stack's images (img.tar.lz4 with its .md5), and for tars of root file systems and raw disks (plain, .zst,
+    /// .gz, .xz, .lz4) whose SHA-256 is given or lies beside them (.sha256). What it was checked by is part of the image from
+    /// then on. A fetch that broke off goes on where it was; an image that is there already isn't fetched again.
     Import {
         /// http:// or https:// address, or a file.
         from: String,
@@ -230,13 +235,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
             }
             output::line(&format!("{} signs; servers are given {}.pub ({public})", file.display(), file.display()))
         }
-        Command::Pack { tar, tag, name, version, store, key, cmdline, boot, level, expires, forms, minimum } => {
+        Command::Pack { input, tag, name, version, store, key, cmdline, boot, level, expires, forms, minimum } => {
             let key = drophammer_images::load_key(&key)?;
             let (forms, minimum) = (forms.into(), minimum.into());
             let named = PackOptions::new(&name, &version, &cmdline);
             let options = PackOptions { boot, level, expires, forms, tag, minimum, ..named };
             let meter = output::Meter::new("packed");
-            let packed = drophammer_images::pack(&tar, &store, &options, &key, &|bytes| meter.add(bytes))?;
+            let packed = drophammer_images::pack(&input, &store, &options, &key, &|bytes| meter.add(bytes))?;
             meter.clear();
             published(&packed, json)
         }

@@ -6,16 +6,19 @@ use std::os::unix::ffi::OsStrExt;
 use super::blocks::BLOCK;
 use super::checksum::{Checksum, Fields};
 
-const MAGIC: u32 = 0xea02_0000;
+pub(super) const MAGIC: u32 = 0xea02_0000;
 /// What an inode of 256 bytes has left, without the magic number.
 pub(super) const IN_INODE: usize = 92;
-const BLOCK_HEAD: usize = 32;
-const ENTRY_HEAD: usize = 16;
+pub(super) const BLOCK_HEAD: usize = 32;
+pub(super) const ENTRY_HEAD: usize = 16;
+
+pub(super) const ACCESS_ACL: u8 = 2;
+pub(super) const DEFAULT_ACL: u8 = 3;
 
 /// Prefixes that are numbers on disk. An ACL's name is all prefix.
-const PREFIXES: [(u8, &str); 6] = [
-    (2, "system.posix_acl_access"),
-    (3, "system.posix_acl_default"),
+pub(super) const PREFIXES: [(u8, &str); 6] = [
+    (ACCESS_ACL, "system.posix_acl_access"),
+    (DEFAULT_ACL, "system.posix_acl_default"),
     (1, "user."),
     (4, "trusted."),
     (6, "security."),
@@ -146,28 +149,83 @@ fn entry(name: &OsStr, value: &[u8]) -> Result<Entry, Unkeepable> {
     let bytes = name.as_bytes();
     let prefix = PREFIXES.iter().find_map(|(index, prefix)| Some((*index, bytes.strip_prefix(prefix.as_bytes())?)));
     match prefix {
-        Some((index @ (2 | 3), b"")) => {
+        Some((index @ (ACCESS_ACL | DEFAULT_ACL), b"")) => {
             Ok(Entry { index, name: Vec::new(), value: acl(value).ok_or(Unkeepable::Acl)? })
         }
-        Some((index, rest)) if !rest.is_empty() && index != 2 && index != 3 => {
+        Some((index, rest)) if !rest.is_empty() && !matches!(index, ACCESS_ACL | DEFAULT_ACL) => {
             Ok(Entry { index, name: rest.to_vec(), value: value.to_vec() })
         }
         _ => Err(Unkeepable::Kind(name.to_owned())),
     }
 }
 
+const XATTR_VERSION: u32 = 2;
+const DISK_VERSION: u32 = 1;
+
 /// From the form of `setxattr` to that on disk, where only named users and groups have a number.
 fn acl(value: &[u8]) -> Option<Vec<u8>> {
-    const DISK_VERSION: u32 = 1;
     let (version, entries) = value.split_first_chunk::<4>()?;
-    (u32::from_le_bytes(*version) == 2).then_some(())?;
+    (u32::from_le_bytes(*version) == XATTR_VERSION).then_some(())?;
     let (entries, rest) = entries.as_chunks::<8>();
     rest.is_empty().then_some(())?;
     let mut bytes = DISK_VERSION.to_le_bytes().to_vec();
     for entry in entries {
-        let tag = u16::from_le_bytes([entry[0], entry[1]]);
-        let named = matches!(tag, 0x02 | 0x08);
-        bytes.extend(if named { &entry[..] } else { &entry[..4] });
+        bytes.extend(if is_named(entry) { &entry[..] } else { &entry[..4] });
     }
     Some(bytes)
+}
+
+/// The way back.
+pub(super) fn acl_from_disk(value: &[u8]) -> Option<Vec<u8>> {
+    const NO_ID: [u8; 4] = [0xff; 4];
+    let (version, mut entries) = value.split_first_chunk::<4>()?;
+    (u32::from_le_bytes(*version) == DISK_VERSION).then_some(())?;
+    let mut bytes = XATTR_VERSION.to_le_bytes().to_vec();
+    while !entries.is_empty() {
+        let named = is_named(entries);
+        let (entry, rest) = entries.split_at_checked(if named { 8 } else { 4 })?;
+        bytes.extend(entry);
+        if !named {
+            bytes.extend(NO_ID);
+        }
+        entries = rest;
+    }
+    Some(bytes)
+}
+
+/// Whether it is of a user or a group with a number, rather than of the owner, the mask or others.
+fn is_named(entry: &[u8]) -> bool {
+    const USER: u16 = 0x02;
+    const GROUP: u16 = 0x08;
+    matches!(entry.get16(0), USER | GROUP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acls_go_both_ways() {
+        let of = |entries: &[[u8; 8]]| [&[2, 0, 0, 0][..], &entries.concat()].concat();
+        let all = of(&[
+            [1, 0, 6, 0, 0xff, 0xff, 0xff, 0xff],
+            [2, 0, 4, 0, 0xe8, 3, 0, 0],
+            [4, 0, 4, 0, 0xff, 0xff, 0xff, 0xff],
+            [8, 0, 4, 0, 0, 0, 1, 0],
+            [16, 0, 6, 0, 0xff, 0xff, 0xff, 0xff],
+            [32, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
+        ]);
+        for (name, value) in [("one of each kind", all), ("nothing", of(&[]))] {
+            let on_disk = acl(&value);
+            assert_eq!(on_disk.as_deref().and_then(acl_from_disk), Some(value), "{name}");
+        }
+        for (name, value) in [
+            ("empty", &[][..]),
+            ("another version", &[2, 0, 0, 0]),
+            ("half an entry", &[1, 0, 0, 0, 1, 0]),
+            ("a user without a number", &[1, 0, 0, 0, 2, 0, 4, 0]),
+        ] {
+            assert_eq!(acl_from_disk(value), None, "{name}");
+        }
+    }
 }

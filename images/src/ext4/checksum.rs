@@ -11,10 +11,14 @@ impl Checksum {
         Self(!crc32c::crc32c_append(!self.0, bytes))
     }
 
+    /// One that a superblock says.
+    pub(super) fn stored(value: u32) -> Self {
+        Self(value)
+    }
+
     /// What everything of one inode starts from.
-    pub(super) fn of_inode(self, inode: u32) -> Self {
-        const GENERATION: u32 = 0;
-        self.over(&inode.to_le_bytes()).over(&GENERATION.to_le_bytes())
+    pub(super) fn of_inode(self, inode: u32, generation: u32) -> Self {
+        self.over(&inode.to_le_bytes()).over(&generation.to_le_bytes())
     }
 
     pub(super) fn value(self) -> u32 {
@@ -28,8 +32,17 @@ impl Checksum {
     }
 }
 
-/// Numbers put into a structure at their offsets.
+/// Numbers of a structure at their offsets. What lies beyond its end reads as zero, as in what older versions wrote.
 pub(super) trait Fields {
+    fn get16(&self, at: usize) -> u16;
+
+    fn get32(&self, at: usize) -> u32;
+
+    /// A number whose lower and upper half are apart.
+    fn get_split(&self, low: usize, high: usize) -> u64 {
+        u64::from(self.get32(high)) << 32 | u64::from(self.get32(low))
+    }
+
     fn put(&mut self, at: usize, bytes: &[u8]);
 
     fn put16(&mut self, at: usize, value: u16) {
@@ -40,7 +53,6 @@ pub(super) trait Fields {
         self.put(at, &value.to_le_bytes());
     }
 
-    /// A number whose lower and upper half are apart.
     fn put_split(&mut self, low: usize, high: usize, value: u64) {
         let bytes = value.to_le_bytes();
         self.put(low, &bytes[..4]);
@@ -49,6 +61,14 @@ pub(super) trait Fields {
 }
 
 impl Fields for [u8] {
+    fn get16(&self, at: usize) -> u16 {
+        self.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u16::from_le_bytes(*bytes))
+    }
+
+    fn get32(&self, at: usize) -> u32 {
+        self.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_le_bytes(*bytes))
+    }
+
     fn put(&mut self, at: usize, bytes: &[u8]) {
         self[at..at + bytes.len()].copy_from_slice(bytes);
     }

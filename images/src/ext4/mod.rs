@@ -15,6 +15,7 @@ mod checksum;
 mod directory;
 mod extents;
 mod inode;
+pub(crate) mod read;
 mod superblock;
 
 use std::collections::BTreeMap;
@@ -36,10 +37,13 @@ use self::extents::Extent;
 use self::inode::{Body, Content, INODE, Inode};
 use self::superblock::{FIRST_INODE, Group, INODES_PER_GROUP, JOURNAL_INODE, RESIZE_INODE, Superblock, TABLE_BLOCKS};
 
-const ROOT_INODE: u32 = 2;
+pub(crate) const ROOT_INODE: u32 = 2;
+/// Of every inode: none was used before.
+const GENERATION: u32 = 0;
 /// In [`Writer::inodes`].
 const ROOT: usize = 0;
 const LOST_AND_FOUND: usize = 1;
+pub(crate) const LOST_AND_FOUND_NAME: &str = "lost+found";
 /// As many blocks as mke2fs gives it: who has to put files there may not be able to add any.
 const LOST_AND_FOUND_BLOCKS: usize = 4;
 const MOST_LINKS: u32 = 65_000;
@@ -88,7 +92,7 @@ impl<'a> Writer<'a> {
         };
         let mut root = directory(0o755);
         if let Body::Directory { entries, .. } = &mut root.body {
-            entries.insert("lost+found".into(), index(LOST_AND_FOUND));
+            entries.insert(LOST_AND_FOUND_NAME.into(), index(LOST_AND_FOUND));
         }
         Self {
             out: Output::new(file),
@@ -390,7 +394,7 @@ impl<'a> Writer<'a> {
     /// Writes what an inode leads to, if it isn't there yet, and gives its bytes. `None` for what was replaced.
     fn content(&mut self, at: usize, hash_seed: [u32; 4]) -> Result<Option<[u8; INODE]>> {
         let number = index(at);
-        let checksum = self.seed.of_inode(number);
+        let checksum = self.seed.of_inode(number, GENERATION);
         let inode = self.inodes[at].clone();
         let links = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
         let plain =
@@ -464,14 +468,14 @@ impl<'a> Writer<'a> {
     /// A file of the file system's own.
     fn own_inode(&self, number: u32, content: Content) -> [u8; INODE] {
         let body = Body::File { bytes: 0, extents: Vec::new() };
-        Inode::new(body, 0o600, self.options.time()).encode(content, self.seed.of_inode(number))
+        Inode::new(body, 0o600, self.options.time()).encode(content, self.seed.of_inode(number, GENERATION))
     }
 
     fn journal(&mut self, blocks: u64) -> Result<([u8; INODE], [u8; 60])> {
         let runs = self.blocks.take(blocks);
         let first = runs.first().map_or(0, |run| run.start);
         self.out.write(first * BLOCK_BYTES, &superblock::journal(blocks, self.options.uuid))?;
-        let mapped = self.map(&extents::of_runs(0, &runs), self.seed.of_inode(JOURNAL_INODE))?;
+        let mapped = self.map(&extents::of_runs(0, &runs), self.seed.of_inode(JOURNAL_INODE, GENERATION))?;
         let content = Content { bytes: blocks * BLOCK_BYTES, ..mapped };
         Ok((self.own_inode(JOURNAL_INODE, content), content.map))
     }

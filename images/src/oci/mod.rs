@@ -8,7 +8,6 @@
 
 mod digest;
 mod documents;
-mod header;
 mod layout;
 mod merge;
 mod stream;

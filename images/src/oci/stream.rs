@@ -11,9 +11,9 @@ use drophammer_protocol::archive::{Archive, Kind, Member};
 
 use super::digest::{Digest, Hashed};
 use super::documents::Compression;
-use super::header;
 use super::layout::{Blob, Part};
 use super::merge::{Id, Left, Tree};
+use crate::tar_header;
 
 const BUFFER: usize = 256 << 10;
 /// Two blocks of zeros.
@@ -116,7 +116,7 @@ impl Merged {
             return Ok(());
         }
         if let Some(member) = self.directories.next() {
-            self.ready = header::of(&member, &member.path);
+            self.ready = tar_header::of(&member, &member.path);
             return Ok(());
         }
         loop {
@@ -155,14 +155,14 @@ impl Merged {
     fn take(&mut self, member: &Member, names: Vec<PathBuf>) {
         let mut names = names.into_iter();
         let Some(first) = names.next() else { return };
-        self.ready = header::of(member, &first);
+        self.ready = tar_header::of(member, &first);
         if let Kind::File(content) = &member.kind {
             self.data_left = content.segments().iter().map(|segment| segment.length).sum();
-            self.after = vec![0; header::padding(self.data_left)];
+            self.after = vec![0; tar_header::padding(self.data_left)];
         }
         for name in names {
             let kind = Kind::HardLink { target: first.clone() };
-            self.after.extend(header::of(&Member { kind, xattrs: Vec::new(), ..member.clone() }, &name));
+            self.after.extend(tar_header::of(&Member { kind, xattrs: Vec::new(), ..member.clone() }, &name));
         }
     }
 }

@@ -14,7 +14,7 @@ const ROOM: usize = 100;
 
 /// All that precedes the member's data. Written for [`Archive`](drophammer_protocol::archive::Archive), which reads it back
 /// as the same member.
-pub(super) fn of(member: &Member, path: &Path) -> Vec<u8> {
+pub(crate) fn of(member: &Member, path: &Path) -> Vec<u8> {
     let mut records = Vec::new();
     let mut name = if path.as_os_str().is_empty() { b".".to_vec() } else { path.as_os_str().as_bytes().to_vec() };
     let mut header = Header::new_ustar();
@@ -84,7 +84,7 @@ pub(super) fn of(member: &Member, path: &Path) -> Vec<u8> {
 }
 
 /// What follows data of this length, up to the next block.
-pub(super) fn padding(bytes: u64) -> usize {
+pub(crate) fn padding(bytes: u64) -> usize {
     let over = usize::try_from(bytes % BLOCK as u64).unwrap_or(0);
     if over == 0 { 0 } else { BLOCK - over }
 }
