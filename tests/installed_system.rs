@@ -137,8 +137,8 @@ fn a_mirror_a_bond_with_a_vlan_users_and_time() {
 /// A mirrored root in a volume group on an array, /var and /boot apart, and a volume that nobody reads without the root.
 const STACKED: &str = r#"
     drive = [
-        { name = "one", select = { min_size = "8 GiB" }, partitions = [{ name = "esp", kind = "esp" }, { name = "pv", size = "5 GiB" }, { name = "boot", size = "512 MiB" }] },
-        { name = "two", select = { model = "qemu*", max_size = "7 GiB" }, partitions = [{ name = "esp", kind = "esp" }, { name = "pv", size = "5 GiB" }, { name = "vault", size = "rest" }] },
+        { name = "one", select = { min_size = "8 GiB" }, partitions = [{ name = "esp", kind = "esp" }, { name = "pv", size = "3 GiB" }, { name = "boot", size = "512 MiB" }] },
+        { name = "two", select = { model = "qemu*", max_size = "7 GiB" }, partitions = [{ name = "esp", kind = "esp" }, { name = "pv", size = "3 GiB" }, { name = "vault", size = "rest" }] },
     ]
     raid = [{ name = "all", level = 1, devices = ["one/pv", "two/pv"] }]
     volume_group = [{ name = "vg0", devices = ["all"], tags = ["lab"], volumes = [
@@ -149,8 +149,8 @@ const STACKED: &str = r#"
     filesystem = [
         { on = "vg0/root", format = "ext4", mount = "/", label = "top" },
         { on = "one/boot", format = "ext4", mount = "/boot" },
-        { on = "vg0/var-lib", format = "xfs", mount = "/var" },
-        { on = "vault", format = "ext4", mount = "/vault", options = ["noexec"] },
+        { on = "vg0/var-lib", format = "xfs", mount = "/var", options = ["defaults", "x-systemd.device-timeout=600"] },
+        { on = "vault", format = "ext4", mount = "/vault", options = ["noexec", "x-systemd.device-timeout=600"] },
     ]
 "#;
 
@@ -173,7 +173,7 @@ fn raid_lvm_and_luks_from_uefi_to_login() {
     // What the machine hasn't, and what can't be: a sentence, and nothing is touched.
     for (name, from, to, want) in [
         ("a drive that it hasn't", "model = \"qemu*\"", "rotational = true", "no drive to be the layout's \"two\""),
-        ("too large", "\"5 GiB\"", "\"50 GiB\"", "is too small for the layout"),
+        ("too large", "\"3 GiB\"", "\"50 GiB\"", "is too small for the layout"),
         ("nonsense", "level = 1", "level = 6", "RAID 6 isn't made here"),
     ] {
         let layout = toml::from_str(&STACKED.replace(from, to)).expect("a layout");

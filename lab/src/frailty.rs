@@ -276,7 +276,8 @@ impl Disk<'_> {
         edges.dedup();
         // Between two edges each of the disks has one run, or none.
         edges.iter().zip(edges.iter().skip(1)).find_map(|(start, end)| {
-            let zeros = |step: Option<usize>| step.is_some_and(|s| matches!(self.recording.steps[s], Step::Zero { .. }));
+            let zeros =
+                |step: Option<usize>| step.is_some_and(|s| matches!(self.recording.steps[s], Step::Zero { .. }));
             let (mine, theirs) = (self.step(*start), other.step(*start));
             if mine == theirs || (zeros(mine) && zeros(theirs)) {
                 return None;

@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use drophammer_control::client::Client;
 use drophammer_protocol::erase::Policy;
 use drophammer_protocol::sign::PublicKey;
-pub use drophammer_pxe_server::config::{ImportConfig, Mode};
 use drophammer_pxe_server::config::{Config, NetworkConfig, Ports, Range};
+pub use drophammer_pxe_server::config::{ImportConfig, Mode};
 
 use crate::kit::Kit;
 use crate::net::{self, Namespace, Process};

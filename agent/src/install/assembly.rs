@@ -171,11 +171,7 @@ impl Assembly {
 
     /// Does `work` while the first EFI system partition is mounted where the system will have it: empty, and made anew
     /// afterwards.
-    pub(crate) fn with_esp<T>(
-        &mut self,
-        root: &Root,
-        work: impl FnOnce() -> anyhow::Result<T>,
-    ) -> anyhow::Result<T> {
+    pub(crate) fn with_esp<T>(&mut self, root: &Root, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         let esp = self.partitions().find_map(|(table, partition, node)| match partition.role {
             Role::Esp(volume) => Some((table.clone(), partition.clone(), volume, node.map(Path::to_owned))),
             _ => None,

@@ -199,13 +199,13 @@ impl BootInfo {
 impl BootInfo {
     /// What starts the system that the installer made. The firmware's programs are those that the image was published with.
     pub(crate) fn files(&self, root: &Root, published: &BootFiles) -> anyhow::Result<BootFiles> {
-        let made = |path: &str| {
-            bootloader::made(root, path).with_context(|| format!("looking for what {BOOT_INFO} names"))
-        };
+        let made =
+            |path: &str| bootloader::made(root, path).with_context(|| format!("looking for what {BOOT_INFO} names"));
         let (kernel, initrd) = (made(&self.kernel)?, self.initrd.as_deref().map(made).transpose()?);
         // Which root it is, and how it's mounted, is said for every system alike.
         let ours = |word: &&str| {
-            !matches!(*word, "ro" | "rw") && !["root=", "initrd=", "BOOT_IMAGE="].iter().any(|key| word.starts_with(key))
+            !matches!(*word, "ro" | "rw")
+                && !["root=", "initrd=", "BOOT_IMAGE="].iter().any(|key| word.starts_with(key))
         };
         let cmdline = self.cmdline.split_whitespace().filter(ours).collect::<Vec<_>>().join(" ");
         Ok(BootFiles { kernel, initrd, cmdline, ..published.clone() })

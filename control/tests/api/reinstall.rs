@@ -55,7 +55,11 @@ fn a_new_system_and_the_same_data() {
         let erase = erase_task(&order);
         assert_eq!((&erase.disks[..], &erase.kept.drives["data"]), (&[DiskId::new("small-1", 10 << 30)][..], &kept()));
         let on_it = &erase.kept.layout;
-        assert_eq!((on_it.drives.len(), on_it.encrypted.len(), on_it.filesystems.len()), (1, 1, 0), "what must be there");
+        assert_eq!(
+            (on_it.drives.len(), on_it.encrypted.len(), on_it.filesystems.len()),
+            (1, 1, 0),
+            "what must be there"
+        );
         agent.outcome(&rig, order.id, &agent.erased(&order)).expect("takes the proof");
         assert_eq!(rig.state(1), State::Allocated);
         let again = finish(&rig, &agent);

@@ -13,6 +13,7 @@ use drophammer_protocol::archive::{self, Member};
 use super::root::Chosen;
 use crate::ext4::read::{Claims, Entry, Filesystem, Inode, Kind, Stored};
 use crate::ext4::{LOST_AND_FOUND_NAME, ROOT_INODE};
+use crate::grub;
 
 /// Names are held in memory, a directory's while it is read, and those of files with several to the end.
 const MAX_HELD_BYTES: usize = 1 << 30;
@@ -107,6 +108,8 @@ impl Tree {
         }
         match inode.kind {
             Kind::Socket => Ok(None),
+            // GRUB for a BIOS was made for the partitions of this very disk; on those of another it hangs.
+            _ if [grub::BOOT_IMG, grub::CORE_IMG].iter().any(|program| path == Path::new(program)) => Ok(None),
             Kind::Directory => self.directory(path, above, id, &inode),
             _ => match self.names.get(&id) {
                 Some(first) => Ok(Some((link(path, first, &inode), None))),
