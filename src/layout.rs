@@ -306,7 +306,7 @@ mod tests {
             differs,
             [
                 "- everything on disk D (644245094400 bytes), which becomes archive",
-                "+ archive/own is partition 1, 600.0 GiB",
+                "+ archive/own is partition 1, 599.9 GiB",
                 "+ archive/own holds xfs at /archive",
             ]
         );

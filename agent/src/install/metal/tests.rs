@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc;
 
+use drophammer_protocol::manifest::ImageFile;
 use drophammer_protocol::system::System;
 use drophammer_protocol::system::metal_stack::MetalStack;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::*;
@@ -277,6 +279,34 @@ fn a_disk_is_free_when_its_installer_has_ended() {
         assert_eq!(done.expect("done").boot, Some(good()));
         free.unwrap_or_else(|e| panic!("round {round}: somebody still has {device}: {e}"));
     }
+}
+
+#[test]
+fn what_is_booted_is_what_the_installer_says() {
+    let base = tempfile::tempdir().expect("temporary directory");
+    fs::create_dir(base.path().join("boot")).expect("made");
+    fs::write(base.path().join("boot/vmlinuz-6.1"), "kernel").expect("written");
+    fs::write(base.path().join("boot/initrd.img-6.1"), "made by the installer").expect("written");
+    let root = Root::open(base.path()).expect("opened");
+    let file = |path: &str| ImageFile { path: path.into(), sha256: "00".into() };
+    let published = BootFiles {
+        kernel: file("/boot/vmlinuz-5.0"),
+        initrd: None,
+        cmdline: "quiet".into(),
+        bios: None,
+        uefi: Some(file("/boot/grubx64.efi")),
+        by: None,
+    };
+    let hash = |text: &str| hex::encode(Sha256::digest(text));
+    let files = good().files(&root, &published).expect("they are there");
+    assert_eq!((files.kernel.path.as_str(), files.kernel.sha256), ("/boot/vmlinuz-6.1", hash("kernel")));
+    let initrd = files.initrd.expect("one");
+    assert_eq!((initrd.path.as_str(), initrd.sha256), ("/boot/initrd.img-6.1", hash("made by the installer")));
+    assert_eq!(files.cmdline, "console=ttyS1,57600n8 init=/sbin/init", "the root is named for every system alike");
+    assert_eq!(files.uefi, published.uefi, "the firmware's program stays");
+    let gone = BootInfo { initrd: Some("/boot/nothing".into()), ..good() };
+    let said = format!("{:#}", gone.files(&root, &published).expect_err("it isn't there"));
+    assert!(said.contains("boot-info.yaml") && said.contains("there is no /boot/nothing"), "{said}");
 }
 
 #[test]
