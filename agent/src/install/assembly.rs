@@ -17,7 +17,7 @@ use super::layout::{Encrypted, Made, Partition, Plan, Role, Table};
 use super::mkfs;
 use super::root::Root;
 use super::target::Target;
-use super::{Device, gpt, write_esp};
+use super::{esp, gpt};
 use crate::disk::OpenDisk;
 use crate::volumes::luks::Secret;
 use crate::volumes::{luks, lvm, md};
@@ -178,8 +178,7 @@ impl Assembly {
         });
         let Some((table, partition, volume, node)) = esp else { return work() };
         let node = node?;
-        let device = Device { node: &node, bytes: table.length_bytes(&partition) };
-        write_esp(&device, table.geometry.logical_block, volume, &[])?;
+        esp::fill(&node, table.length_bytes(&partition), table.geometry.logical_block, volume, &[])?;
         let dir = root.directories(Path::new("boot/efi")).context("making /boot/efi in the installed system")?;
         self.mount_as(node, real_path(&dir)?, "vfat", None)?;
         let done = work()?;

@@ -17,6 +17,7 @@ use drophammer_protocol::order::Install;
 use drophammer_protocol::system::{Console, System};
 use drophammer_protocol::ticket::{INSTALLED_AGENT_PATH, PHONE_HOME_PATH};
 
+use super::kept::Kept;
 use super::layout::Plan;
 use super::root::Root;
 use super::systemd;
@@ -56,6 +57,7 @@ pub(crate) fn configure(
     root: &Root,
     order: &Install,
     plan: &Plan,
+    kept: &Kept,
     uplink: &Uplink,
     agent: &mut File,
     by: By,
@@ -63,7 +65,7 @@ pub(crate) fn configure(
     let systemd = systemd::present(root)?;
     let system = &order.system;
     let mut notes = Vec::new();
-    mounts::configure(root, plan, order.disk_key.as_ref())?;
+    mounts::configure(root, plan, kept, order.disk_key.as_ref())?;
     notes.extend(host_keys(root, systemd)?);
     match by {
         By::Us => {

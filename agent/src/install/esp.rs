@@ -6,9 +6,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
 
 use anyhow::Context;
 use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
+
+use crate::sys::block;
 
 /// What goes where; directories are made as needed.
 #[derive(Debug)]
@@ -17,8 +20,26 @@ pub(crate) struct EspFile<'a> {
     pub(crate) content: &'a [u8],
 }
 
+/// Makes the whole partition, also without anything to put there: the installed system mounts it. What was on it is gone.
+pub(crate) fn fill(
+    node: &Path,
+    bytes: u64,
+    logical_block: u32,
+    volume: u32,
+    files: &[EspFile<'_>],
+) -> anyhow::Result<()> {
+    let fill = || -> anyhow::Result<()> {
+        let mut partition = File::options().read(true).write(true).open(node)?;
+        write(&mut partition, bytes, logical_block, volume, files)?;
+        partition.sync_all()?;
+        block::drop_cache(&partition)?;
+        check(&mut partition, files)
+    };
+    fill().with_context(|| format!("writing the EFI system partition {}", node.display()))
+}
+
 /// Formats `device` and writes `files`.
-pub(crate) fn write(
+fn write(
     device: &mut (impl Read + Write + Seek),
     bytes: u64,
     logical_block: u32,
@@ -173,7 +194,7 @@ impl<D: Read + Write + Seek> Seek for Staged<'_, D> {
 }
 
 /// Reads the files again, as a firmware would find them.
-pub(crate) fn check(device: &mut File, files: &[EspFile<'_>]) -> anyhow::Result<()> {
+fn check(device: &mut File, files: &[EspFile<'_>]) -> anyhow::Result<()> {
     let mut device = Staged::new(device);
     let volume = FileSystem::new(&mut device, FsOptions::new()).context("reading the FAT32 file system back")?;
     for file in files {

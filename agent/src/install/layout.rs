@@ -16,7 +16,6 @@ use drophammer_protocol::words::bytes;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::kept::Kept;
 use super::mkfs;
 use crate::volumes::{Contents, Member, luks, lvm, md};
 
@@ -96,8 +95,6 @@ pub(crate) struct Plan {
     pub(crate) made: Vec<Made>,
     /// Those that are on nothing.
     pub(crate) tmpfs: Vec<Filesystem>,
-    /// What is there already.
-    pub(crate) kept: Kept,
     root: usize,
     boot: usize,
 }
@@ -238,7 +235,7 @@ pub(crate) fn plan(layout: &Layout, found: &[Found], around: &Circumstances<'_>)
     let position = |place: &str| made.iter().position(|made: &Made| made.wanted.mount.as_deref() == Some(place));
     let root = position("/").ok_or("the layout mounts nothing at /")?;
     let boot = position("/boot").unwrap_or(root);
-    Ok(Plan { tables, arrays, groups, encrypted, made, tmpfs, kept: Kept::default(), root, boot })
+    Ok(Plan { tables, arrays, groups, encrypted, made, tmpfs, root, boot })
 }
 
 fn table(
@@ -467,7 +464,6 @@ impl fmt::Display for Plan {
             let between = if index == 0 { "" } else { "; " };
             write!(f, "{between}{table}")?;
         }
-        write!(f, "{}", self.kept)?;
         for (_, plan) in &self.arrays {
             write!(f, "; {plan}")?;
         }

@@ -63,6 +63,7 @@ use self::configure::By;
 use self::esp::EspFile;
 use self::fetch::Patience;
 use self::gpt::ActiveFlag;
+use self::kept::Kept;
 use self::layout::{Circumstances, Found, Geometry, Role, Seed, Table};
 use self::sources::Sources;
 pub(crate) use self::start::Start;
@@ -115,7 +116,10 @@ pub(crate) fn carry_out(
     let sources = Sources::new(&trust.http, &order.stores, Patience::ORDINARY, &interrupted);
     let manifest = manifest(order, trust, &sources)?;
     let (disks, plan) = plan(order, &manifest, watched)?;
-    reporter.started(Phase::Layout, format!("{} on {}: {}", manifest.reference(), drives(order, &disks), plan.layout));
+    reporter.started(
+        Phase::Layout,
+        format!("{} on {}: {}{}", manifest.reference(), drives(order, &disks), plan.layout, plan.kept),
+    );
     load_drivers(&plan.layout, reporter)?;
     let mut assembly = Assembly::take(disks, plan.layout.clone(), order.disk_key.as_ref())?;
     match build(&mut assembly, order, &manifest, &plan, &sources, reporter) {
@@ -216,6 +220,7 @@ fn manifest(order: &Install, trust: &Trust, sources: &Sources<'_>) -> Result<Ver
 #[derive(Debug)]
 struct Plan<'a> {
     layout: layout::Plan,
+    kept: Kept,
     command_line: String,
     firmware: FirmwareKind,
     root: RootFrom<'a>,
@@ -265,14 +270,13 @@ fn plan<'a>(
         now: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
         tools: &mkfs::Tools::find(),
     };
-    let mut layout = layout::plan(&made, &found, &around).map_err(InstallError::Refused)?;
-    layout.kept = kept;
+    let layout = layout::plan(&made, &found, &around).map_err(InstallError::Refused)?;
     bootloader::check(&manifest.boot, firmware).map_err(InstallError::Refused)?;
     let command_line =
         bootloader::command_line(&layout, &manifest.boot, &order.cmdline).map_err(InstallError::Refused)?;
     let root = root_from(manifest, &layout).map_err(InstallError::Refused)?;
     let uplink = uplink::find(&order.phone_home.server);
-    Ok((disks, Plan { layout, command_line, firmware, root, uplink }))
+    Ok((disks, Plan { layout, kept, command_line, firmware, root, uplink }))
 }
 
 fn open(id: &DiskId) -> Result<OpenDisk, InstallError> {
@@ -366,7 +370,7 @@ fn build(
         }
     }
     let mut agent = File::open("/proc/self/exe").context("opening the agent's own program")?;
-    let notes = configure::configure(&root, order, layout, &plan.uplink, &mut agent, by)
+    let notes = configure::configure(&root, order, layout, &plan.kept, &plan.uplink, &mut agent, by)
         .with_context(|| format!("configuring {}", system.hostname))?;
     for note in notes {
         reporter.note(Phase::Configure, note);
@@ -474,7 +478,7 @@ fn boot_files(
     for (table, partition, node) in assembly.partitions() {
         let device = Device { node: node?, bytes: table.length_bytes(partition) };
         match partition.role {
-            Role::Esp(volume) => write_esp(&device, table.geometry.logical_block, volume, &files)?,
+            Role::Esp(volume) => esp::fill(device.node, device.bytes, table.geometry.logical_block, volume, &files)?,
             Role::BiosBoot => {
                 if let Some(bios) = manifest.boot.bios.as_ref().filter(|_| table.geometry.logical_block == 512) {
                     codes.insert(&table.drive, write_core(&device, partition.first, bios, root)?);
@@ -510,18 +514,6 @@ fn write_core(device: &Device<'_>, sector: u64, bios: &BiosBoot, root: &root::Ro
     };
     fill().with_context(|| format!("writing GRUB's core image to {}", device.node.display()))?;
     bootloader::boot_code(&bootloader::verified_bytes(root, &bios.boot_img)?, sector)
-}
-
-/// Also without a program to put there: the installed system mounts it.
-fn write_esp(device: &Device<'_>, logical_block: u32, volume: u32, files: &[EspFile<'_>]) -> anyhow::Result<()> {
-    let write = || -> anyhow::Result<()> {
-        let mut partition = File::options().read(true).write(true).open(device.node)?;
-        esp::write(&mut partition, device.bytes, logical_block, volume, files)?;
-        partition.sync_all()?;
-        block::drop_cache(&partition)?;
-        esp::check(&mut partition, files)
-    };
-    write().with_context(|| format!("writing the EFI system partition {}", device.node.display()))
 }
 
 /// The agent's own high-water mark.

@@ -7,7 +7,6 @@
 mod allocate;
 mod area;
 mod config;
-#[allow(dead_code, unused_imports, reason = "volumes that are kept over a reinstall, which come next, are found by it")]
 mod existing;
 mod id;
 mod kernel;
@@ -27,8 +26,7 @@ use uuid::Uuid;
 use super::device::{Member, Piece, Writes, number};
 use super::{Contents, device};
 use allocate::{Full, Space};
-#[allow(unused_imports, reason = "volumes that are kept over a reinstall, which come next, are found by it")]
-pub(crate) use existing::{Existing, Found, find};
+pub(crate) use existing::find;
 pub(crate) use id::Id;
 pub(crate) use kernel::Active;
 pub(crate) use mapping::device_name;

@@ -5,7 +5,6 @@
 //! superblocks, the same room in front of the data, a write-intent bitmap on a mirror of more than 100 GiB.
 
 mod bitmap;
-#[allow(dead_code, unused_imports, reason = "volumes that are kept over a reinstall, which come next, are found by it")]
 mod existing;
 mod kernel;
 mod place;
@@ -23,8 +22,7 @@ use uuid::Uuid;
 
 use super::Contents;
 use super::device::{Member, Piece, Writes};
-#[allow(unused_imports, reason = "volumes that are kept over a reinstall, which come next, are found by it")]
-pub(crate) use existing::{Existing, Found, assemble, find};
+pub(crate) use existing::{Existing, find};
 pub(crate) use kernel::Array;
 use kernel::Copying;
 use place::{Place, data_offset};

@@ -2,7 +2,7 @@
 //!
 //! All are made without the tools that usually do it. A description becomes a plan, which has every byte that will be
 //! written to every member, or a sentence about why it doesn't fit. Carrying a plan out destroys what the members hold;
-//! what was there before is found, and used as it is, by [`md::find`] and [`lvm::find`].
+//! what was there before is found by [`md::find`] and [`lvm::find`], which write nothing.
 
 mod device;
 pub(crate) mod luks;

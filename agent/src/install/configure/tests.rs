@@ -85,7 +85,8 @@ fn an_image_becomes_a_machine() {
     std::io::Seek::rewind(&mut agent).expect("rewound");
     let uplink = Uplink { mac: "52:54:00:77:00:01".parse().ok(), nameservers: vec!["192.0.2.53".parse().expect("ip")] };
     let root = Root::open(base.path()).expect("opened");
-    let notes = configure(&root, &order(), &layout(), &uplink, &mut agent, By::Us).expect("configured");
+    let notes =
+        configure(&root, &order(), &layout(), &Kept::default(), &uplink, &mut agent, By::Us).expect("configured");
     assert_eq!(notes, ["systemd-networkd configures the network: 52:54:00:77:00:01 by DHCP"]);
 
     let read = |path: &str| fs::read_to_string(at(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
@@ -123,7 +124,8 @@ fn an_image_without_systemd_gets_what_applies() {
     let uplink = Uplink { mac: None, nameservers: vec!["192.0.2.53".parse().expect("ip")] };
     let root = Root::open(base.path()).expect("opened");
     let mut agent = tempfile::tempfile().expect("temporary file");
-    let notes = configure(&root, &order(), &layout(), &uplink, &mut agent, By::Us).expect("configured");
+    let notes =
+        configure(&root, &order(), &layout(), &Kept::default(), &uplink, &mut agent, By::Us).expect("configured");
     assert_eq!(notes.len(), 1, "{notes:?}");
     assert!(notes[0].contains("SSH host keys"), "{notes:?}");
     assert_eq!(fs::read_to_string(at("/etc/resolv.conf")).expect("there"), "nameserver 192.0.2.53\n");

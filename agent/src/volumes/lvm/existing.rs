@@ -5,12 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use super::super::device::{Source, number};
+use super::super::device::Source;
 use super::area::{self, Place};
 use super::id::Id;
-use super::kernel::{self, Active};
-use super::mapping::{Below, mappings};
-use super::metadata::{Kind, Logical, Physical, VolumeGroup};
+use super::metadata::{Logical, Physical, VolumeGroup};
 use crate::signatures::{self, Read, Region};
 
 /// What was found on some devices.
@@ -46,30 +44,6 @@ impl Existing {
     /// Those that can be mounted, with their names.
     pub(crate) fn volumes(&self) -> impl Iterator<Item = &Logical> {
         self.group.logical.iter().filter(|logical| logical.visible)
-    }
-
-    /// Makes the device of one of [`Existing::volumes`].
-    pub(crate) fn activate(&self, name: &str) -> anyhow::Result<Active> {
-        let group = &self.group;
-        let activate = || {
-            if let Some(elsewhere) = &group.elsewhere {
-                anyhow::bail!("the volume group is {elsewhere}: it isn't for this host to use");
-            }
-            let volume = self.volumes().find(|volume| volume.name == name);
-            let volume = volume.context("there is no such volume")?;
-            let mappings = mappings(group, volume)?;
-            kernel::check_driver(volume.segments.iter().any(|segment| matches!(segment.kind, Kind::Raid1 { .. })))?;
-            let mut numbers = BTreeMap::new();
-            for (id, path) in &self.paths {
-                numbers.insert(*id, number(path)?);
-            }
-            let physical = |below| match below {
-                Below::Physical(id) => numbers.get(&id).copied(),
-                Below::Mapping(_) => None,
-            };
-            kernel::activate((&group.name, name), &mappings, false, physical)
-        };
-        activate().with_context(|| format!("activating the logical volume {name} of {} ({})", group.name, group.id))
     }
 }
 

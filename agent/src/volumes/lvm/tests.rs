@@ -9,7 +9,7 @@ use std::process::Command;
 use proptest::prelude::*;
 use tempfile::NamedTempFile;
 
-use super::existing::{Device, device, groups};
+use super::existing::{Device, Existing, Found, device, groups};
 use super::mapping::Unusable;
 use super::*;
 

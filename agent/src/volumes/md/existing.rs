@@ -7,7 +7,6 @@ use anyhow::Context as _;
 use uuid::Uuid;
 
 use super::super::device::Source;
-use super::kernel::{self, Array, Copying};
 use super::superblock::{self, Role, SECTOR, Superblock};
 use crate::signatures::{self, Kind, Read, Region};
 
@@ -73,25 +72,6 @@ pub(crate) fn find(paths: &[&Path]) -> Found {
     let mut found = arrays(parts);
     unusable.append(&mut found.unusable);
     Found { unusable, ..found }
-}
-
-/// Starts an array with those of its members that are up to date. A mirror starts with what there is of it: whoever wants
-/// all of it asks for what is missing first.
-pub(crate) fn assemble(array: &Existing) -> anyhow::Result<Array> {
-    let assemble = || {
-        kernel::check_driver(array.level)?;
-        let missing = array.missing();
-        anyhow::ensure!(
-            missing.is_empty() || array.level > 0,
-            "of its {} members {} can't be found, and a RAID {} needs all of them",
-            array.raid_disks,
-            missing.len(),
-            array.level
-        );
-        let members: Vec<&Path> = array.members.iter().map(|(_, path)| path.as_path()).collect();
-        kernel::start(&array.name, array.minor_version, &members, Copying::Now)
-    };
-    assemble().with_context(|| format!("starting the array {} ({})", array.name, super::written(array.uuid)))
 }
 
 /// What a device says of itself, if it's a member of anything.

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use proptest::prelude::*;
 
-use super::existing::{Part, arrays, part};
+use super::existing::{Found, Part, arrays, part};
 use super::superblock::BYTES;
 use super::*;
 
