@@ -315,20 +315,32 @@ impl Layout {
         Some(Device::Volume { group, volume })
     }
 
-    /// Names of the drives that a device lies on.
+    /// Names of the drives that a device lies on. Also of a layout that nobody has checked, where things may lie on themselves:
+    /// each step leads to what lies lower, or nowhere.
     pub fn drives_under<'a>(&'a self, device: &'a str) -> BTreeSet<&'a str> {
-        let all = |names: &'a [String]| -> BTreeSet<&'a str> {
-            names.iter().flat_map(|name| self.drives_under(name)).collect()
+        match self.device(device) {
+            Some(Device::Encrypted(encrypted)) => match self.device(&encrypted.on) {
+                Some(Device::Encrypted(_)) => BTreeSet::new(),
+                _ => self.drives_under(&encrypted.on),
+            },
+            Some(Device::Volume { group, .. }) => {
+                group.devices.iter().flat_map(|name| self.drives_of_raid_or_partition(name)).collect()
+            }
+            Some(Device::Raid(_) | Device::Partition { .. }) => self.drives_of_raid_or_partition(device),
+            None => BTreeSet::new(),
+        }
+    }
+
+    fn drives_of_raid_or_partition<'a>(&'a self, device: &'a str) -> BTreeSet<&'a str> {
+        let drive = |name: &'a str| match self.device(name) {
+            Some(Device::Partition { drive, .. }) => Some(drive.name.as_str()),
+            _ => None,
         };
         match self.device(device) {
-            Some(Device::Partition { drive, .. }) => BTreeSet::from([drive.name.as_str()]),
-            Some(Device::Raid(raid)) => all(&raid.devices).union(&all(&raid.spares)).copied().collect(),
-            Some(Device::Volume { group, .. }) => all(&group.devices),
-            // `check` has seen that it lies on no other encrypted one, but this may be asked before.
-            Some(Device::Encrypted(encrypted)) if !matches!(self.device(&encrypted.on), Some(Device::Encrypted(_))) => {
-                self.drives_under(&encrypted.on)
+            Some(Device::Raid(raid)) => {
+                raid.devices.iter().chain(&raid.spares).filter_map(|name| drive(name)).collect()
             }
-            Some(Device::Encrypted(_)) | None => BTreeSet::new(),
+            _ => drive(device).into_iter().collect(),
         }
     }
 

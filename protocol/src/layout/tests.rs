@@ -125,6 +125,27 @@ fn what_is_wrong_is_said_with_its_place() {
             "what uses \"vg/srv\" is there twice",
         ),
         ("a tmpfs on something", DATA, "format = \"tmpfs\"", "on = \"vg/srv\", format = \"tmpfs\"", "on nothing"),
+        (
+            "an array of itself",
+            MIRRORED,
+            "\"a/root\", \"b/root\"",
+            "\"root\", \"root\"",
+            "\"root\" is no partition of a drive",
+        ),
+        (
+            "a group on its own volume",
+            DATA,
+            "\"data/pv\"",
+            "\"vg/srv\"",
+            "\"vg/srv\" is neither a partition nor an array",
+        ),
+        (
+            "encrypted twice over",
+            KEPT,
+            "on = \"vg/srv\"",
+            "on = \"safe\"",
+            "encrypted.safe: \"safe\" is no partition, array or volume",
+        ),
         ("too many percent", DATA, "size = \"20 GiB\"", "size = \"101 %\"", "101 %"),
         (
             "kept to start from",
