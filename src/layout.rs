@@ -186,11 +186,11 @@ fn outlook(layout: &Layout, inventory: &Inventory, installed: u64, reinstall: bo
     let disk = |id: &DiskId| inventory.disks.iter().find(|disk| disk.id().as_ref() == Some(id));
     let mut outlook = Outlook { erased: Vec::new(), kept: Vec::new(), created: Vec::new() };
     let keep = layout.drives.iter().filter(|drive| reinstall && drive.keep).map(|drive| drive.name.as_str()).collect();
-    let (made, kept) = layout.apart(&keep);
+    let (made, _) = layout.apart(&keep);
     for disk in inventory.disks.iter().filter(|disk| disk.holds_data()) {
         let Some(id) = disk.id() else { continue };
         let name = chosen.iter().find(|(_, taken)| **taken == id).map(|(name, _)| name.clone());
-        let stays = name.as_ref().is_some_and(|name| kept.drives.iter().any(|drive| drive.name == *name));
+        let stays = name.as_ref().is_some_and(|name| keep.contains(name.as_str()));
         let list = if stays { &mut outlook.kept } else { &mut outlook.erased };
         list.push(Affected { disk: id, model: disk.model.clone(), name });
     }

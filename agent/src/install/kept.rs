@@ -84,6 +84,11 @@ fn lost(id: &DiskId, what: &str) -> String {
     )
 }
 
+fn not_whole(what: &str, devices: &[String], unusable: &[String]) -> String {
+    let unusable = if unusable.is_empty() { String::new() } else { format!(" ({})", unusable.join("; ")) };
+    format!("the {what}, which is to be kept, isn't whole on {}{unusable}", devices.join(", "))
+}
+
 fn arrays(stays: &Layout, there: &BTreeMap<String, There>) -> Result<Vec<(String, md::Existing)>, String> {
     if stays.raids.is_empty() {
         return Ok(Vec::new());
@@ -93,15 +98,7 @@ fn arrays(stays: &Layout, there: &BTreeMap<String, There>) -> Result<Vec<(String
     let one = |raid: &layout::Raid| {
         let array = found.arrays.iter().find(|array| array.own_name() == raid.name);
         let array = array.filter(|array| array.missing().is_empty() || array.level > 0);
-        let why = || {
-            let unusable =
-                if found.unusable.is_empty() { String::new() } else { format!(" ({})", found.unusable.join("; ")) };
-            format!(
-                "the array {:?}, which is to be kept, isn't whole on {}{unusable}",
-                raid.name,
-                raid.devices.join(", ")
-            )
-        };
+        let why = || not_whole(&format!("array {:?}", raid.name), &raid.devices, &found.unusable);
         array.map(|array| (raid.name.clone(), array.clone())).ok_or_else(why)
     };
     stays.raids.iter().map(one).collect()
@@ -114,16 +111,10 @@ fn groups(stays: &Layout, there: &BTreeMap<String, There>) -> Result<(), String>
             group.devices.iter().map(|device| there.get(device).map(|there| there.node.as_path())).collect();
         let Some(paths) = paths else { continue };
         let found = lvm::find(&paths);
-        let unusable =
-            if found.unusable.is_empty() { String::new() } else { format!(" ({})", found.unusable.join("; ")) };
         let existing = found.groups.iter().find(|existing| existing.group.name == group.name);
-        let existing = existing.filter(|existing| existing.missing().is_empty()).ok_or_else(|| {
-            format!(
-                "the volume group {}, which is to be kept, isn't whole on {}{unusable}",
-                group.name,
-                group.devices.join(", ")
-            )
-        })?;
+        let existing = existing
+            .filter(|existing| existing.missing().is_empty())
+            .ok_or_else(|| not_whole(&format!("volume group {}", group.name), &group.devices, &found.unusable))?;
         let gone = group.volumes.iter().find(|volume| !existing.volumes().any(|logical| logical.name == volume.name));
         if let Some(volume) = gone {
             return Err(format!(
