@@ -129,15 +129,19 @@ fn reads_back(direct: &File, piece: &Piece, room: &mut Aligned) -> anyhow::Resul
     }
 }
 
-/// The first, the last, and others at random: where a drive fails isn't known beforehand, and shouldn't be.
+/// All of a few; of many the first, the last, and others at random: where a drive fails isn't known beforehand, and
+/// shouldn't be.
 fn sample(pieces: usize) -> anyhow::Result<Vec<usize>> {
+    if pieces <= SAMPLES {
+        return Ok((0..pieces).collect());
+    }
     let mut random = [0u8; 8 * SAMPLES];
     getrandom::fill(&mut random).map_err(|e| anyhow::anyhow!("getting random bytes: {e}"))?;
     let (numbers, _) = random.as_chunks::<8>();
     let mut chosen: Vec<usize> = numbers
         .iter()
         .filter_map(|bytes| usize::try_from(u64::from_le_bytes(*bytes)).ok()?.checked_rem(pieces))
-        .chain([0, pieces.saturating_sub(1)])
+        .chain([0, pieces - 1])
         .collect();
     chosen.sort_unstable();
     chosen.dedup();
