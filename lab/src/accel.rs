@@ -1,7 +1,8 @@
 //! Whether guests may run under KVM here.
 //!
-//! That /dev/kvm opens proves nothing: on hosts with half-working nested virtualisation the guest then never executes
-//! an instruction. So a guest is run, once per boot of the host, and it has to say something.
+//! That /dev/kvm opens proves nothing, nor does firmware that runs: on hosts with half-working nested virtualisation some
+//! instructions of a guest are carried out and others never end. So Linux is run, once per boot of the host, and has to get
+//! through all of its start.
 
 use std::fs;
 use std::io::Write as _;
@@ -50,8 +51,9 @@ pub struct Finding {
     host_boot: String,
 }
 
-/// `DROPHAMMER_ACCEL=kvm|tcg` decides; otherwise what a probe found, remembered in `cache` until the host reboots.
-pub fn choose(cache: &Path) -> Result<Finding> {
+/// `DROPHAMMER_ACCEL=kvm|tcg` decides; otherwise what a probe with this kernel found, remembered in `cache` until the host
+/// reboots.
+pub fn choose(cache: &Path, kernel: &Path) -> Result<Finding> {
     static FOUND: Mutex<Option<Finding>> = Mutex::new(None);
     let wish = std::env::var("DROPHAMMER_ACCEL").ok();
     let host_boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
@@ -67,12 +69,12 @@ pub fn choose(cache: &Path) -> Result<Finding> {
     if let Some(found) = &*known {
         return Ok(found.clone());
     }
-    let file = cache.join("accel.json");
+    let file = cache.join("accelerator.json");
     let remembered: Option<Finding> = fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok());
     let found = match remembered {
         Some(found) if found.host_boot == host_boot => found,
         _ => {
-            let (accel, because) = probe()?;
+            let (accel, because) = probe(kernel)?;
             let found = Finding { accel, because, host_boot };
             fs::create_dir_all(cache).with_context(|| format!("creating {}", cache.display()))?;
             let text = serde_json::to_vec(&found).context("writing the finding as JSON")?;
@@ -91,70 +93,50 @@ pub fn choose(cache: &Path) -> Result<Finding> {
 }
 
 /// Long enough for a slow host, short enough to be waited for once.
-const PROBE_LIMIT: Duration = Duration::from_secs(8);
-/// QEMU's exit status is twice the value plus one (isa-debug-exit).
-const ALIVE: u8 = 0x2a;
+const PROBE_LIMIT: Duration = Duration::from_secs(20);
+/// Linux's last words where there is nothing for it to run.
+const WORKED: &str = "VFS: Unable to mount root fs";
 
-fn probe() -> Result<(Accel, String)> {
+fn probe(kernel: &Path) -> Result<(Accel, String)> {
     if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         return Ok((Accel::Tcg, format!("/dev/kvm can't be opened: {error}")));
     }
-    Ok(match run_guest(Accel::Kvm)? {
+    Ok(match run_guest(Accel::Kvm, kernel)? {
         None => (Accel::Kvm, "a guest ran under KVM".into()),
         Some(why) => (Accel::Tcg, format!("/dev/kvm opens, but {why}")),
     })
 }
 
 /// `None` if the guest ran, otherwise what happened instead.
-fn run_guest(accel: Accel) -> Result<Option<String>> {
+fn run_guest(accel: Accel, kernel: &Path) -> Result<Option<String>> {
     let dir = tempfile::tempdir().context("making a directory for the probe")?;
-    let disk = dir.path().join("probe.raw");
-    fs::write(&disk, boot_sector()).with_context(|| format!("writing {}", disk.display()))?;
-    let log = dir.path().join("log");
+    let (console, log) = (dir.path().join("console"), dir.path().join("log"));
     let stderr = fs::File::create(&log).with_context(|| format!("creating {}", log.display()))?;
     let mut qemu = Process::start(
         net::outside(QEMU)
-            .args([
-                "-nodefaults",
-                "-machine",
-                "q35,graphics=off",
-                "-accel",
-                accel.argument(),
-                "-cpu",
-                "max",
-                "-m",
-                "64",
-            ])
-            .args(["-display", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04", "-no-reboot"])
-            .args(["-drive", &format!("if=ide,format=raw,file={}", disk.display())])
+            .args(["-nodefaults", "-machine", "q35,graphics=off", "-accel", accel.argument(), "-cpu", "max"])
+            .args(["-m", "256", "-display", "none", "-no-reboot", "-append", "console=ttyS0 panic=-1", "-kernel"])
+            .arg(kernel)
+            .args(["-serial", &format!("file:{}", console.display())])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr),
     )
     .with_context(|| format!("starting {QEMU}"))?;
+    let said = |file: &Path| String::from_utf8_lossy(&fs::read(file).unwrap_or_default()).into_owned();
     let deadline = Instant::now() + accel.patience(PROBE_LIMIT);
     while Instant::now() < deadline {
+        if said(&console).contains(WORKED) {
+            return Ok(None);
+        }
         if let Some(status) = qemu.status() {
-            if status.code() == Some(i32::from(ALIVE) * 2 + 1) {
-                return Ok(None);
-            }
-            let text = fs::read_to_string(&log).unwrap_or_default();
+            let text = said(&log);
             let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
             return Ok(Some(format!("QEMU ended with {status}: {last}")));
         }
         thread::sleep(Duration::from_millis(50));
     }
-    Ok(Some(format!("the guest did nothing for {} seconds", PROBE_LIMIT.as_secs())))
-}
-
-/// A boot sector that tells isa-debug-exit that it ran: `mov al, ALIVE; out 0xf4, al; hlt`.
-fn boot_sector() -> Vec<u8> {
-    let mut sector = vec![0xb0, ALIVE, 0xe6, 0xf4, 0xf4];
-    sector.resize(510, 0);
-    sector.extend([0x55, 0xaa]);
-    // A drive that BIOSes accept has more than one sector.
-    sector.resize(1 << 20, 0);
-    sector
+    Ok(Some(format!("Linux didn't get through its start in {} seconds", PROBE_LIMIT.as_secs())))
 }
 
 /// The version line of the installed QEMU.
@@ -165,10 +147,17 @@ pub fn qemu_version() -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use drophammer_initramfs::KERNEL;
+
     use super::*;
+    use crate::kit;
 
     #[test]
-    fn the_probe_sees_a_guest_that_runs() {
-        assert_eq!(run_guest(Accel::Tcg).expect("QEMU starts"), None);
+    fn the_probe_sees_whether_a_guest_runs() {
+        let kit = kit::prepare(&[], &mut |_| {}).expect("a kernel");
+        assert_eq!(run_guest(Accel::Tcg, &kit.boot_dir.join(KERNEL)).expect("QEMU starts"), None);
+        let nothing = tempfile::NamedTempFile::new().expect("a file");
+        let said = run_guest(Accel::Tcg, nothing.path()).expect("QEMU starts").expect("it doesn't run");
+        assert!(said.starts_with("QEMU ended with exit status: 1"), "{said}");
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use drophammer_control::client::Client;
 use drophammer_images::cache_dir;
+use drophammer_initramfs::KERNEL;
 use drophammer_protocol::event::{Phase, Recorded, Step};
 use drophammer_protocol::machine::{Allocation, Machine, State};
 use drophammer_protocol::system::System;
@@ -310,7 +311,7 @@ fn program() -> String {
 }
 
 fn accel_sentence() -> Result<String> {
-    let found = accel::choose(&cache_dir()?)?;
+    let found = accel::choose(&cache_dir()?, &kit::boot_dir()?.join(KERNEL))?;
     Ok(match found.accel {
         Accel::Kvm => "machines run under KVM".into(),
         Accel::Tcg => format!("machines are emulated, some ten times slower than real ones ({})", found.because),

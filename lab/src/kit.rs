@@ -73,6 +73,15 @@ pub fn slots_dir() -> Result<PathBuf> {
     Ok(cache_dir()?.join("slots"))
 }
 
+fn dir() -> Result<PathBuf> {
+    Ok(cache_dir()?.join("lab-kit"))
+}
+
+/// Where a kit's boot files are.
+pub(crate) fn boot_dir() -> Result<PathBuf> {
+    Ok(dir()?.join("boot"))
+}
+
 /// Makes what is missing or out of date. Within one process this looks only once; several processes take turns.
 pub fn prepare(images: &[Image], say: &mut dyn FnMut(&str)) -> Result<Kit> {
     static DONE: Mutex<(Option<Kit>, Vec<Image>)> = Mutex::new((None, Vec::new()));
@@ -88,7 +97,7 @@ pub fn prepare(images: &[Image], say: &mut dyn FnMut(&str)) -> Result<Kit> {
     let _turn = turn(&cache.join("kit.lock"))?;
     let kit = match ready {
         Some(kit) => kit.clone(),
-        None => base(&cache.join("lab-kit"), say)?,
+        None => base(&dir()?, say)?,
     };
     for image in images {
         if !present.contains(image) {
@@ -109,7 +118,7 @@ fn base(dir: &Path, say: &mut dyn FnMut(&str)) -> Result<Kit> {
     } else {
         drophammer_images::keygen(&secret_key)?
     };
-    let boot_dir = dir.join("boot");
+    let boot_dir = boot_dir()?;
     say("building the agent and its initramfs");
     let uki = UkiOptions { arguments: console::ARGUMENT.to_owned(), signing: None };
     let options = Options { flavour: FLAVOUR, set: Set::Vm, agent: None, uki: Some(uki), out: boot_dir.clone() };

@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, ensure};
 use drophammer_control::client::Client;
+use drophammer_initramfs::KERNEL;
 
 use crate::accel::{self, Accel};
 use crate::kit;
@@ -51,7 +52,7 @@ struct Shared {
 
 impl Lab {
     pub fn start(spec: LabSpec) -> Result<Self> {
-        let accel = accel::choose(&drophammer_images::cache_dir()?)?.accel;
+        let accel = accel::choose(&drophammer_images::cache_dir()?, &spec.server.boot_dir.join(KERNEL))?.accel;
         let slots = Slots::take(&kit::slots_dir()?, spec.machines)?;
         fs::create_dir_all(&spec.dir).with_context(|| format!("creating {}", spec.dir.display()))?;
         let namespace = Namespace::create()?;

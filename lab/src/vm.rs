@@ -313,7 +313,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let namespace = Namespace::create().expect("a namespace");
         namespace.build().expect("a bridge");
-        let accel = crate::accel::choose(dir.path()).expect("a finding").accel;
+        let accel = Accel::Tcg;
         let mut spec = MachineSpec::numbered(1, Firmware::Bios);
         // A second drive that lies goes through the NBD server.
         spec.disks.push(DiskSpec { kind: DiskKind::KeepsData, ..DiskSpec::new("liar", 1 << 20) });
