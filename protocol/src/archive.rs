@@ -9,7 +9,7 @@ mod acl;
 mod sparse;
 
 use std::ffi::OsString;
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -326,6 +326,23 @@ impl<R: Read> Read for Archive<R> {
         let count = (&mut self.source).take(self.data_left).read(buffer)?;
         self.data_left -= count as u64;
         Ok(count)
+    }
+}
+
+/// The same where it lies.
+impl<R: BufRead> BufRead for Archive<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.data_left == 0 {
+            return Ok(&[]);
+        }
+        let bytes = self.source.fill_buf()?;
+        let left = usize::try_from(self.data_left).unwrap_or(usize::MAX);
+        Ok(bytes.get(..left).unwrap_or(bytes))
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.data_left = self.data_left.saturating_sub(count as u64);
+        self.source.consume(count);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The tar form: chunks one after the other, as one stream, into a file system that is there.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
@@ -55,10 +55,12 @@ struct TarStream {
     position: usize,
 }
 
-impl Read for TarStream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.position == self.buffer.len() {
-            let Ok(next) = self.incoming.recv() else { return Ok(0) };
+impl BufRead for TarStream {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        // Nothing more comes when whoever sends has ended.
+        if self.position == self.buffer.len()
+            && let Ok(next) = self.incoming.recv()
+        {
             let used = std::mem::replace(&mut self.buffer, next);
             match self.spare.try_send(used) {
                 // Room for it isn't worth waiting for.
@@ -66,9 +68,18 @@ impl Read for TarStream {
             }
             self.position = 0;
         }
-        let mut rest = self.buffer.get(self.position..).unwrap_or_default();
-        let count = rest.read(buffer)?;
-        self.position += count;
+        Ok(self.buffer.get(self.position..).unwrap_or_default())
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.position = self.buffer.len().min(self.position + count);
+    }
+}
+
+impl Read for TarStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(buffer)?;
+        self.consume(count);
         Ok(count)
     }
 }

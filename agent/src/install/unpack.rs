@@ -4,18 +4,19 @@
 //! A member's directory is resolved inside the root by the kernel and its last name is never followed, so no member,
 //! whatever links earlier ones made, is written outside. `..` is refused rather than clamped: an honest image has none.
 
+mod fill;
+
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use anyhow::Context;
-use drophammer_protocol::archive::{Archive, Content, Kind, Member, Segment, Time, inside};
+use drophammer_protocol::archive::{Archive, Kind, Member, Time, inside};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, makedev, mkdirat, mknodat, utimensat};
@@ -23,6 +24,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid};
 use xattr::FileExt as _;
 
+use self::fill::Filler;
 use super::root::{Root, kind_at, remove_at, split};
 use crate::sys::files;
 
@@ -32,41 +34,65 @@ pub(crate) struct Unpacked {
     pub(crate) file_bytes: u64,
 }
 
-/// Files that are complete and wait to be seen off: as many descriptors are open at most.
+/// A file with all of its content, and nothing else of it yet.
+struct Filled {
+    file: File,
+    member: Member,
+}
+
+/// Files that wait for the rest: as many descriptors are open at most.
 const WAITING: usize = 64;
 
-/// Unpacks the archive and reads `stream` to its very end.
-pub(crate) fn unpack(stream: impl Read, root: &Root) -> anyhow::Result<Unpacked> {
-    let (complete, files) = sync_channel(WAITING);
+/// Unpacks the archive and reads `stream` to its very end. One thread makes what has a name and fills it, another gives
+/// files the rest of what they have: either is half of the work.
+pub(crate) fn unpack(stream: impl BufRead, root: &Root) -> anyhow::Result<Unpacked> {
+    let (filled, files) = sync_channel(WAITING);
     thread::scope(|scope| {
-        scope.spawn(move || see_off(&files));
-        place_all(stream, root, complete)
+        let finishing = scope.spawn(move || finish_files(&files));
+        let placed = place_all(stream, root, filled);
+        // When this one has failed, the other finds nobody to hand files to.
+        finishing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        placed
     })
 }
 
-/// Has the drive begin with each file as soon as it's complete. The kernel by itself would wait for seconds, in which the
-/// drive does nothing, and leave most of it to whoever flushes.
-fn see_off(files: &Receiver<File>) {
-    for file in files {
-        // What doesn't go well is told by `Root::flush`, which everything has to pass.
+fn finish_files(files: &Receiver<Filled>) -> anyhow::Result<()> {
+    for Filled { file, member } in files {
+        let finish = || -> anyhow::Result<()> {
+            // Writing to a file takes its capabilities away, so the attributes come after the data.
+            set_owner_mode_xattrs(&file, &member)?;
+            let time = time_spec(member.mtime);
+            nix::sys::stat::futimens(&file, &TimeSpec::UTIME_OMIT, &time).context("setting its time")
+        };
+        finish().with_context(|| unpacking(&member))?;
+        // The drive begins with each file now. The kernel by itself would wait for seconds, in which the drive does nothing,
+        // and leave most of it to whoever flushes. What doesn't go well is told by `Root::flush`, which everything has to
+        // pass.
         files::begin_writing(&file).ok();
     }
+    Ok(())
 }
 
-fn place_all(stream: impl Read, root: &Root, complete: SyncSender<File>) -> anyhow::Result<Unpacked> {
+fn place_all(stream: impl BufRead, root: &Root, filled: SyncSender<Filled>) -> anyhow::Result<Unpacked> {
     let mut archive = Archive::new(stream);
-    let mut tree = Tree { root, parent: None, directory_times: Vec::new(), buffer: vec![0; 256 << 10], complete };
+    let mut tree = Tree { root, parent: None, directory_times: Vec::new(), filler: Filler::default() };
     let mut done = Unpacked::default();
     while let Some(member) = archive.next_member()? {
-        tree.place(&member, &mut archive).with_context(|| format!("unpacking {}", member.path.display()))?;
         done.members += 1;
         if let Kind::File(content) = &member.kind {
             done.file_bytes += content.bytes;
+        }
+        if let Some(file) = tree.place(&member, &mut archive).with_context(|| unpacking(&member))? {
+            filled.send(Filled { file, member }).context("the thread that finishes files has ended")?;
         }
     }
     tree.set_directory_times()?;
     io::copy(&mut archive.into_rest(), &mut io::sink()).context("reading the rest of the tar stream")?;
     Ok(done)
+}
+
+fn unpacking(member: &Member) -> String {
+    format!("unpacking {}", member.path.display())
 }
 
 struct Tree<'a> {
@@ -75,25 +101,27 @@ struct Tree<'a> {
     parent: Option<(PathBuf, Rc<OwnedFd>)>,
     /// Set at the very end, because every file that is put into a directory changes its time.
     directory_times: Vec<(PathBuf, Time)>,
-    buffer: Vec<u8>,
-    complete: SyncSender<File>,
+    filler: Filler,
 }
 
 impl Tree<'_> {
-    fn place(&mut self, member: &Member, data: &mut impl Read) -> anyhow::Result<()> {
+    /// What is returned is a file that waits to be finished.
+    fn place(&mut self, member: &Member, data: &mut impl BufRead) -> anyhow::Result<Option<File>> {
         let path = inside(&member.path)?;
         let Some((parent, name)) = split(&path) else {
             anyhow::ensure!(member.kind == Kind::Directory, "the root of the image isn't a directory");
             let root = self.root.directory(&path)?;
-            return self.finish_directory(path, &root, member);
+            self.finish_directory(path, &root, member)?;
+            return Ok(None);
         };
         let parent = self.parent(parent)?;
-        let (major, minor) = match &member.kind {
+        match &member.kind {
             Kind::File(content) => {
                 let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                 let mode = Mode::from_bits_truncate(0o600);
-                let fd = self.fresh(&parent, name, || nix::fcntl::openat(&parent, name, flags, mode))?;
-                return self.finish_file(File::from(fd), member, content, data);
+                let file = File::from(self.fresh(&parent, name, || nix::fcntl::openat(&parent, name, flags, mode))?);
+                self.filler.fill(&file, content, data)?;
+                return Ok(Some(file));
             }
             Kind::HardLink { target } => {
                 let target = inside(target)?;
@@ -102,28 +130,37 @@ impl Tree<'_> {
                 let from = self.root.directory(from).context("opening the directory of its target")?;
                 self.fresh(&parent, name, || nix::unistd::linkat(&from, old, &parent, name, AtFlags::empty()))
                     .with_context(|| format!("linking it to {}", target.display()))?;
-                return Ok(());
             }
             Kind::Directory => {
                 let dir = self.directory_at(&parent, name)?;
-                return self.finish_directory(path, &dir, member);
+                self.finish_directory(path, &dir, member)?;
             }
             Kind::SymbolicLink { target } => {
                 self.fresh(&parent, name, || nix::unistd::symlinkat(target, &parent, name))?;
-                return finish_node(&parent, name, member);
+                finish_node(&parent, name, member)?;
             }
-            Kind::Fifo => (0, 0),
-            Kind::CharacterDevice { major, minor } | Kind::BlockDevice { major, minor } => (*major, *minor),
-        };
-        let kind = match member.kind {
-            Kind::CharacterDevice { .. } => SFlag::S_IFCHR,
-            Kind::BlockDevice { .. } => SFlag::S_IFBLK,
-            _ => SFlag::S_IFIFO,
-        };
-        let device = makedev(major.into(), minor.into());
+            Kind::Fifo => self.node(&parent, name, member, SFlag::S_IFIFO, 0)?,
+            Kind::CharacterDevice { major, minor } => {
+                self.node(&parent, name, member, SFlag::S_IFCHR, makedev((*major).into(), (*minor).into()))?;
+            }
+            Kind::BlockDevice { major, minor } => {
+                self.node(&parent, name, member, SFlag::S_IFBLK, makedev((*major).into(), (*minor).into()))?;
+            }
+        }
+        Ok(None)
+    }
+
+    fn node(
+        &mut self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        member: &Member,
+        kind: SFlag,
+        device: u64,
+    ) -> anyhow::Result<()> {
         let mode = Mode::from_bits_truncate(0o600);
-        self.fresh(&parent, name, || mknodat(&parent, name, kind, mode, device))?;
-        finish_node(&parent, name, member)
+        self.fresh(parent, name, || mknodat(parent, name, kind, mode, device))?;
+        finish_node(parent, name, member)
     }
 
     /// Makes a name; what already has it goes first, as GNU tar does it.
@@ -168,26 +205,6 @@ impl Tree<'_> {
         set_owner_mode_xattrs(&file, member)?;
         self.directory_times.push((path, member.mtime));
         Ok(())
-    }
-
-    fn finish_file(
-        &mut self,
-        file: File,
-        member: &Member,
-        content: &Content,
-        data: &mut impl Read,
-    ) -> anyhow::Result<()> {
-        for segment in content.segments() {
-            copy_exactly(data, &file, segment, &mut self.buffer)?;
-        }
-        if content.segments.is_some() {
-            // What ends in a hole.
-            file.set_len(content.bytes).context("setting its size")?;
-        }
-        // Writing to a file takes its capabilities away, so the attributes come after the data.
-        set_owner_mode_xattrs(&file, member)?;
-        nix::sys::stat::futimens(&file, &TimeSpec::UTIME_OMIT, &time_spec(member.mtime)).context("setting its time")?;
-        self.complete.send(file).context("the thread that sees files off has ended")
     }
 
     fn set_directory_times(&mut self) -> anyhow::Result<()> {
@@ -241,25 +258,6 @@ fn finish_node(parent: &OwnedFd, name: &OsStr, member: &Member) -> anyhow::Resul
 
 fn time_spec(time: Time) -> TimeSpec {
     TimeSpec::new(time.seconds, time.nanoseconds.into())
-}
-
-fn copy_exactly(from: &mut impl Read, to: &File, segment: Segment, buffer: &mut [u8]) -> anyhow::Result<()> {
-    let (mut at, mut left) = (segment.offset, segment.length);
-    while left > 0 {
-        let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-        let room = buffer.get_mut(..most).context("no room to copy through")?;
-        match from.read(room) {
-            Ok(0) => anyhow::bail!("the tar stream ends in the middle of it"),
-            Ok(count) => {
-                to.write_all_at(room.get(..count).unwrap_or_default(), at).context("writing it")?;
-                at += count as u64;
-                left -= count as u64;
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e).context("reading the tar stream"),
-        }
-    }
-    Ok(())
 }
 
 /// Any bytes as a tar stream. What can be unpacked of it, by where it goes in the root; or why none of it can be.
