@@ -32,6 +32,10 @@ pub(crate) fn open(path: &Path, tag: Option<&str>, scratch: impl FnOnce() -> Res
             "{} is {what}, and of disks only a root in ext4, ext3 or ext2 can be read: pack a tar of the root instead",
             path.display()
         ),
+        Sight::Blank => bail!(
+            "{} holds nothing: it begins as an empty disk does, and there is neither a partition table nor a file system",
+            path.display()
+        ),
         Sight::Unknown => bail!(
             "{} is neither a tar, nor an OCI image layout, nor a raw disk with an ext4 file system",
             path.display()

@@ -18,6 +18,8 @@ pub(crate) enum Sight {
     Wrapped(&'static str),
     /// A file system, or what file systems are in, that can't be read.
     Unreadable(&'static str),
+    /// Zeros for longer than an empty tar has them.
+    Blank,
     Unknown,
 }
 
@@ -37,7 +39,9 @@ pub(crate) fn sight(head: &[u8]) -> Sight {
         Holds::Fat => Sight::Unreadable(Holds::Fat.words()),
         _ if has_mbr(head) => Sight::Disk,
         Holds::Ext => Sight::Disk,
-        Holds::Unknown if is_empty => Sight::Tar,
+        Holds::Unknown if is_empty && head.iter().all(|byte| *byte == 0) => {
+            if head.len() < HEAD_BYTES { Sight::Tar } else { Sight::Blank }
+        }
         Holds::Unknown => Sight::Unknown,
         other => Sight::Unreadable(other.words()),
     }
@@ -152,7 +156,8 @@ mod tests {
             ("a short text", b"hello".to_vec(), Sight::Tar),
             ("a tar", header.as_bytes().to_vec(), Sight::Tar),
             ("a tar of a disk", with(&[(0, header.as_bytes()), (512, b"EFI PART")]), Sight::Tar),
-            ("an empty tar", with(&[]), Sight::Tar),
+            ("an empty tar", vec![0; 10240], Sight::Tar),
+            ("an empty disk", with(&[]), Sight::Blank),
             ("noise", with(&[(0, b"noise")]), Sight::Unknown),
             ("a GPT", with(&[(510, &[0x55, 0xaa]), (512, b"EFI PART")]), Sight::Disk),
             ("a GPT with large sectors", with(&[(510, &[0x55, 0xaa]), (4096, b"EFI PART")]), Sight::Disk),
