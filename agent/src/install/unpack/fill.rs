@@ -14,7 +14,7 @@ use crate::sys::block::{self, Aligned};
 const LARGE: u64 = 1 << 20;
 /// What is written at once past the cache.
 const PART: usize = 1 << 20;
-/// Of every drive's and every file system's blocks, one is as large as this at most.
+/// No drive has larger blocks, and no file system that is made here.
 const BLOCK: usize = 4096;
 
 #[derive(Debug, Default)]
