@@ -40,7 +40,11 @@ pub(crate) fn sight(head: &[u8]) -> Sight {
         _ if has_mbr(head) => Sight::Disk,
         Holds::Ext => Sight::Disk,
         Holds::Unknown if is_empty && head.iter().all(|byte| *byte == 0) => {
-            if head.len() < HEAD_BYTES { Sight::Tar } else { Sight::Blank }
+            if head.len() < HEAD_BYTES {
+                Sight::Tar
+            } else {
+                Sight::Blank
+            }
         }
         Holds::Unknown => Sight::Unknown,
         other => Sight::Unreadable(other.words()),

@@ -10,6 +10,7 @@
 //! that is made meanwhile would keep what is mounted from going.
 
 mod device;
+mod init;
 mod shelf;
 mod tools;
 
@@ -17,13 +18,14 @@ use std::fs;
 use std::process::Stdio;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use drophammer_images::cache_dir;
 use nix::unistd::getuid;
 use serde::Deserialize;
 use tempfile::TempDir;
 
 use self::device::Device;
+pub(super) use self::init::contest as init;
 use self::shelf::Shelf;
 use self::tools::{Tools, quoted};
 use super::{Contest, Side, http, limited};
@@ -209,13 +211,6 @@ pub(super) fn memory_tar() -> Result<Contest> {
 fn memory(form: Form) -> Result<Contest> {
     let arena = Arena::new(Place::Memory, Cable::AsItIs)?;
     Ok(limited(MEMORY_LIMIT, move || Ok(arena.ours(form, "")?.peak_memory_bytes as f64 / 1e6)))
-}
-
-pub(super) fn init() -> Result<Contest> {
-    bail!(
-        "nobody has yet put metal-hammer's order into an initramfs of its own, with a virtual machine whose clock says when \
-         its first program began and when it called kexec; the rows install.block.* have the part of it that is the image's"
-    )
 }
 
 /// A tar to what machines write to a disk.
