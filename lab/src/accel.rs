@@ -123,20 +123,29 @@ fn run_guest(accel: Accel, kernel: &Path) -> Result<Option<String>> {
             .stderr(stderr),
     )
     .with_context(|| format!("starting {QEMU}"))?;
-    let said = |file: &Path| String::from_utf8_lossy(&fs::read(file).unwrap_or_default()).into_owned();
     let deadline = Instant::now() + accel.patience(PROBE_LIMIT);
     while Instant::now() < deadline {
-        if said(&console).contains(WORKED) {
+        // Looked at before the console is, so that the last words of a guest that ended are heard.
+        let ended = qemu.status();
+        if said(&console)?.contains(WORKED) {
             return Ok(None);
         }
-        if let Some(status) = qemu.status() {
-            let text = said(&log);
+        if let Some(status) = ended {
+            let text = said(&log)?;
             let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
             return Ok(Some(format!("QEMU ended with {status}: {last}")));
         }
         thread::sleep(Duration::from_millis(50));
     }
     Ok(Some(format!("Linux didn't get through its start in {} seconds", PROBE_LIMIT.as_secs())))
+}
+
+/// Nothing as long as QEMU hasn't made the file.
+fn said(file: &Path) -> Result<String> {
+    match fs::read(file) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        read => Ok(String::from_utf8_lossy(&read.with_context(|| format!("reading {}", file.display()))?).into_owned()),
+    }
 }
 
 /// The version line of the installed QEMU.

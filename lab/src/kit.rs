@@ -97,7 +97,7 @@ pub fn prepare(images: &[Image], say: &mut dyn FnMut(&str)) -> Result<Kit> {
     let _turn = turn(&cache.join("kit.lock"))?;
     let kit = match ready {
         Some(kit) => kit.clone(),
-        None => base(&dir()?, say)?,
+        None => base(say)?,
     };
     for image in images {
         if !present.contains(image) {
@@ -109,7 +109,8 @@ pub fn prepare(images: &[Image], say: &mut dyn FnMut(&str)) -> Result<Kit> {
     Ok(kit)
 }
 
-fn base(dir: &Path, say: &mut dyn FnMut(&str)) -> Result<Kit> {
+fn base(say: &mut dyn FnMut(&str)) -> Result<Kit> {
+    let dir = dir()?;
     let images_dir = dir.join("images");
     fs::create_dir_all(&images_dir).with_context(|| format!("creating {}", images_dir.display()))?;
     let secret_key = dir.join("image-key");

@@ -98,6 +98,28 @@ impl Rescue {
         ensure!(end.trim_start().starts_with('0'), "the script ended with {}:\n{said}", end.trim());
         Ok(said.to_owned())
     }
+
+    /// How many seconds commands take by the machine's own clock, and what others say after them. All have to succeed.
+    pub fn timed(&self, machine: &Machine, commands: &str, then: &str, limit: Duration) -> Result<(f64, String)> {
+        // In a shell of its own `-e` is also about a list that ends in the middle.
+        let script = format!(
+            "set -e\n\
+             read -r begun rest < /proc/uptime\n\
+             ( {commands}\n)\n\
+             read -r ended rest < /proc/uptime\n\
+             dmesg -n 1\n\
+             echo \"timed: $begun $ended\"\n\
+             {then}\n"
+        );
+        let said = self.run(machine, &script, limit)?;
+        let (_, timed) = said.split_once("timed: ").context("nothing was timed")?;
+        let (times, said) = timed.split_once('\n').context("a line")?;
+        let (begun, ended) = times.split_once(' ').context("two times")?;
+        let seconds = |text: &str| text.trim().parse::<f64>().with_context(|| format!("{text:?} is no time"));
+        let took = seconds(ended)? - seconds(begun)?;
+        ensure!(took > 0.0, "it took no time at all");
+        Ok((took, said.to_owned()))
+    }
 }
 
 fn add_modules(cpio: &mut Cpio<'static>, kernel: &[Unpacked], modules: &[&str]) -> Result<()> {

@@ -63,11 +63,7 @@ impl Load<'_> {
 
     fn work(&self, line: &Line, reporter: &Reporter, sink: Sink<'_>) -> anyhow::Result<()> {
         let mut decompressor = zstd::bulk::Decompressor::new().context("starting zstd")?;
-        // Room for the largest of them, so that none makes it grow.
-        let most =
-            |length: fn(&Chunk) -> u32| usize::try_from(self.chunks.iter().map(|c| length(c)).max().unwrap_or(0));
-        let mut frame = Vec::with_capacity(most(|chunk| chunk.length)?);
-        let mut content = Aligned::new(most(|chunk| chunk.unpacked)?);
+        let (mut frame, mut content) = (Vec::new(), Aligned::default());
         loop {
             let mut state = line.state();
             let index = state.next;

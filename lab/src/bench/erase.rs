@@ -144,21 +144,6 @@ impl Arena {
 
     /// The same, and what another one says after it.
     fn timed(&self, command: &str, then: &str) -> Result<(f64, String)> {
-        let script = format!(
-            "read -r begun rest < /proc/uptime\n\
-             {{ {command}\n}} || exit\n\
-             read -r ended rest < /proc/uptime\n\
-             dmesg -n 1\n\
-             echo \"timed: $begun $ended\"\n\
-             {then}\n"
-        );
-        let said = self.rescue.run(&self.machine, &script, self.lab.accel.patience(LIMIT))?;
-        let (_, timed) = said.split_once("timed: ").context("nothing was timed")?;
-        let (times, said) = timed.split_once('\n').context("a line")?;
-        let (begun, ended) = times.split_once(' ').context("two times")?;
-        let seconds = |text: &str| text.trim().parse::<f64>().with_context(|| format!("{text:?} is no time"));
-        let took = seconds(ended)? - seconds(begun)?;
-        ensure!(took > 0.0, "it took no time at all");
-        Ok((took, said.to_owned()))
+        self.rescue.timed(&self.machine, command, then, self.lab.accel.patience(LIMIT))
     }
 }

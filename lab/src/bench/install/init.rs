@@ -122,9 +122,8 @@ impl Arena {
         nginx.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let _nginx = Process::start(&mut nginx).context("starting nginx")?;
         // By their paths, where busybox has a word of the same name.
-        let script = format!(
-            r#"set -e
-            read -r begun rest </proc/uptime
+        let commands = format!(
+            r#"
             port=$(basename "$(ls -d /sys/class/net/e* | head -n 1)")
             ip link set "$port" up
             ip address add {a}.{b}.{c}.{HOST}/{PREFIX} dev "$port"
@@ -142,30 +141,22 @@ impl Arena {
             sync
             kexec --load --kexec-file-syscall --initrd="$(ls /target/boot/initrd.img-*)" --command-line=quiet "$(ls /target/boot/vmlinuz-*)"
             umount /target
-            read -r ended rest </proc/uptime
-            dmesg -n 1
-            echo "timed: $begun $ended"
             "#
         );
-        let said = self.rescue.run(&round.machine, &script, round.lab.accel.patience(LIMIT))?;
-        let (_, times) = said.split_once("timed: ").context("nothing was timed")?;
-        let mut times = times.split_whitespace().map(str::parse::<f64>);
-        match (times.next(), times.next()) {
-            (Some(Ok(begun)), Some(Ok(ended))) if ended > begun => Ok(ended - begun),
-            _ => anyhow::bail!("these are no times: {said:?}"),
-        }
+        let limit = round.lab.accel.patience(LIMIT);
+        self.rescue.timed(&round.machine, &commands, "", limit).map(|(seconds, _)| seconds)
     }
 }
 
 /// In seconds, without what isn't counted.
 fn took(events: &[Recorded]) -> Result<f64> {
-    let rows = timeline::rows(events, 0);
-    let start = |phase: Phase| {
-        let row = rows.iter().find(|row| row.phase == phase);
-        row.map(|row| row.start_ms).with_context(|| format!("the machine has said nothing of {}", phase.name()))
+    // A stretch of the timeline may begin with a note, so it isn't asked when these did.
+    let began = |phase: Phase| {
+        let event = events.iter().find(|event| event.phase == phase && event.step == Step::Started);
+        event.map(|event| event.at_ms).with_context(|| format!("the machine didn't begin with {}", phase.name()))
     };
-    let all = start(Phase::Kexec)?.saturating_sub(start(Phase::Agent)?);
-    let apart: u64 = rows
+    let all = began(Phase::Kexec)?.saturating_sub(began(Phase::Agent)?);
+    let apart: u64 = timeline::rows(events, 0)
         .iter()
         .filter(|row| matches!(row.phase, Phase::Erase | Phase::Waiting))
         .map(|row| row.end_ms.saturating_sub(row.start_ms))
