@@ -68,6 +68,7 @@ impl BufRead for TarStream {
             }
             self.position = 0;
         }
+        // The position is in the buffer or at its end: nobody but `consume` moves it on.
         Ok(self.buffer.get(self.position..).unwrap_or_default())
     }
 
