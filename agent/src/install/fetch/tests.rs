@@ -138,7 +138,9 @@ fn respond(mut to: impl Write, file: &[u8], asked: Range<u64>, answer: &Answer) 
             let values = [("first", place(start)), ("last", last), ("length", rest.len()), ("total", total)];
             let head = values
                 .iter()
-                .fold((*head).to_owned(), |h, (name, v)| h.replace(&format!("{{{name}}}"), &v.to_string()));
+                .fold((*head).to_owned(), |h, (name, v)| h.replace(&format!("{{{name}}}"), &v.to_string()))
+                // Or a client asks again on a connection that is about to be closed.
+                .replacen("\r\n\r\n", "\r\nConnection: close\r\n\r\n", 1);
             to.write_all(head.as_bytes())?;
             let body = match body {
                 Body::Nothing => &[][..],
