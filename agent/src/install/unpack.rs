@@ -12,7 +12,7 @@ use std::io::{self, BufRead};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread;
 
 use anyhow::Context;
@@ -24,8 +24,9 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid};
 use xattr::FileExt as _;
 
-use self::fill::Filler;
+use self::fill::{PartReader, PartWriter, copy_to, is_large, part_circle};
 use super::root::{Root, kind_at, remove_at, split};
+use crate::sys::block::Aligned;
 use crate::sys::files;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,31 +35,36 @@ pub(crate) struct Unpacked {
     pub(crate) file_bytes: u64,
 }
 
-/// A file with all of its content, and nothing else of it yet.
-struct Filled {
+/// A file that has its name and, unless it's a large one, its content.
+struct Begun {
     file: File,
     member: Member,
+    parts: Option<Receiver<Aligned>>,
 }
 
 /// Files that wait for the rest: as many descriptors are open at most.
 const WAITING: usize = 64;
 
-/// Unpacks the archive and reads `stream` to its very end. One thread makes what has a name and fills it, another gives
-/// files the rest of what they have: either is half of the work.
+/// Unpacks the archive and reads `stream` to its very end. One thread reads, makes what has a name and fills small files;
+/// another writes large ones and gives files the rest of what they have: either is half of the work.
 pub(crate) fn unpack(stream: impl BufRead, root: &Root) -> anyhow::Result<Unpacked> {
-    let (filled, files) = sync_channel(WAITING);
+    let (begun, files) = sync_channel(WAITING);
+    let (reader, writer) = part_circle();
     thread::scope(|scope| {
-        let finishing = scope.spawn(move || finish_files(&files));
-        let placed = place_all(stream, root, filled);
+        let finishing = scope.spawn(move || finish_files(&files, &writer));
+        let placed = place_all(stream, root, begun, &reader);
         // When this one has failed, the other finds nobody to hand files to.
         finishing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         placed
     })
 }
 
-fn finish_files(files: &Receiver<Filled>) -> anyhow::Result<()> {
-    for Filled { file, member } in files {
+fn finish_files(files: &Receiver<Begun>, writer: &PartWriter) -> anyhow::Result<()> {
+    for Begun { file, member, parts } in files {
         let finish = || -> anyhow::Result<()> {
+            if let Some(parts) = parts {
+                writer.write(&file, &parts)?;
+            }
             // Writing to a file takes its capabilities away, so the attributes come after the data.
             set_owner_mode_xattrs(&file, &member)?;
             let time = time_spec(member.mtime);
@@ -73,22 +79,50 @@ fn finish_files(files: &Receiver<Filled>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn place_all(stream: impl BufRead, root: &Root, filled: SyncSender<Filled>) -> anyhow::Result<Unpacked> {
+fn place_all(
+    stream: impl BufRead,
+    root: &Root,
+    begun: SyncSender<Begun>,
+    reader: &PartReader,
+) -> anyhow::Result<Unpacked> {
     let mut archive = Archive::new(stream);
-    let mut tree = Tree { root, parent: None, directory_times: Vec::new(), filler: Filler::default() };
+    let mut tree = Tree { root, parent: None, directory_times: Vec::new() };
     let mut done = Unpacked::default();
     while let Some(member) = archive.next_member()? {
         done.members += 1;
         if let Kind::File(content) = &member.kind {
             done.file_bytes += content.bytes;
         }
-        if let Some(file) = tree.place(&member, &mut archive).with_context(|| unpacking(&member))? {
-            filled.send(Filled { file, member }).context("the thread that finishes files has ended")?;
+        if let Some(file) = tree.place(&member).with_context(|| unpacking(&member))? {
+            fill(file, member, &mut archive, &begun, reader)?;
         }
     }
     tree.set_directory_times()?;
     io::copy(&mut archive.into_rest(), &mut io::sink()).context("reading the rest of the tar stream")?;
     Ok(done)
+}
+
+/// Reads the file's content, and hands the file to the thread that finishes it.
+fn fill(
+    file: File,
+    member: Member,
+    data: &mut impl BufRead,
+    begun: &SyncSender<Begun>,
+    reader: &PartReader,
+) -> anyhow::Result<()> {
+    let Kind::File(content) = &member.kind else { return Ok(()) };
+    let hand = |file, member, parts| {
+        begun.send(Begun { file, member, parts }).ok().context("the thread that finishes files has ended")
+    };
+    if is_large(content) {
+        let (bytes, name) = (content.bytes, unpacking(&member));
+        let (sender, parts) = channel();
+        hand(file, member, Some(parts))?;
+        reader.read(bytes, data, &sender).context(name)
+    } else {
+        copy_to(&file, content, data).with_context(|| unpacking(&member))?;
+        hand(file, member, None)
+    }
 }
 
 fn unpacking(member: &Member) -> String {
@@ -101,12 +135,11 @@ struct Tree<'a> {
     parent: Option<(PathBuf, Rc<OwnedFd>)>,
     /// Set at the very end, because every file that is put into a directory changes its time.
     directory_times: Vec<(PathBuf, Time)>,
-    filler: Filler,
 }
 
 impl Tree<'_> {
-    /// What is returned is a file that waits to be finished.
-    fn place(&mut self, member: &Member, data: &mut impl BufRead) -> anyhow::Result<Option<File>> {
+    /// What is returned is a file that waits for its content and the rest.
+    fn place(&mut self, member: &Member) -> anyhow::Result<Option<File>> {
         let path = inside(&member.path)?;
         let Some((parent, name)) = split(&path) else {
             anyhow::ensure!(member.kind == Kind::Directory, "the root of the image isn't a directory");
@@ -116,12 +149,11 @@ impl Tree<'_> {
         };
         let parent = self.parent(parent)?;
         match &member.kind {
-            Kind::File(content) => {
+            Kind::File(_) => {
                 let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                 let mode = Mode::from_bits_truncate(0o600);
-                let file = File::from(self.fresh(&parent, name, || nix::fcntl::openat(&parent, name, flags, mode))?);
-                self.filler.fill(&file, content, data)?;
-                return Ok(Some(file));
+                let file = self.fresh(&parent, name, || nix::fcntl::openat(&parent, name, flags, mode))?;
+                return Ok(Some(file.into()));
             }
             Kind::HardLink { target } => {
                 let target = inside(target)?;

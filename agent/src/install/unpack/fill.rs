@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufRead};
 use std::os::unix::fs::FileExt as _;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 
 use anyhow::Context;
 use drophammer_protocol::archive::{Content, Segment};
@@ -14,49 +15,85 @@ use crate::sys::block::{self, Aligned};
 const LARGE: u64 = 1 << 20;
 /// What is written at once past the cache.
 const PART: usize = 1 << 20;
+/// So many are read ahead of the drive.
+const PARTS: usize = 4;
 /// No drive has larger blocks, and no file system that is made here.
 const BLOCK: usize = 4096;
 
-#[derive(Debug, Default)]
-pub(super) struct Filler {
-    part: Aligned,
+/// Whether the content goes by way of [`PartReader`] and [`PartWriter`], rather than [`copy_to`].
+pub(super) fn is_large(content: &Content) -> bool {
+    content.segments.is_none() && content.bytes >= LARGE
 }
 
-impl Filler {
-    pub(super) fn fill(&mut self, file: &File, content: &Content, data: &mut impl BufRead) -> anyhow::Result<()> {
-        if let Some(segments) = &content.segments {
-            segments.iter().try_for_each(|segment| copy(data, file, *segment))?;
-            // What ends in a hole.
-            return file.set_len(content.bytes).context("setting its size");
-        }
-        let cached = if content.bytes >= LARGE { self.past_cache(file, content.bytes, data)? } else { 0 };
-        copy(data, file, Segment { offset: cached, length: content.bytes - cached })
+pub(super) fn copy_to(file: &File, content: &Content, data: &mut impl BufRead) -> anyhow::Result<()> {
+    content.segments().iter().try_for_each(|segment| copy(data, file, *segment))?;
+    if content.segments.is_some() {
+        // It may end in a hole.
+        file.set_len(content.bytes).context("setting its size")?;
     }
+    Ok(())
+}
 
-    /// Returns how many bytes were written so: all but the end that is no whole block. A file system that can't do it is
-    /// written to as usual.
-    fn past_cache(&mut self, file: &File, bytes: u64, data: &mut impl BufRead) -> anyhow::Result<u64> {
-        // Not every file system opens files so.
-        let Ok(direct) = block::direct(file, true) else { return Ok(0) };
-        let mut at = 0;
-        loop {
-            let whole = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(PART) / BLOCK * BLOCK;
-            if whole == 0 {
-                return Ok(at);
-            }
-            self.part.resize(whole);
-            data.read_exact(&mut self.part).map_err(|e| match e.kind() {
+/// Large files are read on one thread while they are written on another. The memory goes round, so there is no more of it
+/// than here, and neither waits for the other when that is gone.
+pub(super) fn part_circle() -> (PartReader, PartWriter) {
+    let (back, spare) = sync_channel(PARTS);
+    for _ in 0..PARTS {
+        back.try_send(Aligned::default()).ok();
+    }
+    (PartReader { spare }, PartWriter { back })
+}
+
+#[derive(Debug)]
+pub(super) struct PartReader {
+    spare: Receiver<Aligned>,
+}
+
+#[derive(Debug)]
+pub(super) struct PartWriter {
+    back: SyncSender<Aligned>,
+}
+
+impl PartReader {
+    pub(super) fn read(&self, bytes: u64, data: &mut impl BufRead, parts: &Sender<Aligned>) -> anyhow::Result<()> {
+        const ENDED: &str = "the thread that writes it has ended";
+        let mut left = bytes;
+        while left > 0 {
+            let mut part = self.spare.recv().context(ENDED)?;
+            part.resize(usize::try_from(left).unwrap_or(usize::MAX).min(PART));
+            data.read_exact(&mut part).map_err(|e| match e.kind() {
                 io::ErrorKind::UnexpectedEof => cut(),
                 _ => anyhow::Error::from(e).context(READING),
             })?;
-            match direct.write_all_at(&self.part, at) {
-                // Nor does every one that does write so.
-                Err(e) if e.kind() == io::ErrorKind::InvalidInput => file.write_all_at(&self.part, at),
-                written => written,
-            }
-            .context("writing it")?;
-            at += whole as u64;
+            left -= part.len() as u64;
+            parts.send(part).context(ENDED)?;
         }
+        Ok(())
+    }
+}
+
+impl PartWriter {
+    /// Until there is no more; who reads knows whether that was all.
+    pub(super) fn write(&self, file: &File, parts: &Receiver<Aligned>) -> anyhow::Result<()> {
+        // Not every file system opens files so.
+        let direct = block::direct(file, true).ok();
+        let mut at = 0;
+        for part in parts {
+            let (blocks, end) = part.split_at(part.len() / BLOCK * BLOCK);
+            let past_cache = direct.as_ref().map(|direct| direct.write_all_at(blocks, at));
+            match past_cache {
+                // Nor does every one that does write so.
+                Some(Err(e)) if e.kind() != io::ErrorKind::InvalidInput => Err(e),
+                Some(Ok(())) => Ok(()),
+                _ => file.write_all_at(blocks, at),
+            }
+            .and_then(|()| file.write_all_at(end, at + blocks.len() as u64))
+            .context("writing it")?;
+            at += part.len() as u64;
+            // Who reads may have failed.
+            self.back.send(part).ok();
+        }
+        Ok(())
     }
 }
 
@@ -87,8 +124,9 @@ fn copy(from: &mut impl BufRead, to: &File, segment: Segment) -> anyhow::Result<
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::path::Path;
+    use std::sync::mpsc::channel;
+    use std::{fs, thread};
 
     use super::*;
 
@@ -96,21 +134,35 @@ mod tests {
         (0..count).map(|n| u8::try_from(n * 31 % 251).expect("small")).collect()
     }
 
+    /// As the unpacker does it.
+    fn fill(file: &File, bytes: u64, data: &mut (impl BufRead + Send)) -> anyhow::Result<()> {
+        let content = Content { bytes, segments: None };
+        if !is_large(&content) {
+            return copy_to(file, &content, data);
+        }
+        let (reader, writer) = part_circle();
+        let (sender, parts) = channel();
+        thread::scope(|scope| {
+            // Owned there: nothing more is sent when it ends.
+            let reading = scope.spawn(move || reader.read(bytes, data, &sender));
+            writer.write(file, &parts)?;
+            reading.join().expect("reads")
+        })
+    }
+
     #[test]
     fn files_of_any_size_are_what_they_were() {
         let memory = Path::new("/dev/shm");
         let places = [Some(std::env::temp_dir()), memory.is_dir().then(|| memory.to_owned())];
-        let mut filler = Filler::default();
         for place in places.into_iter().flatten() {
-            for size in [0, 1, LARGE - 1, LARGE, LARGE + 1, LARGE + 4095, LARGE + 4096, 3 * LARGE, 4 * LARGE + 77_777] {
+            for size in [0, 1, LARGE - 1, LARGE, LARGE + 1, LARGE + 4095, LARGE + 4096, 3 * LARGE, 7 * LARGE + 77_777] {
                 let wanted = bytes(size);
                 let file = tempfile::NamedTempFile::new_in(&place).expect("a file");
                 // It comes in pieces whose ends are nowhere in particular, and something else follows.
                 let stream = [&wanted[..], b"of the next"].concat();
                 let (first, second) = stream.split_at(stream.len() / 3);
                 let mut data = io::BufReader::with_capacity(70_001, io::Read::chain(first, second));
-                let content = Content { bytes: size, segments: None };
-                filler.fill(file.as_file(), &content, &mut data).expect("filled");
+                fill(file.as_file(), size, &mut data).expect("filled");
                 let name = format!("{size} bytes in {}", place.display());
                 assert!(fs::read(file.path()).expect("read") == wanted, "{name}");
                 assert_eq!(data.fill_buf().expect("the rest").first(), Some(&b'o'), "{name}");
@@ -120,11 +172,19 @@ mod tests {
 
     #[test]
     fn a_file_that_is_cut_is_an_error() {
-        for (has, wants) in [(0, 1), (LARGE - 1, LARGE), (LARGE + 5, LARGE + 6), (LARGE, 3 * LARGE)] {
+        for (has, wants) in [(0, 1), (LARGE - 1, LARGE), (LARGE + 5, LARGE + 6), (LARGE, 7 * LARGE)] {
             let file = tempfile::NamedTempFile::new().expect("a file");
-            let content = Content { bytes: wants, segments: None };
-            let error = Filler::default().fill(file.as_file(), &content, &mut &bytes(has)[..]).expect_err("cut");
+            let error = fill(file.as_file(), wants, &mut &bytes(has)[..]).expect_err("cut");
             assert!(format!("{error:#}").contains("ends in the middle of it"), "{has} of {wants}: {error:#}");
         }
+    }
+
+    #[test]
+    fn who_reads_doesnt_wait_for_a_writer_that_is_gone() {
+        let (reader, writer) = part_circle();
+        let (sender, parts) = channel();
+        drop((writer, parts));
+        let error = reader.read(7 * LARGE, &mut &bytes(7 * LARGE)[..], &sender).expect_err("nobody writes");
+        assert!(format!("{error:#}").contains("the thread that writes it has ended"), "{error:#}");
     }
 }
