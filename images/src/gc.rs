@@ -12,8 +12,7 @@ use drophammer_protocol::sign::Signed;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::mirror::PARTIAL;
-use crate::place::is_image;
-use crate::store::{self, FILE_DRAFT, PACK_DRAFT, directories};
+use crate::store::{self, FILE_DRAFT, PACK_DRAFT, directories, is_image};
 
 /// Who publishes for longer than this has a lock all the same; who has neither is dead.
 const DRAFT_AGE: Duration = Duration::from_secs(24 * 3600);

@@ -16,11 +16,11 @@ use nix::fcntl::FlockArg;
 use sha2::{Digest, Sha256};
 
 use crate::pack::Progress;
-use crate::place::{Place, Trouble, is_image};
+use crate::place::{Place, Trouble};
 use crate::publish::{AT_ONCE, missing_packs, refuse_revoked};
 use crate::revoke::{carry, revocations};
 use crate::several;
-use crate::store::{self, Outcome, Version};
+use crate::store::{self, Outcome, Version, is_image};
 use crate::verify::{MAX_ATTACHMENT_BYTES, Problem};
 
 /// What became of one image.

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::chunks::{Feed, Packer};
+use crate::list::known;
 use crate::scan::Contents;
 use crate::store::{self, Draft};
 use crate::verify::inspect;
@@ -114,7 +115,7 @@ pub fn pack(
     let _held = store::hold(store)?;
     let draft = Draft::new(store, &options.name, &options.version)?;
     let own_pack = store::new_pack(store)?;
-    let known = store::known(store, PublicKey::of(key))?;
+    let known = known(store, PublicKey::of(key))?;
     let mut packer = Packer::new(own_pack.as_file(), &known, options.level);
     let scratch = draft.scratch()?;
     let packing = || format!("packing {}", tar.display());

@@ -10,11 +10,11 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use drophammer_protocol::manifest::{PACKS, is_plain_name};
 
 pub use self::s3::S3Options;
 pub(crate) use self::s3::{Bucket, Put};
 pub(crate) use self::web::Web;
+use crate::store::{is_image, references};
 
 #[derive(Debug)]
 pub enum Place {
@@ -85,7 +85,7 @@ impl Place {
     /// `name/version` of whatever may be an image, sorted.
     pub(crate) fn references(&self) -> Result<Vec<String>> {
         let mut found = match self {
-            Self::Directory(dir) => in_directory(dir)?,
+            Self::Directory(dir) => references(dir)?,
             Self::S3(bucket) => bucket.references()?,
             Self::Web(_) => bail!(
                 "{self} is behind a plain HTTP server, which can't list what it has: name the images to mirror, each as \
@@ -127,23 +127,6 @@ pub fn split_image(text: &str) -> Result<(String, String)> {
         "{text} isn't an image in a store: give STORE/NAME/VERSION"
     );
     Ok((if store.is_empty() { "/".to_owned() } else { store.to_owned() }, format!("{name}/{version}")))
-}
-
-/// Whether these two directories may hold an image.
-pub(crate) fn is_image(name: &str, version: &str) -> bool {
-    is_plain_name(name) && name != PACKS && is_plain_name(version)
-}
-
-pub(crate) fn in_directory(dir: &Path) -> Result<Vec<String>> {
-    let mut found = Vec::new();
-    for (name, image) in crate::store::directories(dir)? {
-        for (version, _) in if name == PACKS { Vec::new() } else { crate::store::directories(&image)? } {
-            if is_image(&name, &version) {
-                found.push(format!("{name}/{version}"));
-            }
-        }
-    }
-    Ok(found)
 }
 
 fn from_disk(path: &Path, offset: u64, total: Option<u64>) -> io::Result<Box<dyn Read + Send>> {

@@ -10,46 +10,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use drophammer_protocol::manifest::{self, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, PACKS, Pack};
-use drophammer_protocol::revocation::Revoked;
-use drophammer_protocol::sign::{PublicKey, Signed, Verified};
+use drophammer_protocol::manifest::{self, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, PACKS, Pack, is_plain_name};
+use drophammer_protocol::sign::Signed;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tempfile::{NamedTempFile, TempDir};
-
-use crate::chunks::Known;
-use crate::place::in_directory;
-use crate::revoke::revocations;
-use crate::verify::{Problem, inspect};
-
-/// One image of a store, with its manifest if that is to be believed. Its chunks aren't looked at.
-#[derive(Debug)]
-pub struct Stored {
-    pub dir: PathBuf,
-    /// `name/version`, as its directories are called.
-    pub reference: String,
-    pub manifest: Result<Verified<Manifest>, Problem>,
-    /// Why it isn't to be installed all the same.
-    pub revoked: Option<Revoked>,
-}
-
-/// Every image in `store` by name and version. One that can't be trusted is listed with the reason.
-pub fn list(store: &Path, trusted: &[PublicKey]) -> Result<Vec<Stored>> {
-    let mut found = Vec::new();
-    let list = revocations(store, trusted)?;
-    for (name, image) in directories(store)? {
-        if name == PACKS {
-            continue;
-        }
-        for (version, dir) in directories(&image)? {
-            let manifest = inspect(&dir, trusted);
-            let sha256 = manifest.as_ref().ok().map(manifest::payload_sha256);
-            let revoked = list.as_ref().zip(sha256).and_then(|(list, sha256)| list.of(&sha256).cloned());
-            found.push(Stored { dir, reference: format!("{name}/{version}"), manifest, revoked });
-        }
-    }
-    Ok(found)
-}
 
 /// Sorted; without what is hidden, such as images that are being published.
 pub(crate) fn directories(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
@@ -65,23 +30,27 @@ pub(crate) fn directories(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
+/// Whether these two directories may hold an image.
+pub(crate) fn is_image(name: &str, version: &str) -> bool {
+    is_plain_name(name) && name != PACKS && is_plain_name(version)
+}
+
+/// Every `name/version` in a store, whatever is in it.
+pub(crate) fn references(store: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for (name, image) in directories(store)? {
+        for (version, _) in if name == PACKS { Vec::new() } else { directories(&image)? } {
+            if is_image(&name, &version) {
+                found.push(format!("{name}/{version}"));
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// The pack's place in a store.
 pub(crate) fn pack_path(store: &Path, pack: &Pack) -> PathBuf {
     store.join(PACKS).join(&pack.sha256)
-}
-
-/// Chunks that needn't be published again: of images that `key` has signed and whose packs are there.
-pub(crate) fn known(store: &Path, key: PublicKey) -> Result<Known> {
-    let mut known = Known::default();
-    let there = |pack: &Pack| fs::metadata(pack_path(store, pack)).is_ok_and(|file| file.len() == pack.bytes);
-    for reference in in_directory(store)? {
-        if let Ok(manifest) = inspect(&store.join(reference), &[key])
-            && manifest.packs.iter().all(there)
-        {
-            known.add(&manifest);
-        }
-    }
-    Ok(known)
 }
 
 /// Held by whoever adds to a store: while anybody does, [`gc`](crate::gc()) removes nothing.

@@ -24,10 +24,10 @@ use std::path::PathBuf;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use self::header::{Area, Binary, Config, Digest, Keyslot, Known, Metadata, Segment, SegmentSize, Volume};
+use self::header::{Area, Binary, CIPHER, Config, Digest, Keyslot, Known, Metadata, Segment, SegmentSize, Volume};
 pub(crate) use self::header::{Header, HeaderError};
 pub(crate) use self::keys::Secret;
-use self::keys::{CIPHER, Random, VolumeKey};
+use self::keys::{Random, VolumeKey};
 use crate::sys::block;
 use crate::sys::dm::{self, Device, Mode, Target};
 

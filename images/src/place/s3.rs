@@ -26,8 +26,9 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
+use super::Trouble;
 use super::body::{Body, client, runtime};
-use super::{Trouble, is_image};
+use crate::store::is_image;
 
 /// Of an upload. A server that doesn't answer within this after a part was sent, or needs longer to take it, is tried again.
 const SILENCE: Duration = Duration::from_secs(120);

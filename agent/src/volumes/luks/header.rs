@@ -11,7 +11,8 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::keys::CIPHER;
+/// Both of the data and of the keyslots. "plain64": sectors are told apart by their number.
+pub(super) const CIPHER: &str = "aes-xts-plain64";
 
 /// With its NUL.
 pub(super) const LABEL_BYTES: usize = 48;

@@ -14,13 +14,10 @@ use xts_mode::{Xts128, get_tweak_default};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::LuksError;
-use super::header::{Af, Area, Digest, Kdf, Keyslot};
+use super::header::{Af, Area, CIPHER, Digest, Kdf, Keyslot};
 
 /// What random bytes come from: the kernel, or something else in tests.
 pub(super) type Random<'a> = &'a mut dyn FnMut(&mut [u8]) -> Result<(), LuksError>;
-
-/// Both of the data and of the keyslots. "plain64": sectors are told apart by their number.
-pub(super) const CIPHER: &str = "aes-xts-plain64";
 
 /// Two keys of AES-256.
 pub(super) const VOLUME_KEY_BYTES: usize = 64;

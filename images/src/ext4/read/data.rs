@@ -7,11 +7,9 @@ use anyhow::{Context, Result, ensure};
 use drophammer_protocol::archive::{Content, Segment};
 
 use super::inode::{EXTENTS, INLINE};
+use super::runs::{Piece, Runs};
 use super::{Claims, Filesystem, Inode, attributes, extents, indirect};
 use crate::window::Window;
-
-/// Files in more pieces than this are refused: where they are is held in memory, also by whoever reads the tar.
-const MAX_RUNS: usize = 1 << 18;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Data {
@@ -19,14 +17,6 @@ pub(crate) enum Data {
     Inline(Vec<u8>),
     /// In ascending order; what is between them are holes.
     Pieces(Vec<Piece>),
-}
-
-/// Bytes that follow each other in the file and in the file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Piece {
-    offset: u64,
-    place: u64,
-    length: u64,
 }
 
 impl Filesystem {
@@ -39,13 +29,13 @@ impl Filesystem {
             bytes.truncate(usize::try_from(inode.bytes).unwrap_or(usize::MAX));
             return Ok(Data::Inline(bytes));
         }
-        let mut runs = Runs { filesystem: self, claims, pieces: Vec::new(), end: 0 };
+        let mut runs = Runs::new(self, claims);
         if inode.is(EXTENTS) {
             extents::collect(self, inode, &mut runs)?;
         } else {
             indirect::collect(self, inode, &mut runs)?;
         }
-        let mut pieces = runs.pieces;
+        let mut pieces = runs.into_pieces();
         // Blocks beyond the end have been allocated for what never came, or for what isn't data (fs-verity).
         pieces.retain_mut(|piece| {
             piece.length = piece.length.min(inode.bytes.saturating_sub(piece.offset));
@@ -121,40 +111,5 @@ impl Read for Stored {
         *now = Some(Piece { offset: piece.offset + read, place: piece.place + read, length: piece.length - read })
             .filter(|piece| piece.length > 0);
         Ok(count)
-    }
-}
-
-/// Gathers the blocks of one file, in the order in which it has them.
-pub(super) struct Runs<'a> {
-    filesystem: &'a Filesystem,
-    pub(super) claims: &'a mut Claims,
-    pieces: Vec<Piece>,
-    /// Up to which block of the file is known.
-    end: u64,
-}
-
-impl Runs<'_> {
-    pub(super) fn push(&mut self, logical: u64, physical: u64, length: u64) -> Result<()> {
-        self.skip(logical, physical, length)?;
-        let block = self.filesystem.superblock.block as u64;
-        let new = Piece { offset: logical * block, place: physical * block, length: length * block };
-        let continued =
-            |last: &&mut Piece| (last.offset + last.length, last.place + last.length) == (new.offset, new.place);
-        if let Some(last) = self.pieces.last_mut().filter(continued) {
-            last.length += new.length;
-        } else {
-            ensure!(self.pieces.len() < MAX_RUNS, "it lies in more than {MAX_RUNS} pieces");
-            self.pieces.push(new);
-        }
-        Ok(())
-    }
-
-    /// Blocks that belong to the file and hold nothing.
-    pub(super) fn skip(&mut self, logical: u64, physical: u64, length: u64) -> Result<()> {
-        ensure!(length > 0 && logical >= self.end, "its blocks are out of order");
-        ensure!(self.filesystem.has(physical, length), "its blocks lie outside of the file system");
-        self.claims.take(length)?;
-        self.end = logical + length;
-        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 
 use super::super::checksum::Fields;
-use super::data::Runs;
+use super::runs::Runs;
 use super::superblock::Checked;
 use super::{Filesystem, Inode};
 

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 
 use super::super::checksum::Fields;
-use super::data::Runs;
+use super::runs::Runs;
 use super::{Filesystem, Inode};
 
 const DIRECT: u64 = 12;

@@ -12,6 +12,7 @@ mod extents;
 mod groups;
 mod indirect;
 mod inode;
+mod runs;
 mod superblock;
 
 use std::path::Path;
