@@ -269,7 +269,7 @@ fn measure(filter: &str, rounds: Option<usize>, json: bool, say: &mut dyn FnMut(
 
 fn show(status: &socket::Status) -> Result<()> {
     let server = if status.server_running { "running" } else { "not running" };
-    output::line(&format!("boot server {server}; virtual machines under {:?}", status.accel))?;
+    output::line(&format!("boot server {server}; virtual machines are {}", status.accel.words()))?;
     let rows: Vec<_> = status
         .machines
         .iter()

@@ -9,7 +9,7 @@ use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::layout::{Encrypted, Filesystem, Kind, Layout, Needs, place};
 use drophammer_protocol::machine::Machine;
 use drophammer_protocol::space::root_bytes;
-use drophammer_protocol::words::bytes;
+use drophammer_protocol::words::{self, bytes};
 use serde::Serialize;
 
 use crate::image::size;
@@ -132,8 +132,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Check { file, inventory, installed, reinstall } => {
             let layout = read(&file)?;
             let Some(path) = inventory else {
-                let drives = layout.drives.len();
-                return output::line(&format!("{} is sound, for {drives} drive(s)", file.display()));
+                let drives = words::count(layout.drives.len(), "drive");
+                return output::line(&format!("{} is sound, for {drives}", file.display()));
             };
             let outlook = outlook(&layout, &read_inventory(&path)?, installed, reinstall)?;
             if args.json {

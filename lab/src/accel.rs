@@ -34,6 +34,14 @@ impl Accel {
         }
     }
 
+    /// What machines are.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Kvm => "run under KVM",
+            Self::Tcg => "emulated, some ten times slower than real ones",
+        }
+    }
+
     /// How much longer things take than on a real machine, for timeouts.
     pub fn patience(self, real: Duration) -> Duration {
         match self {

@@ -16,7 +16,7 @@ use drophammer_protocol::machine::{Allocation, Machine, State};
 use drophammer_protocol::system::System;
 use nix::fcntl::Flock;
 
-use crate::accel::{self, Accel};
+use crate::accel;
 use crate::kit::{self, Image};
 use crate::lab::{self, Lab};
 use crate::live::Display;
@@ -312,10 +312,7 @@ fn program() -> String {
 
 fn accel_sentence() -> Result<String> {
     let found = accel::choose(&cache_dir()?, &kit::boot_dir()?.join(KERNEL))?;
-    Ok(match found.accel {
-        Accel::Kvm => "machines run under KVM".into(),
-        Accel::Tcg => format!("machines are emulated, some ten times slower than real ones ({})", found.because),
-    })
+    Ok(format!("machines are {} ({})", found.accel.words(), found.because))
 }
 
 fn since(start_ms: u64, end_ms: u64) -> String {

@@ -8,7 +8,7 @@ use drophammer_protocol::event::{Phase, Recorded, Step};
 use drophammer_protocol::words::bytes;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::timeline::seconds;
+use crate::timeline::{is_network, seconds};
 
 #[derive(Debug)]
 pub(crate) struct Display {
@@ -104,6 +104,8 @@ fn sentence(name: &str, event: &Recorded, start_ms: u64, begun_ms: u64) -> Strin
     let mark = if event.step == Step::Failed { "FAILED: " } else { "" };
     let took = event.at_ms.saturating_sub(begun_ms);
     let amount = match event.progress {
+        // What the server sends says so itself.
+        _ if is_network(event.phase) => String::new(),
         Some(progress) if took >= 100 => {
             let per_second = progress.done_bytes.saturating_mul(1000) / took;
             format!(" ({}, {}/s)", bytes(progress.done_bytes), bytes(per_second))
@@ -142,9 +144,15 @@ mod tests {
             ),
             (
                 "too quick for one",
-                event(Phase::Http, Step::Done, Some(5)),
+                event(Phase::Layout, Step::Done, Some(5)),
                 2990,
-                "   2.0 s  m1   http         said (5 B)",
+                "   2.0 s  m1   layout       said (5 B)",
+            ),
+            (
+                "a transfer, with its own figures",
+                event(Phase::Http, Step::Done, Some(5)),
+                2000,
+                "   2.0 s  m1   http         said",
             ),
             ("a failure", event(Phase::Erase, Step::Failed, None), 3000, "   2.0 s  m1   erase        FAILED: said"),
             ("somebody's doing", event(Phase::Lifecycle, Step::Note, None), 3000, "   2.0 s  m1   ·            said"),

@@ -114,8 +114,18 @@ impl Stretch {
     }
 }
 
-fn is_network(phase: Phase) -> bool {
+pub(crate) fn is_network(phase: Phase) -> bool {
     matches!(phase, Phase::Dhcp | Phase::Tftp | Phase::Http)
+}
+
+/// What fits a wide terminal beside the other columns. A failure is told in full.
+const WHAT: usize = 100;
+
+fn at_most(length: usize, text: &str) -> String {
+    if text.chars().count() <= length {
+        return text.to_owned();
+    }
+    text.chars().take(length - 1).chain(['…']).collect()
 }
 
 /// The table as text, with times from `start_ms`.
@@ -125,6 +135,7 @@ pub fn table(rows: &[Row], start_ms: u64) -> String {
         let bytes = row.bytes.map(bytes).unwrap_or_default();
         let mark = if row.failed { "FAILED: " } else { "" };
         let what = row.what.lines().next().unwrap_or_default();
+        let what = if row.failed { what.to_owned() } else { at_most(WHAT, what) };
         text.push_str(&format!(
             "{:<12} {:>8} {:>8} {bytes:>10}  {mark}{what}\n",
             row.phase.name(),
@@ -155,6 +166,21 @@ mod tests {
             message: format!("{} {step:?}", phase.name()),
             progress: bytes.map(|done_bytes| Progress { done_bytes, total_bytes: None }),
             sight: None,
+        }
+    }
+
+    #[test]
+    fn long_words_are_cut_and_failures_are_not() {
+        for (words, failed, want) in [
+            ("short", false, "short".to_owned()),
+            (&"é".repeat(100), false, "é".repeat(100)),
+            (&"é".repeat(101), false, "é".repeat(99) + "…"),
+            (&"é".repeat(101), true, "FAILED: ".to_owned() + &"é".repeat(101)),
+        ] {
+            let mut row = rows(&[at(0, Phase::Erase, Step::Done, None)], 0).remove(0);
+            (row.what, row.failed) = (words.to_owned(), failed);
+            let table = table(&[row], 0);
+            assert!(table.ends_with(&format!("  {want}\n")), "{table}");
         }
     }
 
