@@ -102,16 +102,11 @@ impl Sweep {
 fn referred(store: &Path) -> Result<HashSet<String>> {
     let mut kept = HashSet::new();
     let mut unread = Vec::new();
-    for (name, image) in directories(store)? {
-        if name == PACKS {
-            continue;
-        }
-        for (version, dir) in directories(&image)? {
-            match manifest_in(&dir) {
-                Ok(manifest) => kept.extend(manifest.packs.into_iter().map(|pack| pack.sha256)),
-                Err(error) if is_image(&name, &version) => unread.push(format!("{}: {error:#}", dir.display())),
-                Err(error) => unread.push(format!("{}, which is no image's name: {error:#}", dir.display())),
-            }
+    for (name, version, dir) in store::versions(store)? {
+        match manifest_in(&dir) {
+            Ok(manifest) => kept.extend(manifest.packs.into_iter().map(|pack| pack.sha256)),
+            Err(error) if is_image(&name, &version) => unread.push(format!("{}: {error:#}", dir.display())),
+            Err(error) => unread.push(format!("{}, which is no image's name: {error:#}", dir.display())),
         }
     }
     ensure!(

@@ -4,13 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use drophammer_protocol::manifest::{self, Manifest, PACKS, Pack};
+use drophammer_protocol::manifest::{self, Manifest, Pack};
 use drophammer_protocol::revocation::Revoked;
 use drophammer_protocol::sign::{PublicKey, Verified};
 
 use crate::chunks::Known;
 use crate::revoke::revocations;
-use crate::store::{directories, pack_path, references};
+use crate::store::{pack_path, references, versions};
 use crate::verify::{Problem, inspect};
 
 /// One image of a store, with its manifest if that is to be believed. Its chunks aren't looked at.
@@ -28,16 +28,11 @@ pub struct Stored {
 pub fn list(store: &Path, trusted: &[PublicKey]) -> Result<Vec<Stored>> {
     let mut found = Vec::new();
     let list = revocations(store, trusted)?;
-    for (name, image) in directories(store)? {
-        if name == PACKS {
-            continue;
-        }
-        for (version, dir) in directories(&image)? {
-            let manifest = inspect(&dir, trusted);
-            let sha256 = manifest.as_ref().ok().map(manifest::payload_sha256);
-            let revoked = list.as_ref().zip(sha256).and_then(|(list, sha256)| list.of(&sha256).cloned());
-            found.push(Stored { dir, reference: format!("{name}/{version}"), manifest, revoked });
-        }
+    for (name, version, dir) in versions(store)? {
+        let manifest = inspect(&dir, trusted);
+        let sha256 = manifest.as_ref().ok().map(manifest::payload_sha256);
+        let revoked = list.as_ref().zip(sha256).and_then(|(list, sha256)| list.of(&sha256).cloned());
+        found.push(Stored { dir, reference: format!("{name}/{version}"), manifest, revoked });
     }
     Ok(found)
 }

@@ -35,17 +35,22 @@ pub(crate) fn is_image(name: &str, version: &str) -> bool {
     is_plain_name(name) && name != PACKS && is_plain_name(version)
 }
 
-/// Every `name/version` in a store, whatever is in it.
-pub(crate) fn references(store: &Path) -> Result<Vec<String>> {
+/// Every name and version in a store, with its directory, whatever is in that and whatever they are called.
+pub(crate) fn versions(store: &Path) -> Result<Vec<(String, String, PathBuf)>> {
     let mut found = Vec::new();
     for (name, image) in directories(store)? {
-        for (version, _) in if name == PACKS { Vec::new() } else { directories(&image)? } {
-            if is_image(&name, &version) {
-                found.push(format!("{name}/{version}"));
-            }
+        if name == PACKS {
+            continue;
         }
+        found.extend(directories(&image)?.into_iter().map(|(version, dir)| (name.clone(), version, dir)));
     }
     Ok(found)
+}
+
+/// Every `name/version` that may be an image's.
+pub(crate) fn references(store: &Path) -> Result<Vec<String>> {
+    let found = versions(store)?.into_iter().filter(|(name, version, _)| is_image(name, version));
+    Ok(found.map(|(name, version, _)| format!("{name}/{version}")).collect())
 }
 
 /// The pack's place in a store.

@@ -88,41 +88,25 @@ fn place_all(
     let mut archive = Archive::new(stream);
     let mut tree = Tree { root, parent: None, directory_times: Vec::new() };
     let mut done = Unpacked::default();
+    let hand = |file| begun.send(file).ok().context("the thread that finishes files has ended");
     while let Some(member) = archive.next_member()? {
         done.members += 1;
-        if let Kind::File(content) = &member.kind {
-            done.file_bytes += content.bytes;
-        }
-        if let Some(file) = tree.place(&member).with_context(|| unpacking(&member))? {
-            fill(file, member, &mut archive, &begun, reader)?;
+        let file = tree.place(&member).with_context(|| unpacking(&member))?;
+        let (Some(file), Kind::File(content)) = (file, &member.kind) else { continue };
+        done.file_bytes += content.bytes;
+        if is_large(content) {
+            let (bytes, name) = (content.bytes, unpacking(&member));
+            let (sender, parts) = channel();
+            hand(Begun { file, member, parts: Some(parts) })?;
+            reader.read(bytes, &mut archive, &sender).context(name)?;
+        } else {
+            copy_to(&file, content, &mut archive).with_context(|| unpacking(&member))?;
+            hand(Begun { file, member, parts: None })?;
         }
     }
     tree.set_directory_times()?;
     io::copy(&mut archive.into_rest(), &mut io::sink()).context("reading the rest of the tar stream")?;
     Ok(done)
-}
-
-/// Reads the file's content, and hands the file to the thread that finishes it.
-fn fill(
-    file: File,
-    member: Member,
-    data: &mut impl BufRead,
-    begun: &SyncSender<Begun>,
-    reader: &PartReader,
-) -> anyhow::Result<()> {
-    let Kind::File(content) = &member.kind else { return Ok(()) };
-    let hand = |file, member, parts| {
-        begun.send(Begun { file, member, parts }).ok().context("the thread that finishes files has ended")
-    };
-    if is_large(content) {
-        let (bytes, name) = (content.bytes, unpacking(&member));
-        let (sender, parts) = channel();
-        hand(file, member, Some(parts))?;
-        reader.read(bytes, data, &sender).context(name)
-    } else {
-        copy_to(&file, content, data).with_context(|| unpacking(&member))?;
-        hand(file, member, None)
-    }
 }
 
 fn unpacking(member: &Member) -> String {

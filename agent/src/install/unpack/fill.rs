@@ -39,6 +39,7 @@ pub(super) fn copy_to(file: &File, content: &Content, data: &mut impl BufRead) -
 pub(super) fn part_circle() -> (PartReader, PartWriter) {
     let (back, spare) = sync_channel(PARTS);
     for _ in 0..PARTS {
+        // There is room for all of them.
         back.try_send(Aligned::default()).ok();
     }
     (PartReader { spare }, PartWriter { back })
@@ -75,7 +76,7 @@ impl PartReader {
 impl PartWriter {
     /// Until there is no more; who reads knows whether that was all.
     pub(super) fn write(&self, file: &File, parts: &Receiver<Aligned>) -> anyhow::Result<()> {
-        // Not every file system opens files so.
+        // Not every file system opens files so. Through the cache it takes longer, and that is all.
         let direct = block::direct(file, true).ok();
         let mut at = 0;
         for part in parts {
@@ -90,7 +91,7 @@ impl PartWriter {
             .and_then(|()| file.write_all_at(end, at + blocks.len() as u64))
             .context("writing it")?;
             at += part.len() as u64;
-            // Who reads may have failed.
+            // Nobody needs it when whoever reads is gone.
             self.back.send(part).ok();
         }
         Ok(())
