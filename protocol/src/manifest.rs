@@ -294,7 +294,7 @@ pub enum ManifestError {
     #[error("it isn't a signed manifest: {0}")]
     NotAManifest(String),
     #[error("it isn't to be believed: {0}")]
-    Signature(#[from] SignError),
+    Signature(SignError),
     #[error("it isn't in the one form that a manifest has, though it was signed so")]
     Form,
     #[error("it is of format {0}, and this program knows format {FORMAT}: install the version that belongs to it")]
@@ -329,7 +329,7 @@ pub fn open(text: &[u8], trusted: &[PublicKey]) -> Result<Verified<Manifest>, Ma
 
 /// The same of what has been parsed already.
 pub fn open_signed(signed: &Signed<Manifest>, trusted: &[PublicKey]) -> Result<Verified<Manifest>, ManifestError> {
-    let manifest = signed.open(trusted)?;
+    let manifest = signed.open(trusted).map_err(ManifestError::Signature)?;
     let again = serde_json::to_string(&*manifest).map_err(|e| ManifestError::NotAManifest(e.to_string()))?;
     if again != signed.payload {
         return Err(ManifestError::Form);
@@ -578,7 +578,9 @@ mod tests {
         assert_eq!(open(&text(&signed), &trusted).map(Verified::into_inner), Ok(manifest.clone()));
         let sha256 = hex::encode(Sha256::digest(signed.payload.as_bytes()));
         assert_eq!(open(&text(&signed), &trusted).map(|opened| payload_sha256(&opened)), Ok(sha256));
-        assert_eq!(open(&text(&signed), &[]), Err(ManifestError::Signature(SignError::Untrusted(trusted[0]))));
+        let refused = open(&text(&signed), &[]).expect_err("nobody is trusted");
+        assert_eq!(refused, ManifestError::Signature(SignError::Untrusted(trusted[0])));
+        assert!(std::error::Error::source(&refused).is_none(), "its words say why, and a chain would say it again");
         assert!(matches!(open(b"{}", &trusted), Err(ManifestError::NotAManifest(_))));
         // Signed by whoever may, and still not as everybody else would write it.
         let canonical = signed.payload.clone();

@@ -53,7 +53,7 @@ pub enum RevocationError {
     #[error("it isn't a signed list of revoked images: {0}")]
     NotAList(String),
     #[error("it isn't to be believed: {0}")]
-    Signature(#[from] SignError),
+    Signature(SignError),
     #[error("{0:?} is not a SHA-256 in small letters")]
     Hash(String),
     #[error("{0:?} is no image's name and version")]
@@ -73,7 +73,7 @@ pub fn open(text: &[u8], trusted: &[PublicKey]) -> Result<Verified<Revocations>,
     }
     let signed: Signed<Revocations> =
         serde_json::from_slice(text).map_err(|e| RevocationError::NotAList(e.to_string()))?;
-    let list = signed.open(trusted)?;
+    let list = signed.open(trusted).map_err(RevocationError::Signature)?;
     list.check()?;
     Ok(list)
 }
