@@ -8,6 +8,7 @@
 mod conditions;
 mod content;
 pub(crate) mod parcel;
+mod rest;
 
 #[cfg(fuzzing)]
 pub(crate) use self::conditions::fuzz;
@@ -45,6 +46,7 @@ use tracing::{debug, error};
 
 use self::content::Content;
 use self::parcel::Sent;
+use self::rest::Rest;
 use crate::behind::Behind;
 use crate::config::Ports;
 use crate::dhcp::boot::http_url;
@@ -105,7 +107,9 @@ impl Answerer {
         if let Some(certificate) = self.certificate {
             request.extensions_mut().insert(certificate);
         }
+        let rest = Rest::of(&mut request);
         let Ok(mut answer) = self.app.clone().oneshot(request).await;
+        rest.take_in().await;
         // Axum announces what it has, but here it would be the length of what the client has already (RFC 9110 §8.6).
         if answer.status() == StatusCode::NOT_MODIFIED {
             answer.headers_mut().remove(header::CONTENT_LENGTH);
