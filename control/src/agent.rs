@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use axum::http::StatusCode;
 use drophammer_protocol::api::{Enrol, Enrolled, Events, EventsStored, IMAGES, PhonedHome};
 use drophammer_protocol::erase::{Depth, Psid};
-use drophammer_protocol::event::{Phase, Step};
+use drophammer_protocol::event::{Event, Phase, Step};
+use drophammer_protocol::hardware::Hardware;
 use drophammer_protocol::id::{BootId, MachineId, OrderId};
 use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::layout::Layout;
@@ -18,6 +19,7 @@ use uuid::Uuid;
 use crate::Control;
 use crate::denied::Denied;
 use crate::erasure;
+use crate::gpu;
 use crate::install;
 use crate::lifecycle::Input;
 use crate::records::{
@@ -25,8 +27,11 @@ use crate::records::{
 };
 use crate::rested;
 use crate::secret::{Purpose, Token};
-use crate::store::Txn;
+use crate::store::{MOST_CHANGES, Txn};
 use crate::timeline::{self, Said};
+
+/// Stored in one commit, with room for what each replaces and pushes out.
+const MOST_EVENTS: usize = MOST_CHANGES / 4;
 
 impl Control {
     pub(crate) fn enrol(&self, bearer: &str, enrol: &Enrol, now: u64) -> Result<Enrolled, Denied> {
@@ -35,7 +40,7 @@ impl Control {
         let token = Token::parse(bearer).ok_or_else(unknown)?;
         let boot = BootId(token.holder);
         let machine: MachineId = self.store().get(&boot_key(boot))?.ok_or_else(unknown)?;
-        let enrolled = self.change(machine, |txn, record| {
+        self.change(machine, |txn, record| {
             let ticket = record.boot_of(boot).filter(|b| b.token.is_of(&token)).ok_or_else(unknown)?;
             if ticket.expires_ms <= now {
                 return Err(unknown());
@@ -62,10 +67,8 @@ impl Control {
             let message = format!("an agent enrolled, version {}", enrol.agent_version);
             timeline::append(txn, machine, [Said::new(now, Some(boot), Phase::Enrol, Step::Note, message)])?;
             Ok(Enrolled { credential: credential.to_string() })
-        })?;
-        self.inner.observed.learn(machine, &enrol.macs);
-        self.saw(machine, now);
-        Ok(enrolled)
+        })
+        .inspect(|_| self.saw(machine, now))
     }
 
     /// Whose credential this is, if that boot still counts.
@@ -93,21 +96,33 @@ impl Control {
                 Said::new(now, Some(boot), Phase::Inventory, Step::Note, message)
             });
             timeline::append(txn, record.id, notes)?;
+            let neighbours = inventory.nics.iter().flat_map(|nic| &nic.lldp);
+            record.switches = neighbours.filter_map(|neighbour| neighbour.system_name.clone()).collect();
+            record.switches.dedup();
+            record.hardware = Some(Hardware::of(inventory, gpu::of));
             record.serial = serial(inventory.system.serial.as_deref());
             record.name = record.serial.clone().or(record.mac.map(|m| m.to_string())).unwrap_or(record.id.to_string());
             inventory.nics.iter().for_each(|nic| record.learn_mac(nic.mac));
-            self.inner.observed.learn(record.id, &record.macs);
             txn.put(&inventory_key(record.id), &BootInventory { boot, inventory: inventory.clone() })?;
             Ok(())
         })
     }
 
     pub(crate) fn add_events(&self, bearer: &str, events: &Events, now: u64) -> Result<EventsStored, Denied> {
-        self.as_agent(bearer, now, |txn, record, boot| {
-            let began_ms = record.boot_of(boot).map_or(0, |b| b.minted_ms);
-            let seq = timeline::append_agent(txn, record.id, boot, began_ms, now, events.clone())?;
-            Ok(EventsStored { seq })
-        })
+        let Events { uptime_ms, events } = events;
+        let mut events: Vec<&Event> = events.iter().collect();
+        events.sort_by_key(|event| event.seq);
+        let mut pieces = events.chunks(MOST_EVENTS);
+        let first = pieces.next().unwrap_or_default();
+        let take = |piece: &[&Event]| {
+            let events = Events { uptime_ms: *uptime_ms, events: piece.iter().copied().cloned().collect() };
+            self.as_agent(bearer, now, |txn, record, boot| {
+                let began_ms = record.boot_of(boot).map_or(0, |b| b.minted_ms);
+                let seq = timeline::append_agent(txn, record.id, boot, began_ms, now, events.clone())?;
+                Ok(EventsStored { seq })
+            })
+        };
+        pieces.try_fold(take(first)?, |_, piece| take(piece))
     }
 
     /// The order of the caller's boot. An allocated machine's install order is written when it's asked for: from the
@@ -379,6 +394,7 @@ pub(crate) mod tests {
     pub(crate) fn control(dir: &std::path::Path) -> Control {
         Control::open(Config {
             state_dir: dir.join("state"),
+            state: crate::StateAt::File,
             images_dir: dir.join("images"),
             addresses: vec![],
             host_names: vec![],

@@ -89,33 +89,53 @@ impl Control {
         mut body: impl FnMut(&mut Txn<'_>, &mut Record, &mut Vec<Said>) -> Result<R, Denied>,
     ) -> Result<R, Denied> {
         let seen = self.inner.observed.claim(mac, machine);
-        let (result, forgotten) = self.store().transact(|txn| -> Result<_, Denied> {
-            let mut forgotten = None;
-            let mut told = seen.clone();
-            let mut record = match Record::load(txn, machine)? {
-                Some(record) => record,
-                None => {
-                    forgotten = make_room(txn)?;
-                    told.push(Said::new(now, None, Phase::Lifecycle, Step::Note, "seen for the first time"));
-                    Record::discovered(machine, mac, now)
-                }
-            };
-            record.mac = Some(mac);
-            record.address = Some(address);
-            record.learn_mac(mac);
-            record.last_seen_ms = now;
-            let result = body(txn, &mut record, &mut told)?;
-            timeline::append(txn, machine, told)?;
-            record.save(txn)?;
-            Ok((result, forgotten))
-        })?;
-        if let Some(forgotten) = forgotten {
-            self.inner.observed.forget(forgotten);
+        if self.inner.pool.machine(machine).is_none() {
+            self.make_room()?;
         }
-        self.inner.observed.learn(machine, &[mac]);
-        self.saw(machine, now);
-        self.news_of(machine);
-        Ok(result)
+        self.store()
+            .transact(|txn| {
+                let mut told = seen.clone();
+                let mut record = match Record::load(txn, machine)? {
+                    Some(record) => record,
+                    None => {
+                        told.push(Said::new(now, None, Phase::Lifecycle, Step::Note, "seen for the first time"));
+                        Record::discovered(machine, mac, now)
+                    }
+                };
+                record.mac = Some(mac);
+                record.address = Some(address);
+                record.learn_mac(mac);
+                record.last_seen_ms = now;
+                let result = body(txn, &mut record, &mut told)?;
+                timeline::append(txn, machine, told)?;
+                record.save(txn)?;
+                Ok(result)
+            })
+            .inspect(|_| self.saw(machine, now))
+    }
+
+    /// Forgets a machine that never enrolled if there are too many of them.
+    fn make_room(&self) -> Result<()> {
+        let oldest = {
+            let pool = self.inner.pool.read();
+            if pool.discovered().count() < MAX_DISCOVERED {
+                return Ok(());
+            }
+            pool.discovered().min_by_key(|record| record.last_seen_ms).map(|record| record.id)
+        };
+        let Some(oldest) = oldest else { return Ok(()) };
+        let gone = self.store().transact(|txn| -> Result<bool> {
+            let Some(record) = Record::load(txn, oldest)?.filter(|record| record.state == State::Discovered) else {
+                return Ok(false);
+            };
+            record.boots.iter().for_each(|boot| txn.delete(&boot_key(boot.id)));
+            txn.delete(&records::machine_key(oldest));
+            Ok(true)
+        })?;
+        if gone {
+            timeline::forget(self.store(), oldest)?;
+        }
+        Ok(())
     }
 
     /// Whether [`Control::boot_asked`] would send this machine to its own disk. Changes nothing.
@@ -159,24 +179,4 @@ impl Control {
 fn ticket_of(id: BootId, minted_ms: u64, reach: &Reach, token: Hash, now: u64) -> Boot {
     let expires_ms = now.saturating_add(TICKET_LIFE_MS);
     Boot { id, minted_ms, expires_ms, reach: reach.clone(), token, enrolled: None }
-}
-
-/// Forgets a machine that never enrolled if there are too many of them.
-fn make_room(txn: &mut Txn<'_>) -> Result<Option<MachineId>> {
-    let mut discovered = Vec::new();
-    for record in txn.list::<Record>(records::MACHINES)? {
-        if record.state == State::Discovered {
-            discovered.push(record);
-        }
-    }
-    if discovered.len() < MAX_DISCOVERED {
-        return Ok(None);
-    }
-    let Some(oldest) = discovered.into_iter().min_by_key(|r| r.last_seen_ms) else { return Ok(None) };
-    for boot in &oldest.boots {
-        txn.delete(&boot_key(boot.id));
-    }
-    txn.delete(&records::machine_key(oldest.id));
-    timeline::forget(txn, oldest.id)?;
-    Ok(Some(oldest.id))
 }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Mutex, PoisonError};
 
 use axum::http::StatusCode;
 use drophammer_protocol::boot_server::{
@@ -20,12 +19,12 @@ use uuid::Uuid;
 use crate::authority::{Holder, Point};
 use crate::denied::Denied;
 use crate::secret::{Hash, Token};
-use crate::store::Txn;
+use crate::store::{MOST_CHANGES, Txn};
 use crate::timeline::{self, Said};
 use crate::{Control, records, unix_ms};
 
-/// Known by this id in every control API: there is only one in the same process.
-pub const EMBEDDED: BootServerId = BootServerId(Uuid::from_u128(1));
+/// The boot server in the process of a control API that is alone on its store is always known by this.
+pub(crate) const EMBEDDED: BootServerId = BootServerId(Uuid::from_u128(1));
 /// How often boot servers send their [`Health`].
 pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Who missed three of them isn't there.
@@ -36,6 +35,9 @@ const TOKEN_LIFE_MS: u64 = 60 * 60 * 1000;
 const CERTIFICATE_DAYS: i64 = 90;
 const RENEW_DAYS: i64 = 30;
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Reports in one commit, with room for what each replaces and where its history then stands.
+const MOST_AT_ONCE: usize = MOST_CHANGES / 4;
 
 const RECORDS: &str = "boot-server/";
 /// Changes with every registration, so that two that exclude each other can't both win.
@@ -49,6 +51,9 @@ struct Record {
     joined_ms: u64,
     /// Its reports up to this one are stored.
     reports: u64,
+    /// It's in the process of a control API.
+    #[serde(default)]
+    embedded: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,29 +69,6 @@ const INVITATIONS: &str = "join/";
 struct Invitation {
     token: Hash,
     expires_ms: u64,
-}
-
-/// When each boot server was last heard of, and how it was.
-#[derive(Debug, Default)]
-pub(crate) struct Heard(Mutex<HashMap<BootServerId, (u64, Option<Health>)>>);
-
-impl Heard {
-    fn note(&self, id: BootServerId, now: u64, health: Option<Health>) {
-        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = heard.entry(id).or_default();
-        entry.0 = now;
-        if health.is_some() {
-            entry.1 = health;
-        }
-    }
-
-    fn of(&self, id: BootServerId) -> (u64, Option<Health>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned().unwrap_or_default()
-    }
-
-    fn forget(&self, id: BootServerId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-    }
 }
 
 impl Control {
@@ -121,7 +103,14 @@ impl Control {
                 networks: vec![],
             };
             txn.put(&certificate_key(&known.sha256), &id)?;
-            let record = Record { id, registration, certificates: vec![known.clone()], joined_ms: now, reports: 0 };
+            let record = Record {
+                id,
+                registration,
+                certificates: vec![known.clone()],
+                joined_ms: now,
+                reports: 0,
+                embedded: false,
+            };
             txn.put(&record_key(id), &record)?;
             Ok(())
         })?;
@@ -138,7 +127,7 @@ impl Control {
             )
         };
         let id: BootServerId = self.store().get(&certificate_key(&hex::encode(certificate.0)))?.ok_or_else(unknown)?;
-        self.inner.boot_servers.note(id, now, None);
+        self.inner.presence.saw_boot_server(id, now, None);
         Ok(id)
     }
 
@@ -170,9 +159,14 @@ impl Control {
             }
             let mut record: Record = match txn.get(&record_key(id))? {
                 Some(record) => record,
-                None if id == EMBEDDED => {
-                    Record { id, registration: wish.clone(), certificates: vec![], joined_ms: now, reports: 0 }
-                }
+                None if id == self.inner.id => Record {
+                    id,
+                    registration: wish.clone(),
+                    certificates: vec![],
+                    joined_ms: now,
+                    reports: 0,
+                    embedded: true,
+                },
                 None => return Err(gone(id)),
             };
             record.registration = wish.clone();
@@ -180,7 +174,7 @@ impl Control {
             txn.put(REGISTRATIONS, &(generation + 1))?;
             Ok(())
         })?;
-        self.inner.boot_servers.note(id, now, None);
+        self.inner.presence.saw_boot_server(id, now, None);
         Ok(Briefing {
             id,
             ca: self.ca_pem().to_owned(),
@@ -190,33 +184,33 @@ impl Control {
     }
 
     pub(crate) fn take_health(&self, id: BootServerId, health: Health, now: u64) {
-        self.inner.boot_servers.note(id, now, Some(health));
+        self.inner.presence.saw_boot_server(id, now, Some(health));
     }
 
     /// For the boot server in this process. An error says which other one is in its way.
     pub fn register_embedded(&self, registration: &Registration) -> anyhow::Result<()> {
-        self.register(EMBEDDED, registration, unix_ms())?;
+        self.register(self.inner.id, registration, unix_ms())?;
         Ok(())
     }
 
     pub fn embedded_health(&self, health: Health) {
-        self.take_health(EMBEDDED, health, unix_ms());
+        self.take_health(self.inner.id, health, unix_ms());
     }
 
     /// There is no boot server in this process.
     pub fn no_embedded(&self) -> anyhow::Result<()> {
         self.store().transact(|txn| {
-            txn.delete(&record_key(EMBEDDED));
+            txn.delete(&record_key(self.inner.id));
             Ok(())
         })
     }
 
     pub(crate) fn boot_servers(&self, now: u64) -> Result<Vec<BootServer>, Denied> {
         let view = |record: Record| {
-            let (seen_ms, health) = self.inner.boot_servers.of(record.id);
+            let (seen_ms, health) = self.inner.presence.boot_server(record.id);
             BootServer {
                 id: record.id,
-                embedded: record.id == EMBEDDED,
+                embedded: record.embedded,
                 up: now.saturating_sub(seen_ms) < SILENT_MS,
                 joined_ms: record.joined_ms,
                 seen_ms,
@@ -232,7 +226,7 @@ impl Control {
 
     /// It's told apart from a stranger no more.
     pub(crate) fn remove_boot_server(&self, id: BootServerId) -> Result<(), Denied> {
-        if id == EMBEDDED {
+        if id == self.inner.id {
             return Err(Denied::conflict(
                 "this boot server is in the control API's own process; it goes with its networks",
             ));
@@ -242,7 +236,7 @@ impl Control {
             txn.delete(&record_key(id));
             Ok(())
         })?;
-        self.inner.boot_servers.forget(id);
+        self.inner.presence.forget_boot_server(id);
         Ok(())
     }
 
@@ -251,7 +245,7 @@ impl Control {
         let together =
             |a: &Numbered, b: &Numbered| matches!((&a.report, &b.report), (Report::Seen(_), Report::Seen(_)));
         let mut stored = 0;
-        for run in reports.chunk_by(together) {
+        for run in reports.chunk_by(together).flat_map(|run| run.chunks(MOST_AT_ONCE)) {
             stored = match run {
                 [Numbered { number, report: Report::Asked(asked) }] => self.take_asked(id, *number, asked, now)?,
                 run => self.take_seen(id, run, now)?,
@@ -272,7 +266,7 @@ impl Control {
     }
 
     fn take_seen(&self, id: BootServerId, run: &[Numbered], now: u64) -> Result<u64, Denied> {
-        let (strangers, owners, last) = self.store().transact(|txn| -> Result<_, Denied> {
+        let (strangers, last) = self.store().transact(|txn| -> Result<_, Denied> {
             let mut strangers = vec![];
             let mut owners: HashMap<MachineId, Vec<Said>> = HashMap::new();
             let mut last = 0;
@@ -282,7 +276,7 @@ impl Control {
                 if !first_time(txn, id, *number)? {
                     continue;
                 }
-                match self.inner.observed.owner(seen.mac, seen.machine) {
+                match self.inner.pool.owner(seen.mac, seen.machine) {
                     Some(machine) => owners.entry(machine).or_default().push(Said::seen(seen, now)),
                     None => strangers.push((seen.mac, Said::seen(seen, now))),
                 }
@@ -293,12 +287,11 @@ impl Control {
                     timeline::append(txn, *machine, said.iter().cloned())?;
                 }
             }
-            Ok((strangers, owners, last))
+            Ok((strangers, last))
         })?;
         for (mac, said) in strangers {
             self.inner.observed.add(mac, None, said)?;
         }
-        owners.keys().for_each(|machine| self.inner.wakes.wake(*machine));
         Ok(last)
     }
 

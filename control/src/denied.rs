@@ -1,6 +1,7 @@
 //! Why a request isn't answered as asked.
 
 use axum::http::StatusCode;
+use drophammer_protocol::faults::Fault;
 
 use crate::lifecycle;
 
@@ -8,7 +9,12 @@ use crate::lifecycle;
 pub(crate) enum Denied {
     /// By the rules. A sentence for whoever asked; nothing was changed.
     #[error("{detail}")]
-    Refused { status: StatusCode, detail: String },
+    Refused {
+        status: StatusCode,
+        detail: String,
+        /// What is wrong with what was sent, each with its place.
+        faults: Vec<Fault>,
+    },
     /// Something of the server's own doesn't work.
     #[error(transparent)]
     Broken(#[from] anyhow::Error),
@@ -16,7 +22,7 @@ pub(crate) enum Denied {
 
 impl Denied {
     pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self::Refused { status, detail: detail.into() }
+        Self::Refused { status, detail: detail.into(), faults: vec![] }
     }
 
     pub(crate) fn is_not_found(&self) -> bool {

@@ -12,8 +12,11 @@
 //! | `agent`, `outcome` | what agents ask and tell, and how their orders ended |
 //! | `notary` | what the server signs about erase certificates |
 //! | `operator`, `auth` | what people ask and order, and who may |
+//! | `documents`, `audit` | what is declared, and who changed it |
 //! | `drives` | the secrets on drives' labels |
+//! | `pool`, `size` | all machines in memory, and which size each is of |
 //! | `timeline`, `observed` | one history per machine |
+//! | `duty`, `presence` | what several servers on one store have to agree on |
 //! | `records`, `store`, [`StateFile`], `secret` | what is kept, how, and how secrets aren't |
 //! | `http` | paths and bodies, as [`drophammer_protocol::api`] has them |
 //! | [`client`] | the other end, for operators |
@@ -22,17 +25,23 @@
 //! server can be killed anywhere and goes on. Sockets and TLS are the boot server's; here are routers.
 
 mod agent;
+mod allot;
+mod audit;
 mod auth;
 mod authority;
 mod boot;
 mod boot_servers;
 pub mod client;
 mod denied;
+mod desk;
+mod documents;
 mod drives;
+mod duty;
 pub mod erasure;
 pub mod explain;
 #[cfg(fuzzing)]
 pub mod fuzz;
+mod gpu;
 mod http;
 mod images;
 mod install;
@@ -43,47 +52,57 @@ mod observed;
 mod operator;
 mod outcome;
 mod own_disks;
+mod pool;
 mod power;
+mod presence;
+mod rack;
 mod records;
 mod rested;
 mod secret;
+mod size;
 mod state_file;
 mod store;
 mod timeline;
 mod wake;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use drophammer_protocol::api::ImportStatus;
 use drophammer_protocol::erase;
-use drophammer_protocol::id::{MachineId, OrderId};
+use drophammer_protocol::id::{BootServerId, MachineId, OrderId};
 use drophammer_protocol::machine::State;
 use drophammer_protocol::sign::PublicKey;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use crate::auth::{Auth, Role};
 pub use crate::authority::Point;
 use crate::authority::{Authority, Holder};
-use crate::boot_servers::Heard;
-pub use crate::boot_servers::{ClientCertificate, EMBEDDED, HEARTBEAT, fingerprint};
+use crate::boot_servers::EMBEDDED;
+pub use crate::boot_servers::{ClientCertificate, HEARTBEAT, fingerprint};
 use crate::denied::Denied;
+use crate::desk::Desk;
+use crate::duty::Duty;
 use crate::images::Images;
 use crate::lifecycle::Input;
 use crate::notary::Notary;
 use crate::observed::Observed;
 use crate::own_disks::Watched;
+use crate::pool::Pool;
 use crate::power::Power;
+use crate::presence::{Presence, Reporter};
 use crate::records::{Record, Rules};
 pub use crate::secret::BootKey;
 use crate::secret::ServerKey;
 pub use crate::state_file::StateFile;
+pub use crate::store::etcd::{At as EtcdAt, Login as EtcdLogin, Tls as EtcdTls};
 use crate::store::{Store, Txn};
 use crate::wake::Wakes;
 
@@ -92,8 +111,9 @@ const OWN_CERTIFICATE: time::Duration = time::Duration::days(5 * 365);
 
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Holds the state file, the server's key and the first operator tokens.
+    /// Holds the state file, the server's keys and the first operator tokens.
     pub state_dir: PathBuf,
+    pub state: StateAt,
     /// Published images, laid out as [`drophammer_protocol::manifest`] says.
     pub images_dir: PathBuf,
     /// What this server is called by, by whoever connects to it over HTTPS.
@@ -102,6 +122,15 @@ pub struct Config {
     /// Run as `HOOK cycle MACHINE_ID MACHINE_NAME`.
     pub power_hook: Option<PathBuf>,
     pub policy: Policy,
+}
+
+/// Where everything is kept that isn't a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StateAt {
+    /// One file in the state directory.
+    File,
+    /// An etcd cluster, which several servers can share.
+    Etcd(EtcdAt),
 }
 
 /// What may change while it runs.
@@ -169,15 +198,20 @@ struct Inner {
     key: ServerKey,
     notary: Notary,
     authority: Authority,
-    boot_servers: Heard,
-    own_disks: Watched,
+    /// Of the boot server in this process.
+    id: BootServerId,
+    presence: Arc<Presence>,
+    own_disks: Arc<Watched>,
+    pool: Arc<Pool>,
     images: Images,
     imports: ImportBoard,
     wakes: Arc<Wakes>,
     observed: Observed,
+    desk: Desk,
+    started_ms: u64,
+    /// Only where there are others to tell.
+    _reporter: Option<Reporter>,
     power: Option<Power>,
-    /// When each machine was last heard of. Written down only when its record changes anyway.
-    seen: Mutex<HashMap<MachineId, u64>>,
 }
 
 impl Control {
@@ -188,26 +222,38 @@ impl Control {
             .mode(0o700)
             .create(dir)
             .with_context(|| format!("creating the state directory {}", dir.display()))?;
-        let store = Store::open(&dir.join("control.redb"))?;
+        let store = match &config.state {
+            StateAt::File => Store::open(&dir.join("control.redb"))?,
+            StateAt::Etcd(at) => Store::connect(at)?,
+        };
         let key = ServerKey::open(&dir.join("server.key"))?;
         let notary = Notary::open(&dir.join("certificate.key"))?;
         let authority = Authority::open(dir)?;
         auth::first_tokens(&store, dir)?;
-        let records = records::all(&store)?;
-        let wakes = Arc::new(Wakes::default());
-        let observed = Observed::start(store.clone(), Arc::clone(&wakes), &records)?;
+        let id = match &config.state {
+            StateAt::File => EMBEDDED,
+            StateAt::Etcd(_) => one_of_several(&store, dir, &key, &notary, &authority)?,
+        };
+        let (wakes, own_disks) = (Arc::new(Wakes::default()), Arc::new(Watched::default()));
+        let presence = Arc::new(Presence::default());
+        let pool = Pool::start(store.clone(), Arc::clone(&wakes), Arc::clone(&own_disks), Arc::clone(&presence))?;
+        let pool = Arc::new(pool);
+        let observed = Observed::start(store.clone(), Arc::clone(&pool))?;
         let power = match &config.power_hook {
-            Some(hook) => Some(Power::start(hook.clone(), store.clone(), Arc::clone(&wakes))?),
+            Some(hook) => {
+                let duty = Duty::new(store.clone(), "power", id.to_string());
+                Some(Power::start(hook.clone(), store.clone(), Arc::clone(&pool), duty)?)
+            }
             None => None,
         };
-        for record in records.iter().filter(|r| r.cycle_due && r.state == State::Releasing) {
-            power.iter().for_each(|p| p.cycle(record.id, record.name.clone()));
-        }
+        let reporter = match &config.state {
+            StateAt::File => None,
+            StateAt::Etcd(_) => Some(Reporter::start(store.clone(), Arc::clone(&presence), id)?),
+        };
         let policy = &config.policy;
         let (keys, imports) = (policy.image_keys.clone(), policy.imports.clone());
         let images = Images::new(config.images_dir.clone(), keys, imports, store.clone());
         let policy = RwLock::new(Arc::new(config.policy.clone()));
-        let own_disks = Watched::new(&records);
         Ok(Self {
             inner: Arc::new(Inner {
                 config,
@@ -216,14 +262,18 @@ impl Control {
                 key,
                 notary,
                 authority,
-                boot_servers: Heard::default(),
+                id,
+                presence,
                 own_disks,
+                pool,
                 images,
                 imports: ImportBoard::default(),
                 wakes,
                 observed,
+                desk: Desk::default(),
+                started_ms: unix_ms(),
+                _reporter: reporter,
                 power,
-                seen: Mutex::default(),
             }),
         })
     }
@@ -269,14 +319,14 @@ impl Control {
         &self.inner.store
     }
 
-    /// Runs one transaction on one machine: what `body` changes in the record is saved, and whoever waits for news of
-    /// the machine is woken if there is any. Nothing changed is no news: else those who wait would wake themselves.
+    /// Runs one transaction on one machine: what `body` changes in the record is saved. Nothing changed is no news: else
+    /// those who wait for some would wake themselves.
     fn change<R>(
         &self,
         machine: MachineId,
         mut body: impl FnMut(&mut Txn<'_>, &mut Record) -> Result<R, Denied>,
     ) -> Result<R, Denied> {
-        let (result, news) = self.store().transact(|txn| {
+        self.store().transact(|txn| {
             let Some(mut record) = Record::load(txn, machine)? else {
                 return Err(Denied::new(axum::http::StatusCode::NOT_FOUND, format!("there is no machine {machine}")));
             };
@@ -285,20 +335,8 @@ impl Control {
             if record != before {
                 record.save(txn)?;
             }
-            Ok((result, txn.has_changes()))
-        })?;
-        if news {
-            self.news_of(machine);
-        }
-        Ok(result)
-    }
-
-    /// Tells whoever waits for it. Call it after the commit.
-    fn news_of(&self, machine: MachineId) {
-        self.inner.wakes.wake(machine);
-        if let Err(error) = self.inner.own_disks.look_again(self.store(), machine) {
-            tracing::error!(%machine, "boot servers may not know what this machine boots: {error:#}");
-        }
+            Ok(result)
+        })
     }
 
     /// Takes a machine one step further by the rules and tells its timeline.
@@ -316,12 +354,52 @@ impl Control {
     }
 
     fn saw(&self, machine: MachineId, now: u64) {
-        self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(machine, now);
+        self.inner.presence.saw_machine(machine, now);
     }
 
     fn seen(&self, machine: MachineId) -> u64 {
-        self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner).get(&machine).copied().unwrap_or(0)
+        self.inner.presence.machine(machine)
     }
+}
+
+/// What all servers on one store have to have in common, as far as it can be told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct CommonKeys {
+    server: String,
+    receipts: PublicKey,
+    authority: String,
+}
+
+const COMMON_KEYS: &str = "common-keys";
+
+/// The id of a server that shares its store, if it has the keys that the others have. The first one says which.
+fn one_of_several(
+    store: &Store,
+    dir: &Path,
+    key: &ServerKey,
+    notary: &Notary,
+    authority: &Authority,
+) -> Result<BootServerId> {
+    let ours = CommonKeys {
+        server: key.fingerprint(),
+        receipts: notary.public_key(),
+        authority: fingerprint(&authority.ca_pem)?,
+    };
+    let theirs = store.transact(|txn| -> Result<_> {
+        if let Some(theirs) = txn.get::<CommonKeys>(COMMON_KEYS)? {
+            return Ok(theirs);
+        }
+        txn.put(COMMON_KEYS, &ours)?;
+        Ok(ours.clone())
+    })?;
+    ensure!(
+        ours == theirs,
+        "the servers on this etcd have other keys than this one: copy ca.key, ca.pem, certificate.key and server.key from \
+         one of their state directories into {}",
+        dir.display()
+    );
+    let text = keep::made_once(&dir.join("server.id"), || Ok(Uuid::new_v4().to_string()))?;
+    Ok(BootServerId(text.trim().parse().with_context(|| format!("reading server.id in {}", dir.display()))?))
 }
 
 /// Milliseconds since 1970.

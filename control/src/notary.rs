@@ -28,6 +28,10 @@ impl Notary {
         Ok(Self(SigningKey::from_bytes(&secret::kept(path, lost)?)))
     }
 
+    pub(crate) fn public_key(&self) -> PublicKey {
+        PublicKey::of(&self.0)
+    }
+
     /// With a receipt for a certificate of `run` that is to be stored at place `number`.
     pub(crate) fn receive(
         &self,
@@ -58,7 +62,7 @@ impl Notary {
 impl Control {
     /// What receipts are signed with.
     pub fn certificate_key(&self) -> PublicKey {
-        PublicKey::of(&self.inner.notary.0)
+        self.inner.notary.public_key()
     }
 
     /// All certificates of a machine with their receipts, and the end of the chain as the machine's record has it: what

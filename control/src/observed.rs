@@ -4,7 +4,7 @@
 //! bounded memory, until a boot script is asked for with a machine's id. Those who observe never wait for a disk: one
 //! thread writes, many observations in one commit.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -13,20 +13,23 @@ use anyhow::{Context, Result, ensure};
 use drophammer_protocol::event::Recorded;
 use drophammer_protocol::id::{Mac, MachineId};
 
+use crate::pool::Pool;
 use crate::records::Record;
-use crate::store::Store;
+use crate::store::{MOST_CHANGES, Store};
 use crate::timeline::{self, Said};
-use crate::wake::Wakes;
 
 const MAX_READY: usize = 8192;
 const MAX_STRANGERS: usize = 1024;
 const MAX_PER_STRANGER: usize = 64;
+/// In one commit, with room for what each replaces and where its history then stands.
+const MOST_AT_ONCE: usize = MOST_CHANGES / 4;
 /// Between attempts while the store can't be written.
 const PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) struct Observed {
     shared: Arc<Shared>,
+    pool: Arc<Pool>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -38,8 +41,6 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    machines: HashSet<MachineId>,
-    owners: HashMap<Mac, MachineId>,
     strangers: Strangers,
     /// Whose machine is known, in the order seen.
     ready: VecDeque<(MachineId, Said)>,
@@ -47,22 +48,20 @@ struct State {
 }
 
 impl Observed {
-    pub(crate) fn start(store: Store, wakes: Arc<Wakes>, records: &[Record]) -> Result<Self> {
+    pub(crate) fn start(store: Store, pool: Arc<Pool>) -> Result<Self> {
         let shared = Arc::new(Shared::default());
-        for record in records {
-            shared.lock().learn(record.id, &record.macs);
-        }
         let ours = Arc::clone(&shared);
         let writer = thread::Builder::new()
             .name("observations".into())
-            .spawn(move || write(&ours, &store, &wakes))
+            .spawn(move || write(&ours, &store))
             .context("starting the thread that writes observations")?;
-        Ok(Self { shared, writer: Some(writer) })
+        Ok(Self { shared, pool, writer: Some(writer) })
     }
 
     pub(crate) fn add(&self, mac: Mac, machine: Option<MachineId>, said: Said) -> Result<()> {
+        let owner = self.pool.owner(mac, machine);
         let mut state = self.shared.lock();
-        match state.owner(mac, machine) {
+        match owner {
             Some(machine) => {
                 ensure!(
                     state.ready.len() < MAX_READY,
@@ -74,16 +73,6 @@ impl Observed {
             None => state.strangers.remember(mac, said),
         }
         Ok(())
-    }
-
-    /// Which of the machines that are known this is.
-    pub(crate) fn owner(&self, mac: Mac, machine: Option<MachineId>) -> Option<MachineId> {
-        self.shared.lock().owner(mac, machine)
-    }
-
-    /// These are that machine's MACs from now on.
-    pub(crate) fn learn(&self, machine: MachineId, macs: &[Mac]) {
-        self.shared.lock().learn(machine, macs);
     }
 
     /// Everything that was seen of this machine and isn't written yet; the caller writes it.
@@ -99,12 +88,6 @@ impl Observed {
     /// What was seen of somebody whom nobody knows.
     pub(crate) fn of_stranger(&self, mac: Mac) -> Vec<Recorded> {
         self.shared.lock().strangers.look_at(mac)
-    }
-
-    pub(crate) fn forget(&self, machine: MachineId) {
-        let mut state = self.shared.lock();
-        state.machines.remove(&machine);
-        state.owners.retain(|_, m| *m != machine);
     }
 }
 
@@ -123,19 +106,6 @@ impl Drop for Observed {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn owner(&self, mac: Mac, machine: Option<MachineId>) -> Option<MachineId> {
-        machine.filter(|m| self.machines.contains(m)).or_else(|| self.owners.get(&mac).copied())
-    }
-
-    fn learn(&mut self, machine: MachineId, macs: &[Mac]) {
-        self.machines.insert(machine);
-        for mac in macs {
-            self.owners.insert(*mac, machine);
-        }
     }
 }
 
@@ -188,7 +158,7 @@ impl Strangers {
 }
 
 /// Until the server closes, and then what is left.
-fn write(shared: &Shared, store: &Store, wakes: &Wakes) {
+fn write(shared: &Shared, store: &Store) {
     let mut state = shared.lock();
     loop {
         if state.ready.is_empty() {
@@ -198,14 +168,10 @@ fn write(shared: &Shared, store: &Store, wakes: &Wakes) {
             state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             continue;
         }
-        let batch: Vec<_> = state.ready.drain(..).collect();
+        let many = state.ready.len().min(MOST_AT_ONCE);
+        let batch: Vec<_> = state.ready.drain(..many).collect();
         drop(state);
         let written = commit(store, &batch);
-        if written.is_ok() {
-            for machine in batch.iter().map(|(machine, _)| *machine).collect::<HashSet<_>>() {
-                wakes.wake(machine);
-            }
-        }
         state = shared.lock();
         if let Err(error) = written {
             tracing::error!(observations = batch.len(), "writing observations: {error:#}");
@@ -282,10 +248,11 @@ mod tests {
     fn what_was_seen_goes_to_its_machine_and_survives_the_end() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let store = Store::open(&dir.path().join("state")).expect("opens");
-        let record = Record::discovered(MACHINE, mac(1), 0);
+        let mut record = Record::discovered(MACHINE, mac(1), 0);
         let saved: Result<()> = store.transact(|t| record.save(t));
         saved.expect("saves");
-        let observed = Observed::start(store.clone(), Arc::default(), &[record]).expect("starts");
+        let pool = Pool::start(store.clone(), Arc::default(), Arc::default(), Arc::default()).expect("starts");
+        let observed = Observed::start(store.clone(), Arc::new(pool)).expect("starts");
         let other = MachineId(Uuid::from_u128(2));
         for (name, from, machine, at) in [
             ("by its MAC", mac(1), None, 1),

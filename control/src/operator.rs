@@ -1,21 +1,28 @@
 //! What people ask and order.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use axum::http::StatusCode;
-use drophammer_protocol::api::{Explanation, ImageSummary, ImportStatus};
+use drophammer_protocol::api::{AuditEntry, Capacity, Explanation, ImageSummary, ImportStatus, SizeMiss, SizeVerdict};
 use drophammer_protocol::erase::Policy;
 use drophammer_protocol::event::{Phase, Recorded, Step};
+use drophammer_protocol::faults::{Fault, Faults};
 use drophammer_protocol::id::{Mac, MachineId};
-use drophammer_protocol::machine::{Allocation, Machine, Reinstall, State, TakeBack};
+use drophammer_protocol::machine::{Allocation, Lock, Machine, Reinstall, Remarks, Select, State, TakeBack, Wanted};
+use drophammer_protocol::resource::{Reservation, check_labels};
 
 use crate::Control;
+use crate::audit::{self, Change};
 use crate::auth::Who;
 use crate::denied::Denied;
+use crate::desk;
+use crate::documents::Given;
 use crate::explain::{Case, explain};
 use crate::install;
 use crate::lifecycle::Input;
-use crate::records::{self, BootInventory, Record, inventory_key, machine_key};
+use crate::pool::Known;
+use crate::records::{BootInventory, Record, inventory_key, machine_key};
+use crate::size;
 use crate::store::Txn;
 use crate::timeline::{self, Said};
 
@@ -30,30 +37,32 @@ pub(crate) enum Whose {
 impl Control {
     pub(crate) fn machines(&self) -> Result<Vec<Machine>, Denied> {
         let mut machines = Vec::new();
-        for record in records::all(self.store())? {
-            machines.push(self.view(record)?);
+        let pool = self.inner.pool.read();
+        for Known { record, size, rack } in pool.machines.values() {
+            let seen = self.seen(record.id);
+            machines.push(Record::clone(record).view(None, seen, size.as_deref(), rack.as_deref()));
         }
+        drop(pool);
         machines.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
         Ok(machines)
     }
 
     /// How many machines there are in each state that any is in.
-    pub fn states(&self) -> anyhow::Result<HashMap<State, usize>> {
+    pub fn states(&self) -> HashMap<State, usize> {
         let mut states = HashMap::new();
-        for record in records::all(self.store())? {
+        for record in self.inner.pool.read().records() {
             *states.entry(record.state).or_default() += 1;
         }
-        Ok(states)
+        states
     }
 
     pub(crate) fn machine(&self, machine: MachineId) -> Result<Machine, Denied> {
-        let gone = || Denied::new(StatusCode::NOT_FOUND, format!("there is no machine {machine}"));
-        let record: Record = self.store().get(&machine_key(machine))?.ok_or_else(gone)?;
+        let record: Record = self.store().get(&machine_key(machine))?.ok_or_else(|| no_machine(machine))?;
         self.view(record)
     }
 
     pub(crate) fn resolve(&self, reference: &str) -> Result<MachineId, Denied> {
-        pick(&records::all(self.store())?, reference)
+        pick(self.inner.pool.read().records().map(|record| &**record), reference)
     }
 
     /// A MAC that is no machine's is somebody's all the same.
@@ -93,41 +102,96 @@ impl Control {
         self.inner.imports.read()
     }
 
-    pub(crate) fn allocate(&self, machine: MachineId, wanted: &Allocation, now: u64) -> Result<Machine, Denied> {
-        let unfit = |why: String| Denied::new(StatusCode::UNPROCESSABLE_ENTITY, why);
-        let image = self.inner.images.find(&wanted.image, now)?;
-        let promised = self.promised(wanted);
+    pub(crate) fn allocate(
+        &self,
+        machine: MachineId,
+        wanted: &Allocation,
+        who: &Who,
+        now: u64,
+    ) -> Result<Machine, Denied> {
+        let select = Select { machine: Some(machine.to_string()), ..Select::default() };
+        self.allot(&Wanted { select, allocation: wanted.clone() }, who, now)
+    }
+
+    /// What people say of a machine.
+    pub(crate) fn remark(
+        &self,
+        machine: MachineId,
+        remarks: &Remarks,
+        given: Given,
+        who: &Who,
+        now: u64,
+    ) -> Result<Machine, Denied> {
+        let labels = remarks.labels.as_ref();
+        labels.map_or(Ok(()), check_labels).map_err(|faults| Denied::faulty(&faults))?;
+        for (field, text) in [("note", &remarks.note), ("lock", &remarks.lock)] {
+            if text.as_ref().is_some_and(|text| text.len() > LONGEST_REMARK) {
+                let why = format!("it has more than {LONGEST_REMARK} bytes");
+                return Err(Denied::faulty(&Faults(vec![Fault { at: field.into(), why }])));
+            }
+        }
         self.change(machine, |txn, record| {
-            // First what is wrong with the machine, then what is wrong with the wish.
-            let mut granted = record.clone();
-            granted.allocation = Some(wanted.clone());
-            let image = image.as_ref().ok_or_else(|| unfit(self.no_such_image(&wanted.image)));
-            granted.allocation = granted
-                .allocation
-                .map(|a| Allocation { image: image.as_ref().map_or(a.image, |i| i.reference()), ..a });
-            self.advance(txn, &mut granted, Input::Allocate, now)?;
-            let inventory = txn.get::<BootInventory>(&inventory_key(machine))?.filter(|i| Some(i.boot) == granted.boot);
-            let Some(inventory) = inventory else {
-                return Err(Denied::conflict("the machine has no inventory of its present boot; reboot it"));
+            given.holds(&format!("machine {machine}"), Some(record.generation))?;
+            let said = |record: &Record| Remarks {
+                labels: Some(record.labels.clone()),
+                note: Some(record.note.clone()),
+                lock: Some(record.lock.as_ref().map(|lock| lock.reason.clone()).unwrap_or_default()),
             };
-            install::plan(wanted, image?, &inventory.inventory, &BTreeMap::new(), &self.policy().reboot_models)
-                .map_err(|why| unfit(why.to_string()))?;
-            let promised = promised.clone().map_err(unfit)?;
-            granted.owed = granted.owed.into_iter().chain(promised).reduce(Policy::strictest);
-            *record = granted;
-            Ok(())
+            let before = said(record);
+            remarks.labels.iter().for_each(|labels| record.labels.clone_from(labels));
+            remarks.note.iter().for_each(|note| record.note.clone_from(note));
+            match &remarks.lock {
+                None => {}
+                Some(reason) if reason.is_empty() => record.lock = None,
+                Some(reason) => {
+                    record.lock = Some(Lock { reason: reason.clone(), by: who.to_string(), at_ms: now });
+                }
+            }
+            let object = machine_key(machine);
+            let change = Change { who, at_ms: now, action: "remark", object: &object };
+            Ok(audit::record(txn, change, Some(&before), Some(&said(record)))?)
         })?;
         self.machine(machine)
     }
 
+    pub(crate) fn capacity(&self, now: u64) -> Vec<Capacity> {
+        let tables = self.inner.pool.read();
+        let reservations: Vec<&Reservation> = tables.reservations.values().map(|stored| &stored.value).collect();
+        desk::capacity(&reservations, tables.machines.values().map(|known| self.spot(known, now)))
+    }
+
+    /// Why it's of its size or of none.
+    pub(crate) fn size_verdict(&self, machine: MachineId) -> Result<SizeVerdict, Denied> {
+        let tables = self.inner.pool.read();
+        let Some(Known { record, size, .. }) = tables.machines.get(&machine) else { return Err(no_machine(machine)) };
+        let mut others: Vec<SizeMiss> = Vec::new();
+        for other in
+            tables.sizes.values().map(|stored| &stored.value).filter(|s| Some(s.name.as_str()) != size.as_deref())
+        {
+            let why = match &record.hardware {
+                Some(hardware) => size::misses(other, hardware),
+                None => vec!["nothing is known yet of what it's made of: its agent hasn't told".into()],
+            };
+            others.push(SizeMiss { size: other.name.clone(), why });
+        }
+        others.sort_by_key(|other| other.why.len());
+        Ok(SizeVerdict { size: size.as_deref().map(str::to_owned), hardware: record.hardware.clone(), others })
+    }
+
+    pub(crate) fn audit(&self, after: Option<&str>, limit: usize) -> Result<Vec<AuditEntry>, Denied> {
+        Ok(audit::read(self.store(), after, limit)?)
+    }
+
     /// Which erasures the project is promised that the machine is for, whatever becomes of its configuration meanwhile.
-    fn promised(&self, wanted: &Allocation) -> Result<Option<Policy>, String> {
+    pub(crate) fn promised(&self, wanted: &Allocation) -> Result<Option<Policy>, String> {
         let Some(project) = &wanted.project else { return Ok(None) };
-        match self.policy().projects.get(project) {
-            Some(policy) => Ok(Some(*policy)),
-            None => Err(format!(
-                "there is no project {project:?}: it would need a [projects.{project}] in the server's configuration"
-            )),
+        let policy = self.policy();
+        if let Some(declared) = self.inner.pool.read().projects.get(project) {
+            return Ok(Some(declared.value.erase_policy.map_or(policy.erase, |wish| wish.strictest(policy.erase))));
+        }
+        match policy.projects.get(project) {
+            Some(promised) => Ok(Some(*promised)),
+            None => Err(format!("there is no project {project:?}: declare it with PUT /v1/projects/{project}")),
         }
     }
 
@@ -191,7 +255,7 @@ impl Control {
         prepare: impl Fn(&mut Txn<'_>, &mut Record) -> Result<(), Denied>,
     ) -> Result<Machine, Denied> {
         let power = self.inner.power.as_ref();
-        let name = self.change(machine, |txn, record| {
+        self.change(machine, |txn, record| {
             // The certificates of the erase that follows say it as well, and those are never deleted.
             let decision = match (record.state, record.reason.as_deref()) {
                 (State::Quarantined, reason) => {
@@ -212,9 +276,8 @@ impl Control {
                          does so itself"
                     .into(),
             });
-            Ok(record.name.clone())
+            Ok(())
         })?;
-        power.iter().for_each(|p| p.cycle(machine, name.clone()));
         self.machine(machine)
     }
 
@@ -243,21 +306,29 @@ impl Control {
     fn view(&self, record: Record) -> Result<Machine, Denied> {
         let inventory: Option<BootInventory> = self.store().get(&inventory_key(record.id))?;
         let seen = self.seen(record.id);
-        Ok(record.view(inventory.map(|i| i.inventory), seen))
+        let known = self.inner.pool.machine(record.id);
+        let (size, rack) = known.map(|known| (known.size, known.rack)).unwrap_or_default();
+        Ok(record.view(inventory.map(|i| i.inventory), seen, size.as_deref(), rack.as_deref()))
     }
 }
+
+fn no_machine(machine: MachineId) -> Denied {
+    Denied::new(StatusCode::NOT_FOUND, format!("there is no machine {machine}"))
+}
+
+const LONGEST_REMARK: usize = 4096;
 
 /// The beginning of an id counts from this many characters on.
 const MIN_ID_PREFIX: usize = 8;
 
 /// The one machine that `reference` can mean: an id or its beginning, a name, a serial, a MAC or a hostname.
-fn pick(records: &[Record], reference: &str) -> Result<MachineId, Denied> {
+fn pick<'a>(records: impl IntoIterator<Item = &'a Record>, reference: &str) -> Result<MachineId, Denied> {
     let reference = reference.trim();
     let lower = reference.to_ascii_lowercase();
     let mac: Option<Mac> = reference.parse().ok();
     let is = |text: &str| text.eq_ignore_ascii_case(reference);
     let meant: Vec<&Record> = records
-        .iter()
+        .into_iter()
         .filter(|r| {
             let id = r.id.to_string();
             (lower.len() >= MIN_ID_PREFIX && id.starts_with(&lower))

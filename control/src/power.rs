@@ -5,8 +5,9 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -16,75 +17,49 @@ use drophammer_protocol::id::MachineId;
 use drophammer_protocol::machine::State;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
+use crate::duty::Duty;
+use crate::pool::Pool;
 use crate::records::Record;
 use crate::store::Store;
 use crate::timeline::{self, Said};
 use crate::unix_ms;
-use crate::wake::Wakes;
 
 /// Management controllers are slow; the ones that need longer than this have hung.
 const PATIENCE: Duration = Duration::from_secs(120);
 const AT_ONCE: usize = 16;
+const BETWEEN_LOOKS: Duration = Duration::from_secs(3);
 const STDERR_TAIL: usize = 2048;
 /// A child of the hook may hold its stderr open after it has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(crate) struct Power {
-    jobs: mpsc::UnboundedSender<(MachineId, String)>,
     /// Dropped to end the runner.
     open: Option<oneshot::Sender<()>>,
-    cycling: Arc<Mutex<HashSet<MachineId>>>,
     runner: Option<JoinHandle<()>>,
 }
 
 impl Power {
-    pub(crate) fn start(hook: PathBuf, store: Store, wakes: Arc<Wakes>) -> Result<Self> {
-        let (jobs, mut queue) = mpsc::unbounded_channel::<(MachineId, String)>();
-        let cycling: Arc<Mutex<HashSet<MachineId>>> = Arc::default();
-        let busy = Arc::clone(&cycling);
+    /// Runs the hook for all machines for which it's due, as long as that is this server's duty.
+    pub(crate) fn start(hook: PathBuf, store: Store, pool: Arc<Pool>, duty: Duty) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("starting the runtime that the power hook runs on")?;
-        let serve = async move {
-            let slots = Arc::new(Semaphore::new(AT_ONCE));
-            while let Some((machine, name)) = queue.recv().await {
-                let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-                let (hook, store, wakes, busy) = (hook.clone(), store.clone(), Arc::clone(&wakes), Arc::clone(&busy));
-                tokio::spawn(async move {
-                    let _slot = slot;
-                    let ended = cycle(&hook, machine, &name, PATIENCE).await;
-                    busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&machine);
-                    match keep(&store, machine, &ended) {
-                        Ok(()) => wakes.wake(machine),
-                        Err(e) => tracing::error!(%machine, "storing how the power hook ended ({ended:?}): {e:#}"),
-                    }
-                });
-            }
-        };
         let (open, closed) = oneshot::channel::<()>();
         let runner = thread::Builder::new()
             .name("power".into())
             // The runtime ends here, and with it hooks that still run: they are due again at the next start.
             .spawn(move || {
                 runtime.block_on(async {
-                    tokio::select! { () = serve => {}, _ = closed => {} }
+                    tokio::select! { () = serve(hook, store, &pool, duty) => {}, _ = closed => {} }
                 })
             })
             .context("starting the thread that the power hook runs on")?;
-        Ok(Self { jobs, open: Some(open), cycling, runner: Some(runner) })
-    }
-
-    /// Power-cycles the machine unless that is under way already.
-    pub(crate) fn cycle(&self, machine: MachineId, name: String) {
-        let fresh = self.cycling.lock().unwrap_or_else(PoisonError::into_inner).insert(machine);
-        if fresh && self.jobs.send((machine, name)).is_err() {
-            tracing::error!(%machine, "the power hook can't run: its thread is gone; restart the server");
-        }
+        Ok(Self { open: Some(open), runner: Some(runner) })
     }
 }
 
@@ -97,6 +72,47 @@ impl Drop for Power {
             tracing::error!("the thread that power hooks run on panicked");
         }
     }
+}
+
+async fn serve(hook: PathBuf, store: Store, pool: &Pool, duty: Duty) {
+    let duty = Arc::new(duty);
+    let slots = Arc::new(Semaphore::new(AT_ONCE));
+    let cycling: Arc<Mutex<HashSet<MachineId>>> = Arc::default();
+    loop {
+        let mut news = pin!(pool.due().notified());
+        news.as_mut().enable();
+        let due: Vec<(MachineId, String)> = {
+            let tables = pool.read();
+            let named = |id| tables.machines.get(id).map(|known| (*id, known.record.name.clone()));
+            tables.due.iter().filter_map(named).collect()
+        };
+        let asked = Arc::clone(&duty);
+        let is_mine = !due.is_empty() && tokio::task::spawn_blocking(move || asked.is_mine()).await.unwrap_or(false);
+        for (machine, name) in due.into_iter().filter(|_| is_mine) {
+            if !lock(&cycling).insert(machine) {
+                continue;
+            }
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            let (hook, store, cycling) = (hook.clone(), store.clone(), Arc::clone(&cycling));
+            tokio::spawn(async move {
+                let _slot = slot;
+                let ended = cycle(&hook, machine, &name, PATIENCE).await;
+                let kept = tokio::task::spawn_blocking(move || keep(&store, machine, &ended)).await;
+                match kept {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::error!(%machine, "storing how the power hook ended: {error:#}"),
+                    Err(error) => tracing::error!(%machine, "storing how the power hook ended: {error}"),
+                }
+                lock(&cycling).remove(&machine);
+            });
+        }
+        // It may become this server's duty without any other news.
+        let _ = timeout(BETWEEN_LOOKS, news).await;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn cycle(hook: &Path, machine: MachineId, name: &str, patience: Duration) -> Result<(), String> {

@@ -6,9 +6,11 @@ use std::net::IpAddr;
 use anyhow::Result;
 use drophammer_protocol::certificate::Link;
 use drophammer_protocol::erase::Policy;
+use drophammer_protocol::hardware::Hardware;
 use drophammer_protocol::id::{BootId, Mac, MachineId, OrderId};
 use drophammer_protocol::inventory::{DiskId, Inventory};
-use drophammer_protocol::machine::{Allocation, Machine, State};
+use drophammer_protocol::machine::{Allocation, Lock, Machine, Select, State};
+use drophammer_protocol::resource::Labels;
 use drophammer_protocol::sign::PublicKey;
 use drophammer_protocol::ticket::Reach;
 use serde::{Deserialize, Serialize};
@@ -16,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::install::Plan;
 use crate::lifecycle::{self, AllocationChange, Facts, Input, OrderChange, Reason, Refused};
 use crate::secret::Hash;
-use crate::store::{Store, Txn};
+use crate::store::Txn;
 
 pub(crate) const MACHINES: &str = "machine/";
 
@@ -89,6 +91,27 @@ pub(crate) struct Record {
     pub(crate) created_ms: u64,
     pub(crate) changed_ms: u64,
     pub(crate) last_seen_ms: u64,
+    /// Where it is: as its boot server says, and as its partition's racks say.
+    #[serde(default = "default_partition")]
+    pub(crate) partition: String,
+    /// What it's made of, as it told last.
+    #[serde(default)]
+    pub(crate) hardware: Option<Hardware>,
+    /// What the switches that its cables lead to call themselves.
+    #[serde(default)]
+    pub(crate) switches: Vec<String>,
+    #[serde(default)]
+    pub(crate) labels: Labels,
+    #[serde(default)]
+    pub(crate) note: String,
+    #[serde(default)]
+    pub(crate) lock: Option<Lock>,
+    /// How it was chosen for whom it's allocated to.
+    #[serde(default)]
+    pub(crate) select: Select,
+    /// Counts what was ever saved of it.
+    #[serde(default)]
+    pub(crate) generation: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -169,6 +192,13 @@ pub(crate) struct Rules {
     pub(crate) erase: Policy,
 }
 
+fn default_partition() -> String {
+    DEFAULT_PARTITION.into()
+}
+
+/// Of boot servers whose configuration names none.
+pub(crate) const DEFAULT_PARTITION: &str = "default";
+
 const BY_RULE: &str = "the rule that every boot of the agent erases";
 
 /// Tickets of one machine that may be out at once: firmware and iPXE repeat requests, but not without end.
@@ -207,6 +237,14 @@ impl Record {
             created_ms: now,
             changed_ms: now,
             last_seen_ms: now,
+            partition: default_partition(),
+            hardware: None,
+            switches: Vec::new(),
+            labels: Labels::new(),
+            note: String::new(),
+            lock: None,
+            select: Select::default(),
+            generation: 0,
         }
     }
 
@@ -214,19 +252,29 @@ impl Record {
         txn.get(&machine_key(machine))
     }
 
-    pub(crate) fn save(&self, txn: &mut Txn<'_>) -> Result<()> {
+    pub(crate) fn save(&mut self, txn: &mut Txn<'_>) -> Result<()> {
+        self.generation += 1;
         txn.put(&machine_key(self.id), self)
     }
 
-    /// Applies `input` by the rules of [`lifecycle`]. `order` is the id of the order that may come out of it.
-    pub(crate) fn step(&mut self, input: Input, rules: Rules, order: OrderId, now: u64) -> Result<(), Refused> {
-        let facts = Facts {
+    fn facts(&self, max_failures: u32) -> Facts {
+        Facts {
             allocated: self.allocation.is_some(),
             keeping: self.keeping,
             failures: self.failures,
             counted: self.counted,
-            max_failures: rules.max_failures,
-        };
+            max_failures,
+        }
+    }
+
+    /// Whether the rules allow it.
+    pub(crate) fn may(&self, input: &Input) -> Result<(), Refused> {
+        lifecycle::next(self.state, self.facts(u32::MAX), input.clone()).map(drop)
+    }
+
+    /// Applies `input` by the rules of [`lifecycle`]. `order` is the id of the order that may come out of it.
+    pub(crate) fn step(&mut self, input: Input, rules: Rules, order: OrderId, now: u64) -> Result<(), Refused> {
+        let facts = self.facts(rules.max_failures);
         let proven = matches!(input, Input::Erased(_));
         let to = lifecycle::next(self.state, facts, input)?;
         let before = self.clone();
@@ -241,7 +289,10 @@ impl Record {
         }
         match to.allocation {
             AllocationChange::Keep => {}
-            AllocationChange::Drop => (self.allocation, self.standing) = (None, None),
+            AllocationChange::Drop => {
+                (self.allocation, self.standing) = (None, None);
+                self.select = Select::default();
+            }
         }
         match to.order {
             OrderChange::Keep => {}
@@ -340,7 +391,13 @@ impl Record {
     }
 
     /// As operators see it.
-    pub(crate) fn view(self, inventory: Option<Inventory>, seen_ms: u64) -> Machine {
+    pub(crate) fn view(
+        self,
+        inventory: Option<Inventory>,
+        seen_ms: u64,
+        size: Option<&str>,
+        rack: Option<&str>,
+    ) -> Machine {
         let keeps = self.keeps();
         Machine {
             id: self.id,
@@ -353,6 +410,15 @@ impl Record {
             keeps,
             allocation: self.allocation.map(Allocation::without_secrets),
             inventory,
+            partition: self.partition,
+            rack: rack.map(str::to_owned),
+            size: size.map(str::to_owned),
+            hardware: self.hardware,
+            labels: self.labels,
+            note: self.note,
+            lock: self.lock,
+            select: self.select,
+            generation: self.generation,
             failures: self.failures,
             created_ms: self.created_ms,
             changed_ms: self.changed_ms,
@@ -360,8 +426,4 @@ impl Record {
             ssh_host_keys: self.ssh_host_keys,
         }
     }
-}
-
-pub(crate) fn all(store: &Store) -> Result<Vec<Record>> {
-    store.list(MACHINES, None)
 }

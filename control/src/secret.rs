@@ -90,6 +90,11 @@ impl ServerKey {
         Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &kept(path, lost)?)))
     }
 
+    /// By which it's seen whether two have the same; the key can't be told from it.
+    pub(crate) fn fingerprint(&self) -> String {
+        hex::encode(hmac::sign(&self.0, b"fingerprint\0"))
+    }
+
     /// What this boot server makes boot tokens from. It tells nothing about anybody else's.
     pub(crate) fn boot_key(&self, server: BootServerId) -> BootKey {
         BootKey(self.derive(Purpose::BootKey, server.0).secret)

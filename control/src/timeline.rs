@@ -15,7 +15,7 @@ use drophammer_protocol::sight::Sight;
 use serde::{Deserialize, Serialize};
 
 use crate::records::Record;
-use crate::store::{Store, Txn};
+use crate::store::{MOST_CHANGES, Store, Txn};
 
 const MAX_EVENTS: u64 = 2000;
 /// A chain of causes fits; a log file doesn't.
@@ -174,13 +174,21 @@ pub(crate) fn read(store: &Store, machine: MachineId, after: u64) -> Result<Vec<
     store.list(&events_prefix(machine), Some(&event_key(machine, after)))
 }
 
-/// Deletes the whole history.
-pub(crate) fn forget(txn: &mut Txn<'_>, machine: MachineId) -> Result<()> {
-    for key in txn.keys(&events_prefix(machine), usize::MAX)? {
-        txn.delete(&key);
+/// Deletes the whole history, piece by piece.
+pub(crate) fn forget(store: &Store, machine: MachineId) -> Result<()> {
+    loop {
+        let is_done = store.transact(|txn| -> Result<bool> {
+            let keys = txn.keys(&events_prefix(machine), MOST_CHANGES / 2)?;
+            keys.iter().for_each(|key| txn.delete(key));
+            if keys.is_empty() {
+                txn.delete(&cursor_key(machine));
+            }
+            Ok(keys.is_empty())
+        })?;
+        if is_done {
+            return Ok(());
+        }
     }
-    txn.delete(&cursor_key(machine));
-    Ok(())
 }
 
 fn record(txn: &mut Txn<'_>, machine: MachineId, cursor: &mut Cursor, said: Said) -> Result<()> {

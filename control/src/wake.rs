@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 pub(crate) struct Wakes(Mutex<HashMap<MachineId, Arc<Notify>>>);
 
 impl Wakes {
-    /// Wakes everybody who waits for this machine. Call it after the commit.
+    /// Wakes everybody who waits for this machine.
     pub(crate) fn wake(&self, machine: MachineId) {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(notify) = waiting.get(&machine) {
@@ -19,6 +19,10 @@ impl Wakes {
                 waiting.remove(&machine);
             }
         }
+    }
+
+    pub(crate) fn wake_all(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().for_each(|notify| notify.notify_waiters());
     }
 
     /// Enable a `notified()` of it before looking at the state, so that nothing falls in between.

@@ -19,6 +19,7 @@ pub mod accel;
 pub mod bench;
 pub mod console;
 pub mod demo;
+pub mod etcd;
 pub mod frailty;
 pub mod fuzz;
 pub mod kit;

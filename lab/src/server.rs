@@ -239,6 +239,7 @@ fn config(spec: &ServerSpec, dir: &Path) -> Config {
         host_names: vec![],
         metrics: None,
         state_dir: dir.join("state"),
+        etcd: None,
         images_dir: Some(spec.images_dir.clone()),
         image_keys: spec.image_keys.iter().map(PublicKey::to_string).collect(),
         boot_dir: Some(spec.boot_dir.clone()),

@@ -55,6 +55,8 @@ pub const TEST_NEEDS: &[Need] = &[
     need("dosfstools", Proof::Program("fsck.vfat"), "judging FAT"),
     need("dpkg-dev", Proof::Program("dpkg-shlibdeps"), "packages that say what they depend on"),
     need("e2fsprogs", Proof::Program("e2fsck"), "judging ext4"),
+    need("etcd-client", Proof::Program("etcdctl"), "asking etcd who leads"),
+    need("etcd-server", Proof::Program("etcd"), "the state of several servers"),
     need("file", Proof::Program("file"), "judging swap areas"),
     need("g++", Proof::Program("g++"), "building libFuzzer"),
     need("gdisk", Proof::Program("sgdisk"), "judging partition tables"),

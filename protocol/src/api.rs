@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
+use crate::hardware::Hardware;
 use crate::id::{Mac, MachineId};
 use crate::manifest::{Manifest, Minimum, Source};
 use crate::order::Outcome;
@@ -19,6 +20,16 @@ pub struct Problem {
     pub status: u16,
     pub title: String,
     /// A sentence: the object, the cause, and what to do.
+    pub detail: String,
+    /// What is wrong with the fields of what was sent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FieldError {
+    /// Its path: `constraints[0].max`.
+    pub field: String,
     pub detail: String,
 }
 
@@ -125,6 +136,9 @@ pub struct PhonedHome {
 // `{ref}` is an id, an unambiguous beginning of one (8 characters or more), a name, a serial, a MAC or a hostname.
 
 pub const MACHINES: &str = "/v1/machines";
+pub const ALLOCATIONS: &str = "/v1/allocations";
+pub const CAPACITY: &str = "/v1/capacity";
+pub const AUDIT: &str = "/v1/audit";
 pub const IMAGE_LIST: &str = "/v1/images";
 pub const IMPORTS: &str = "/v1/imports";
 pub const BOOT_SERVERS: &str = "/v1/boot-servers";
@@ -188,6 +202,64 @@ pub enum ImportState {
     /// Tried again later.
     Failed,
     There,
+}
+
+/// Machines of one size in one partition, and how many of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    pub partition: String,
+    /// Nothing for machines that are of no size.
+    pub size: Option<String>,
+    pub total: usize,
+    /// Could be given to somebody at once, reserved or not.
+    pub free: usize,
+    pub allocated: usize,
+    pub reserved: usize,
+    /// Of the reserved ones, those that are allocated.
+    pub used_reservations: usize,
+    pub quarantined: usize,
+    /// Locked, or silent for too long.
+    pub faulty: usize,
+    /// On their way: being discovered, erased or taken back.
+    pub unavailable: usize,
+}
+
+/// Why a machine is of the size that it's of, or of none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SizeVerdict {
+    pub size: Option<String>,
+    pub hardware: Option<Hardware>,
+    /// What each of the others wants that the machine hasn't, the nearest first.
+    pub others: Vec<SizeMiss>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SizeMiss {
+    pub size: String,
+    pub why: Vec<String>,
+}
+
+/// Some of many.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// As `after` it leads to the next page, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// A change that somebody made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// In the order of time.
+    pub id: String,
+    pub at_ms: u64,
+    pub who: String,
+    pub action: String,
+    /// `size/c1-large`, `machine/3f2a…`
+    pub object: String,
+    pub before: serde_json::Value,
+    pub after: serde_json::Value,
 }
 
 impl ImageSummary {

@@ -65,6 +65,64 @@ fn class(pattern: &[u8], c: u8) -> Option<(usize, bool)> {
     }
 }
 
+/// Whether there can be a text that matches both.
+pub fn globs_meet(a: &[u8], b: &[u8]) -> bool {
+    let (a, b) = (pieces(a), pieces(b));
+    // Row by row from the end: whether what is left of `a` from here on meets what is left of `b` from each place on.
+    let mut below: Vec<bool> = Vec::new();
+    for i in (0..=a.len()).rev() {
+        let mut row = vec![false; b.len() + 1];
+        for j in (0..=b.len()).rev() {
+            let next = |row: &[bool], at: usize| row.get(at).copied().unwrap_or(false);
+            let meets = match (a.get(i), b.get(j)) {
+                (None, None) => true,
+                (Some(Piece::Any), Some(_)) => next(&below, j) || next(&row, j + 1),
+                (Some(Piece::Any), None) => next(&below, j),
+                (_, Some(Piece::Any)) => next(&row, j + 1) || (i < a.len() && next(&below, j)),
+                (Some(Piece::One(these)), Some(Piece::One(those))) => {
+                    these.iter().zip(those).any(|(a, b)| a & b != 0) && next(&below, j + 1)
+                }
+                (None, Some(Piece::One(_))) | (Some(Piece::One(_)), None) => false,
+            };
+            row.iter_mut().skip(j).take(1).for_each(|place| *place = meets);
+        }
+        below = row;
+    }
+    below.first().copied().unwrap_or(false)
+}
+
+enum Piece {
+    /// A star.
+    Any,
+    /// One character of these, a bit for each byte there is.
+    One([u64; 4]),
+}
+
+fn pieces(pattern: &[u8]) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut rest = pattern;
+    while let Some(first) = rest.first() {
+        let is_class = *first == b'[' && class(rest, 0).is_some();
+        let means = |c: u8| match first {
+            b'?' => true,
+            b'[' if is_class => class(rest, c).is_some_and(|(_, inside)| inside),
+            first => *first == c,
+        };
+        pieces.push(if *first == b'*' {
+            Piece::Any
+        } else {
+            let mut set = [0; 4];
+            for c in (0..=u8::MAX).filter(|c| means(*c)) {
+                set.iter_mut().skip(usize::from(c / 64)).take(1).for_each(|word| *word |= 1 << (c % 64));
+            }
+            Piece::One(set)
+        });
+        let length = if is_class { class(rest, 0).map_or(1, |(length, _)| length) } else { 1 };
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    pieces
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -98,7 +156,50 @@ mod tests {
         }
     }
 
+    #[test]
+    fn some_patterns_have_a_text_in_common() {
+        for (a, b, want) in [
+            ("", "", true),
+            ("", "*", true),
+            ("", "?", false),
+            ("a*", "*b", true),
+            ("a*", "b*", false),
+            ("H100*", "H200*", false),
+            ("Intel Xeon Silver*", "Intel Xeon*", true),
+            ("/dev/nvme*", "/dev/sd*", false),
+            ("/dev/nvme?n1", "/dev/nvme1*", true),
+            ("[a-c]x", "[c-e]?", true),
+            ("[a-c]x", "[d-e]?", false),
+            ("[!a]", "a", false),
+            ("**a", "a**", true),
+            ("a?", "??", true),
+            ("a?", "???", false),
+            ("[a", "[*", true),
+        ] {
+            let meet = |a: &str, b: &str| globs_meet(a.as_bytes(), b.as_bytes());
+            assert_eq!((meet(a, b), meet(b, a)), (want, want), "{a:?} and {b:?}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn who_matches_both_shows_that_they_meet(a in "[ab*?]{0,6}", b in "[ab*?]{0,6}", text in "[ab]{0,6}") {
+            let (a, b) = (a.as_bytes(), b.as_bytes());
+            if glob(a, text.as_bytes()) && glob(b, text.as_bytes()) {
+                prop_assert!(globs_meet(a, b));
+            }
+        }
+
+        #[test]
+        fn those_that_meet_have_a_text_to_show(a in "[ab*?]{0,4}", b in "[ab*?]{0,4}") {
+            // Of two patterns of four, the shortest common text has at most eight characters.
+            let found = (0..=8).any(|length| (0..1u32 << length).any(|bits| {
+                let text: Vec<u8> = (0..length).map(|i| if bits >> i & 1 == 0 { b'a' } else { b'b' }).collect();
+                glob(a.as_bytes(), &text) && glob(b.as_bytes(), &text)
+            }));
+            prop_assert_eq!(globs_meet(a.as_bytes(), b.as_bytes()), found);
+        }
+
         #[test]
         fn any_pattern_and_text_are_survived(pattern in "[a*?\\[\\]!^-]{0,24}", text in "[a\\[\\]!^-]{0,64}") {
             let _ = glob(pattern.as_bytes(), text.as_bytes());

@@ -12,6 +12,8 @@
 //!
 //! What machines do goes through a boot server; one that runs alone speaks for them as [`boot_server`] says.
 //!
+//! [`resource`] is what operators declare: sizes, partitions, projects and the like; [`hardware`] what sizes go by.
+//!
 //! [`manifest`] is what an image builder signs, [`revocation`] what takes it back, [`sign`] the one envelope that everything
 //! signed travels in, and [`api`] the paths and bodies of both HTTP interfaces (agents and operators). The rest is what two rooms would otherwise each
 //! have of their own: how much of a disk an install takes ([`space`]), what a system calls itself ([`os_release`]), how
@@ -30,6 +32,7 @@ pub mod faults;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
 pub mod glob;
+pub mod hardware;
 pub mod id;
 pub mod inventory;
 pub mod layout;
@@ -37,6 +40,7 @@ pub mod machine;
 pub mod manifest;
 pub mod order;
 pub mod os_release;
+pub mod resource;
 pub mod revocation;
 pub mod sight;
 pub mod sign;

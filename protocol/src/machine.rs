@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::hardware::Hardware;
 use crate::id::{BootId, Mac, MachineId};
 use crate::inventory::{DiskId, Inventory};
 use crate::layout::Layout;
 use crate::manifest::BootBy;
 use crate::order::ReadBack;
+use crate::resource::Labels;
 use crate::system::System;
 
 /// Where a machine stands. `control` holds the rules of how it gets from one to the next.
@@ -108,6 +110,59 @@ impl Allocation {
     }
 }
 
+/// Which machine somebody wants: every one that fits all of it will do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Select {
+    /// A certain one: an id, a name, a serial or a MAC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partition: Option<String>,
+    /// That it has.
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// By which the project's machines are spread: those that are alike go to different racks.
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    pub placement: Labels,
+    /// Of the project, to be used up by this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<String>,
+}
+
+/// An allocation of whichever machine fits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    #[serde(default)]
+    pub select: Select,
+    pub allocation: Allocation,
+}
+
+/// Why a machine isn't to be given to anybody.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lock {
+    pub reason: String,
+    pub by: String,
+    pub at_ms: u64,
+}
+
+/// What people say about a machine; what isn't mentioned stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Remarks {
+    /// Instead of those that it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// A reason locks it, an empty text unlocks it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lock: Option<String>,
+}
+
 /// How a machine is taken back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -142,6 +197,24 @@ pub struct Machine {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub keeps: BTreeMap<String, DiskId>,
     pub inventory: Option<Inventory>,
+    pub partition: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rack: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<Hardware>,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock: Option<Lock>,
+    /// How it was chosen, as long as it's allocated.
+    #[serde(default)]
+    pub select: Select,
+    /// Counts its changes. Also its entity tag.
+    pub generation: u64,
     /// Boots in a row that didn't get past the phase they were in.
     pub failures: u32,
     /// Milliseconds since 1970.

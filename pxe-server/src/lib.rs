@@ -48,7 +48,7 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use drophammer_control::{Auth, Control, HEARTBEAT, Point, Policy};
+use drophammer_control::{Auth, Control, HEARTBEAT, Point, Policy, StateAt};
 use drophammer_protocol::boot_server::Health;
 use nix::sys::stat::{Mode, umask};
 use rcgen::KeyPair;
@@ -306,6 +306,10 @@ fn open_control(settings: &Settings) -> Result<Control> {
     let named = named.iter().filter_map(|address| address.parse().ok());
     let control = Control::open(drophammer_control::Config {
         state_dir: settings.state_dir.clone(),
+        state: match &settings.etcd {
+            Some(at) => StateAt::Etcd(at.clone()),
+            None => StateAt::File,
+        },
         images_dir: settings.images_dir.clone(),
         addresses: networks.chain(listen).chain(named).collect(),
         host_names,

@@ -179,7 +179,7 @@ impl Exporter {
                 for state in MachineState::ALL {
                     states.get_or_create(&InState { state: state.name() }).set(0);
                 }
-                for (state, count) in control.states().context("counting machines")? {
+                for (state, count) in control.states() {
                     states.get_or_create(&InState { state: state.name() }).set(i64::try_from(count)?);
                 }
                 all.register("machines", "Machines, by where they stand", states);

@@ -2,6 +2,7 @@
 
 mod agents;
 mod boot_servers;
+mod documents;
 mod operators;
 
 use std::time::Duration;
@@ -12,7 +13,8 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use drophammer_protocol::api::Problem;
+use drophammer_protocol::api::{FieldError, Page, Problem};
+use drophammer_protocol::faults::Fault;
 use drophammer_protocol::id::MachineId;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -26,15 +28,17 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 
 impl IntoResponse for Denied {
     fn into_response(self) -> Response {
-        let (status, detail) = match self {
-            Self::Refused { status, detail } => (status, detail),
+        let (status, detail, faults) = match self {
+            Self::Refused { status, detail, faults } => (status, detail, faults),
             Self::Broken(error) => {
                 tracing::error!("answering a request: {error:#}");
-                (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}"))
+                (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}"), vec![])
             }
         };
         let title = status.canonical_reason().unwrap_or("refused").to_owned();
-        let mut answer = (status, axum::Json(Problem { status: status.as_u16(), title, detail })).into_response();
+        let errors = faults.into_iter().map(|fault| FieldError { field: fault.at, detail: fault.why }).collect();
+        let mut answer =
+            (status, axum::Json(Problem { status: status.as_u16(), title, detail, errors })).into_response();
         let kind = HeaderValue::from_static("application/problem+json");
         answer.headers_mut().insert(header::CONTENT_TYPE, kind);
         answer
@@ -111,10 +115,64 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Denied;
     async fn from_request(request: Request, state: &S) -> Result<Self, Denied> {
         let bytes = Bytes::from_request(request, state).await.map_err(|e| Denied::new(e.status(), e.body_text()))?;
-        match serde_json::from_slice(&bytes) {
-            Ok(body) => Ok(Self(body)),
-            Err(e) => Err(Denied::new(StatusCode::BAD_REQUEST, format!("the request's body isn't understood: {e}"))),
+        let mut json = serde_json::Deserializer::from_slice(&bytes);
+        let body = serde_path_to_error::deserialize(&mut json).map_err(unclear_body)?;
+        json.end().map_err(|e| Denied::new(StatusCode::BAD_REQUEST, format!("the body isn't understood: {e}")))?;
+        Ok(Self(body))
+    }
+}
+
+/// What a part of a body means that was read before.
+fn understood<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, Denied> {
+    serde_path_to_error::deserialize(value).map_err(unclear_body)
+}
+
+fn unclear_body(error: serde_path_to_error::Error<serde_json::Error>) -> Denied {
+    let at = error.path().to_string();
+    let why = error.into_inner().to_string();
+    if at == "." {
+        return Denied::new(StatusCode::BAD_REQUEST, format!("the request's body isn't understood: {why}"));
+    }
+    let detail = format!("the request's body isn't understood: {at}: {why}");
+    Denied::Refused { status: StatusCode::BAD_REQUEST, detail, faults: vec![Fault { at, why }] }
+}
+
+/// `?limit=&after=`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Paging {
+    limit: Option<usize>,
+    /// The last page's `next`.
+    after: Option<String>,
+}
+
+const MOST_ON_A_PAGE: usize = 1000;
+
+impl Paging {
+    fn limit(&self) -> usize {
+        self.limit.unwrap_or(MOST_ON_A_PAGE).clamp(1, MOST_ON_A_PAGE)
+    }
+
+    /// Of items in the order of what they are called by.
+    fn page<'a, T: 'a, R>(&self, items: impl Iterator<Item = (&'a str, T)>, show: impl Fn(T) -> R) -> Page<R> {
+        let mut left = items.skip_while(|(key, _)| self.after.as_deref().is_some_and(|after| *key <= after)).peekable();
+        let mut page = Page { items: vec![], next: None };
+        while page.items.len() < self.limit() {
+            let Some((key, item)) = left.next() else { return page };
+            page.items.push(show(item));
+            page.next = Some(key.to_owned());
         }
+        if left.peek().is_none() {
+            page.next = None;
+        }
+        page
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Paging {
+    type Rejection = Denied;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Denied> {
+        Query::try_from_uri(&parts.uri).map(|Query(paging)| paging).map_err(|e| unclear_query(&e))
     }
 }
 

@@ -4,24 +4,28 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Query, Request, State};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Extension, Json, Router};
 use drophammer_protocol::api::{
-    BOOT_SERVERS, CERTIFICATE_KEY, Explanation, IMAGE_LIST, IMPORTS, ImageSummary, ImportStatus, MACHINES, PSIDS,
+    ALLOCATIONS, AUDIT, AuditEntry, BOOT_SERVERS, CAPACITY, CERTIFICATE_KEY, Capacity, Explanation, IMAGE_LIST,
+    IMPORTS, ImageSummary, ImportStatus, MACHINES, PSIDS, Page, SizeVerdict,
 };
 use drophammer_protocol::boot_server::{BootServer, JoinToken};
 use drophammer_protocol::chain::CertificateChain;
 use drophammer_protocol::erase::{NotAPsid, Psid};
 use drophammer_protocol::event::Recorded;
 use drophammer_protocol::id::BootServerId;
-use drophammer_protocol::machine::{Allocation, Machine, Reinstall, TakeBack};
+use drophammer_protocol::machine::{Allocation, Machine, Reinstall, Remarks, TakeBack, Wanted};
 use drophammer_protocol::sign::PublicKey;
 use tokio::time::sleep;
 
-use super::{Bearer, Body, Waiting, Which, bearer, not_this_way, nothing_here, off_thread, unclear_query, wait_for};
+use super::documents::{self, given, tagged};
+use super::{
+    Bearer, Body, Paging, Waiting, Which, bearer, not_this_way, nothing_here, off_thread, unclear_query, wait_for,
+};
 use crate::auth::{Auth, Role, Who, caller};
 use crate::denied::Denied;
 use crate::operator::Whose;
@@ -38,7 +42,7 @@ impl Control {
         let of = |what: &str| format!("{MACHINES}/{{ref}}{what}");
         let router = Router::new()
             .route(MACHINES, get(machines))
-            .route(&of(""), get(machine))
+            .route(&of(""), get(machine).patch(remark))
             .route(&of("/events"), get(events))
             .route(&of("/explanation"), get(explanation))
             .route(&of("/certificates"), get(certificates))
@@ -46,6 +50,10 @@ impl Control {
             .route(&of("/release"), post(release))
             .route(&of("/reprovision"), post(reprovision))
             .route(&of("/reinstall"), post(reinstall))
+            .route(&of("/size"), get(size))
+            .route(ALLOCATIONS, post(allot))
+            .route(CAPACITY, get(capacity))
+            .route(AUDIT, get(audit))
             .route(CERTIFICATE_KEY, get(certificate_key))
             .route(PSIDS, get(psids))
             .route(&format!("{PSIDS}/{{serial}}"), put(keep_psid).delete(forget_psid))
@@ -53,7 +61,8 @@ impl Control {
             .route(IMPORTS, get(imports))
             .route(BOOT_SERVERS, get(boot_servers))
             .route(&format!("{BOOT_SERVERS}/tokens"), post(join_token))
-            .route(&format!("{BOOT_SERVERS}/{{id}}"), delete(remove_boot_server))
+            .route(&format!("{BOOT_SERVERS}/{{id}}"), delete(remove_boot_server));
+        let router = documents::routes(router)
             .layer(DefaultBodyLimit::max(BODY))
             .fallback(nothing_here)
             .method_not_allowed_fallback(not_this_way);
@@ -92,8 +101,45 @@ async fn machines(State(control): State<Control>) -> Result<Json<Vec<Machine>>, 
     off_thread(&control, |c| c.machines()).await.map(Json)
 }
 
-async fn machine(State(control): State<Control>, Which(name): Which<String>) -> Result<Json<Machine>, Denied> {
-    off_thread(&control, move |c| c.machine(c.resolve(&name)?)).await.map(Json)
+async fn machine(State(control): State<Control>, Which(name): Which<String>) -> Result<Response, Denied> {
+    let machine = off_thread(&control, move |c| c.machine(c.resolve(&name)?)).await?;
+    Ok(tagged(StatusCode::OK, machine.generation, &machine))
+}
+
+async fn remark(
+    State(control): State<Control>,
+    Extension(who): Extension<Who>,
+    Which(name): Which<String>,
+    headers: HeaderMap,
+    Body(remarks): Body<Remarks>,
+) -> Result<Response, Denied> {
+    let given = given(&headers)?;
+    let work = move |c: &Control| c.remark(c.resolve(&name)?, &remarks, given, &who, unix_ms());
+    let machine = off_thread(&control, work).await?;
+    Ok(tagged(StatusCode::OK, machine.generation, &machine))
+}
+
+async fn size(State(control): State<Control>, Which(name): Which<String>) -> Result<Json<SizeVerdict>, Denied> {
+    off_thread(&control, move |c| c.size_verdict(c.resolve(&name)?)).await.map(Json)
+}
+
+async fn allot(
+    State(control): State<Control>,
+    Extension(who): Extension<Who>,
+    Body(wanted): Body<Wanted>,
+) -> Result<Json<Machine>, Denied> {
+    off_thread(&control, move |c| c.allot(&wanted, &who, unix_ms())).await.map(Json)
+}
+
+async fn capacity(State(control): State<Control>) -> Result<Json<Vec<Capacity>>, Denied> {
+    off_thread(&control, |c| Ok(c.capacity(unix_ms()))).await.map(Json)
+}
+
+async fn audit(State(control): State<Control>, paging: Paging) -> Result<Json<Page<AuditEntry>>, Denied> {
+    let limit = paging.limit();
+    let items = off_thread(&control, move |c| c.audit(paging.after.as_deref(), limit)).await?;
+    let next = items.last().filter(|_| items.len() == limit).map(|entry| entry.id.clone());
+    Ok(Json(Page { items, next }))
 }
 
 async fn events(
@@ -134,10 +180,11 @@ async fn certificate_key(State(control): State<Control>) -> Json<PublicKey> {
 
 async fn allocate(
     State(control): State<Control>,
+    Extension(who): Extension<Who>,
     Which(name): Which<String>,
     Body(wanted): Body<Allocation>,
 ) -> Result<Json<Machine>, Denied> {
-    off_thread(&control, move |c| c.allocate(c.resolve(&name)?, &wanted, unix_ms())).await.map(Json)
+    off_thread(&control, move |c| c.allocate(c.resolve(&name)?, &wanted, &who, unix_ms())).await.map(Json)
 }
 
 async fn release(

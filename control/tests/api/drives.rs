@@ -1,12 +1,10 @@
 //! What is on the labels of drives: kept, given to the right agent, and shown to nobody.
 
-use std::fs;
-
 use drophammer_protocol::api::PSIDS;
 use drophammer_protocol::erase::Psid;
 use reqwest::Method as Verb;
 
-use crate::rig::*;
+use super::rig::*;
 
 const LABEL: &str = "ABCDEFGH12345678ABCDEFGH12345678";
 
@@ -75,7 +73,7 @@ fn no_answer_and_no_file_tells_a_psid() {
     assert_eq!(rig.operator_raw(Verb::DELETE, &path("A"), Some(&viewer)).expect_err("may only look").status, 403);
     assert_eq!(rig.operator_raw(Verb::GET, &path("A"), Some(&admin)).expect_err("not even to an admin").status, 405);
     assert_eq!(rig.operator().psids().expect("lists"), ["A"]);
-    let file = fs::read(rig.path().join("state/control.redb")).expect("reads");
+    let file = rig.all_that_is_kept();
     let found = |what: &[u8]| file.windows(what.len()).any(|window| window == what);
     assert!(found(b"psid/A"), "it's there");
     assert!(!found(LABEL.as_bytes()) && !found(&LABEL.as_bytes()[..8]), "and can't be read");

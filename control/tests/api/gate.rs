@@ -15,7 +15,7 @@ use reqwest::Method as Verb;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::rig::*;
+use super::rig::*;
 
 #[test]
 fn lies_about_erasing_quarantine_the_machine() {

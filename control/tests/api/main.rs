@@ -3,9 +3,10 @@
 mod drives;
 mod gate;
 mod policy;
+mod pool;
 mod reinstall;
 mod rest;
-mod rig;
+pub(crate) mod rig;
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -28,7 +29,7 @@ use drophammer_protocol::ticket::BootDecision;
 use reqwest::Method as Verb;
 use uuid::Uuid;
 
-use crate::rig::*;
+use self::rig::*;
 
 /// From the first packet to a tenant, back, and to the next install; with and without a server that dies in between.
 #[test]
@@ -568,16 +569,6 @@ fn event(seq: u64, message: &str) -> Event {
 }
 
 /// For what happens in the background; gives up long after it should have happened.
-fn await_that(happened: impl Fn() -> bool) {
-    for _ in 0..1200 {
-        if happened() {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    panic!("nothing happened for a minute");
-}
-
 fn seen(message: &str) -> Seen {
     let (mac, phase, step, message) = (mac(1), Phase::Dhcp, Step::Note, message.into());
     Seen { at_ms: 1, mac, machine: None, phase, step, message, progress: None, sight: None }

@@ -5,8 +5,8 @@ use drophammer_protocol::erase::{Method, Policy};
 use drophammer_protocol::machine::{Allocation, State, TakeBack};
 use drophammer_protocol::order::{Order, Outcome};
 
-use crate::gate::changed;
-use crate::rig::*;
+use super::gate::changed;
+use super::rig::*;
 
 /// What a project was promised is owed until it's proven, whatever the configuration says meanwhile.
 #[test]

@@ -5,7 +5,7 @@ use drophammer_protocol::layout::{Drive, Encrypted, Layout, Partition, Select};
 use drophammer_protocol::machine::{Allocation, Reinstall, State, TakeBack};
 use drophammer_protocol::order::{Install, Kept, Outcome};
 
-use crate::rig::*;
+use super::rig::*;
 
 fn kept() -> DiskId {
     DiskId::new("big-1", 100 << 30)

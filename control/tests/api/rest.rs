@@ -8,7 +8,7 @@ use drophammer_protocol::erase::Policy;
 use drophammer_protocol::machine::{State, TakeBack};
 use drophammer_protocol::order::{Erase, Order};
 
-use crate::rig::*;
+use super::rig::*;
 
 fn rest() -> Rest {
     let seal = Seal { namespace: 1, offset: 1 << 29, sha256: "00".into() };

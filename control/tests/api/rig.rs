@@ -3,11 +3,14 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use drophammer_control::client::Client;
-use drophammer_control::{Auth, Config, Control, Policy};
+use drophammer_control::{Auth, Config, Control, EtcdAt, Policy, StateAt};
+use drophammer_lab::etcd::Etcd;
 use drophammer_protocol::api::*;
 use drophammer_protocol::certificate::{ErasureCertificate, Link};
 use drophammer_protocol::erase;
@@ -23,19 +26,33 @@ use drophammer_protocol::system;
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach};
 use ed25519_dalek::SigningKey;
 use reqwest::Method as Verb;
+use reqwest::header::HeaderMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use uuid::Uuid;
 
 pub(crate) const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 9));
 
-pub(crate) struct Rig {
-    dir: tempfile::TempDir,
-    config: Config,
-    running: Option<Running>,
+/// These tests are built twice: for a file, and for etcd.
+fn state() -> StateAt {
+    static ETCD: OnceLock<Etcd> = OnceLock::new();
+    static RIGS: AtomicUsize = AtomicUsize::new(0);
+    if env!("CARGO_CRATE_NAME") != "api_on_etcd" {
+        return StateAt::File;
+    }
+    let endpoints = ETCD.get_or_init(|| Etcd::start(1).expect("etcd runs")).endpoints();
+    let prefix = format!("/rig{}", RIGS.fetch_add(1, Ordering::Relaxed));
+    StateAt::Etcd(EtcdAt { endpoints, prefix, tls: None, login: None })
 }
 
-struct Running {
+pub(crate) struct Rig {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) config: Config,
+    pub(crate) running: Option<Running>,
+}
+
+pub(crate) struct Running {
     control: Control,
     runtime: tokio::runtime::Runtime,
     agents: SocketAddr,
@@ -52,6 +69,7 @@ impl Rig {
         let key = SigningKey::from_bytes(&[1; 32]);
         let mut config = Config {
             state_dir: dir.path().join("state"),
+            state: state(),
             images_dir: dir.path().join("images"),
             addresses: vec![],
             host_names: vec![],
@@ -76,7 +94,10 @@ impl Rig {
     }
 
     fn start(&mut self) {
-        let control = Control::open(self.config.clone()).expect("opens");
+        self.start_with(Control::open(self.config.clone()).expect("opens"));
+    }
+
+    pub(crate) fn start_with(&mut self, control: Control) {
         let runtime = tokio::runtime::Runtime::new().expect("runtime");
         let socket = self.socket();
         let _ = fs::remove_file(&socket);
@@ -93,6 +114,20 @@ impl Rig {
             at
         });
         self.running = Some(Running { control, runtime, agents, operators });
+    }
+
+    /// As somebody has it who has the disk in hand.
+    pub(crate) fn all_that_is_kept(&self) -> Vec<u8> {
+        match &self.config.state {
+            StateAt::File => fs::read(self.path().join("state/control.redb")).expect("reads"),
+            StateAt::Etcd(at) => {
+                let output = Command::new("etcdctl")
+                    .env("ETCDCTL_API", "3")
+                    .args(["--endpoints", &at.endpoints.join(","), "get", "--prefix", &at.prefix])
+                    .output();
+                output.expect("etcdctl runs").stdout
+            }
+        }
     }
 
     /// Everything in memory is lost.
@@ -234,6 +269,19 @@ impl Rig {
         ask::<serde_json::Value>(verb, self.running().operators, path, token, body).map(|_| ())
     }
 
+    /// Asks as an admin, with more headers; the answer's headers and body.
+    pub(crate) fn ask(
+        &self,
+        verb: Verb,
+        path: &str,
+        body: &Value,
+        headers: &[(&str, &str)],
+    ) -> Result<(HeaderMap, Value), Problem> {
+        let body = if body.is_null() { vec![] } else { serde_json::to_vec(body).expect("serializes") };
+        let (headers, body) = answer(verb, self.running().operators, path, Some(&self.token("admin")), headers, body)?;
+        Ok((headers, body.unwrap_or(Value::Null)))
+    }
+
     /// The token of the first operator with this role.
     pub(crate) fn token(&self, role: &str) -> String {
         let path = self.path().join("state").join(format!("{role}.token"));
@@ -356,6 +404,17 @@ fn ask<T: DeserializeOwned>(
     token: Option<&str>,
     body: Vec<u8>,
 ) -> Result<Option<T>, Problem> {
+    answer(verb, server, path, token, &[], body).map(|(_, body)| body)
+}
+
+fn answer<T: DeserializeOwned>(
+    verb: Verb,
+    server: SocketAddr,
+    path: &str,
+    token: Option<&str>,
+    headers: &[(&str, &str)],
+    body: Vec<u8>,
+) -> Result<(HeaderMap, Option<T>), Problem> {
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("versions")
@@ -368,6 +427,7 @@ fn ask<T: DeserializeOwned>(
         Some(token) => request.bearer_auth(token),
         None => request,
     };
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
     let answer = request.send().expect("answers");
     let (status, headers) = (answer.status(), answer.headers().clone());
     let body = answer.bytes().expect("a body");
@@ -378,7 +438,18 @@ fn ask<T: DeserializeOwned>(
         assert!(!problem.detail.is_empty());
         return Err(problem);
     }
-    Ok((!body.is_empty()).then(|| serde_json::from_slice(&body).expect("the promised body")))
+    let body = (!body.is_empty()).then(|| serde_json::from_slice(&body).expect("the promised body"));
+    Ok((headers, body))
+}
+
+pub(crate) fn await_that(happened: impl Fn() -> bool) {
+    for _ in 0..1200 {
+        if happened() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("nothing happened for a minute");
 }
 
 pub(crate) fn machine(n: u8) -> MachineId {

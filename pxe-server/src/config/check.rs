@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use drophammer_control::{EtcdAt, EtcdLogin, EtcdTls};
 use drophammer_images::{Hash, Import};
 use drophammer_protocol::sign::PublicKey;
 use ipnet::Ipv4Net;
@@ -15,7 +16,7 @@ use super::complaint::{Complaints, Key};
 use super::settings::{
     ControlAt, Dhcp, ImportOrder, Leasing, Network, RelayMatch, Reservation, Settings, Who, has_host,
 };
-use super::{Config, Mode, NetworkConfig, Ports, RelayConfig, ReservationConfig, SOCKET};
+use super::{Config, EtcdConfig, Mode, NetworkConfig, Ports, RelayConfig, ReservationConfig, SOCKET};
 use crate::dhcp::leases::Pool;
 
 /// Every answer has to fit into the 576 bytes that any DHCP client takes (RFC 2131 §2), with a boot URL in it.
@@ -94,6 +95,10 @@ impl Config {
             }
         }
         let imports = self.check_imports(&mut wrong);
+        let etcd = self.etcd.as_ref().and_then(|etcd| check_etcd(etcd, &mut wrong));
+        wrong.unless(self.etcd.is_none() || self.control.is_none(), &Key::of("etcd"), || {
+            "a boot server with `control` has no state of machines that could be in etcd".into()
+        });
         let within = |path: &Option<PathBuf>, name| path.clone().unwrap_or_else(|| self.state_dir.join(name));
         wrong.or(|| Settings {
             name,
@@ -106,6 +111,7 @@ impl Config {
             boot_dir: within(&self.boot_dir, "boot"),
             socket: within(&self.socket, SOCKET),
             state_dir: self.state_dir.clone(),
+            etcd,
             image_keys,
             imports,
             networks,
@@ -156,6 +162,53 @@ impl Config {
         }
         orders
     }
+}
+
+fn check_etcd(etcd: &EtcdConfig, wrong: &mut Complaints) -> Option<EtcdAt> {
+    let key = |name| Key::of("etcd").then(name);
+    wrong.unless(!etcd.endpoints.is_empty(), &key("endpoints"), || "there is no member".into());
+    let is_secure = |endpoint: &String| endpoint.starts_with("https://");
+    for (n, endpoint) in etcd.endpoints.iter().enumerate() {
+        let host = endpoint.strip_prefix("https://").or(endpoint.strip_prefix("http://"));
+        wrong.unless(host.is_some_and(|host| host.contains(':')), &key("endpoints").item(n), || {
+            format!("{endpoint:?} is not the address of a member: it looks like https://10.0.0.1:2379")
+        });
+    }
+    wrong.unless(etcd.prefix.starts_with('/') && etcd.prefix.len() > 1, &key("prefix"), || {
+        format!("{:?} is not a prefix such as \"/drophammer\"", etcd.prefix)
+    });
+    let mut read = |name, path: &Option<PathBuf>| {
+        let path = path.as_ref()?;
+        match fs::read_to_string(path) {
+            Ok(text) => Some(text),
+            Err(error) => {
+                wrong.add(key(name), format!("reading {}: {error}", path.display()));
+                None
+            }
+        }
+    };
+    let (ca, certificate) = (read("ca", &etcd.ca), read("certificate", &etcd.certificate));
+    let (secret, password) = (read("key", &etcd.key), read("password_file", &etcd.password_file));
+    wrong.unless(etcd.certificate.is_some() == etcd.key.is_some(), &key("certificate"), || {
+        "a certificate needs its key, and a key its certificate".into()
+    });
+    wrong.unless(etcd.user.is_some() == etcd.password_file.is_some(), &key("user"), || {
+        "a user needs a password_file, and a password its user".into()
+    });
+    let secure = etcd.endpoints.iter().any(is_secure);
+    wrong.unless(etcd.ca.is_some() == secure, &key("ca"), || {
+        "members at https:// are known by a `ca`, and those at http:// by nothing".into()
+    });
+    Some(EtcdAt {
+        endpoints: etcd.endpoints.clone(),
+        prefix: etcd.prefix.clone(),
+        tls: ca.map(|ca| EtcdTls { ca, identity: certificate.zip(secret) }),
+        login: etcd
+            .user
+            .clone()
+            .zip(password)
+            .map(|(user, password)| EtcdLogin { user, password: password.trim_end_matches(['\r', '\n']).to_owned() }),
+    })
 }
 
 fn is_word(text: &str) -> bool {

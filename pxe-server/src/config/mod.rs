@@ -56,6 +56,9 @@ pub struct Config {
     /// Machines, leases, the certificate authority: everything that has to survive a restart.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
+    /// An etcd cluster that has the control API's state instead of a file in `state_dir`, so that several servers can share it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<EtcdConfig>,
     /// Published images, `NAME/VERSION/…`. Default: `images` in `state_dir`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images_dir: Option<PathBuf>,
@@ -106,6 +109,33 @@ pub struct Config {
     pub imports: Vec<ImportConfig>,
     #[serde(default, rename = "network")]
     pub networks: Vec<NetworkConfig>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EtcdConfig {
+    /// `https://host:port` or `http://host:port` of the members.
+    pub endpoints: Vec<String>,
+    /// What all keys begin with. Default: `/drophammer`.
+    #[serde(default = "default_etcd_prefix")]
+    pub prefix: String,
+    /// File with the certificates, in PEM, that the members' own are signed with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// Files with the certificate and the key that this server shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+    /// Whom etcd knows this server as, and the file with the password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+}
+
+fn default_etcd_prefix() -> String {
+    "/drophammer".into()
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use drophammer_control::EtcdAt;
 use drophammer_images::Import;
 use drophammer_protocol::boot_server::{NetworkSummary, Registration};
 use drophammer_protocol::erase::Policy;
@@ -28,6 +29,8 @@ pub struct Settings {
     pub host_names: Vec<String>,
     pub metrics: Option<SocketAddr>,
     pub state_dir: PathBuf,
+    /// Where the control API's state is, if not in the state directory.
+    pub etcd: Option<EtcdAt>,
     pub images_dir: PathBuf,
     pub boot_dir: PathBuf,
     pub socket: PathBuf,

@@ -412,6 +412,6 @@ fn broken(detail: impl Display) -> Response {
 
 pub(crate) fn refuse(status: StatusCode, detail: impl Display) -> Response {
     let title = status.canonical_reason().unwrap_or("error").to_owned();
-    let problem = Problem { status: status.as_u16(), title, detail: detail.to_string() };
+    let problem = Problem { status: status.as_u16(), title, detail: detail.to_string(), errors: vec![] };
     (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(problem)).into_response()
 }

@@ -94,11 +94,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_refused_is_taken_in_as_far_as_it_is_little() {
-        for (name, pieces, expect, want) in [
-            ("a little", 3, false, 3),
-            ("without end", usize::MAX, false, 64),
-            ("asked first", 3, true, 0),
-        ] {
+        for (name, pieces, expect, want) in
+            [("a little", 3, false, 3), ("without end", usize::MAX, false, 64), ("asked first", 3, true, 0)]
+        {
             let taken = Arc::new(AtomicUsize::new(0));
             let counted = Arc::clone(&taken);
             let body = stream::iter((0..pieces).map(move |_| {
