@@ -399,6 +399,8 @@ pub(crate) mod tests {
             addresses: vec![],
             host_names: vec![],
             power_hook: None,
+            oidc: None,
+            requests_per_second: std::num::NonZeroU32::MAX,
             policy: Policy {
                 image_keys: vec![],
                 imports: None,

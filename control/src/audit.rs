@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::auth::Who;
 use crate::store::{Store, Txn};
 
-const AUDIT: &str = "audit/";
+pub(crate) const AUDIT: &str = "audit/";
 
 /// What was changed.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use drophammer_protocol::api::{
-    BOOT_SERVERS, CERTIFICATE_KEY, Explanation, IMAGE_LIST, IMPORTS, ImageSummary, ImportStatus, MACHINES, PSIDS,
+    BOOT_SERVERS, CERTIFICATE_KEY, Explanation, IMAGE_LIST, IMPORTS, ImageSummary, ImportStatus, MACHINES, PSIDS, Page,
     Problem,
 };
 use drophammer_protocol::boot_server::{BootServer, JoinToken};
@@ -63,8 +63,31 @@ impl Client {
         })
     }
 
+    /// All of them, without their inventories.
     pub fn machines(&self) -> Result<Vec<Machine>> {
-        self.send(self.http.get(self.url(MACHINES, &[])?))
+        self.machines_like(&[])
+    }
+
+    /// Those that fit all of it, such as `("state", "waiting")`.
+    pub fn machines_like(&self, query: &[(&str, &str)]) -> Result<Vec<Machine>> {
+        self.all(self.url(MACHINES, &[])?, query)
+    }
+
+    /// Page after page.
+    fn all<T: DeserializeOwned>(&self, url: Url, query: &[(&str, &str)]) -> Result<Vec<T>> {
+        let (mut items, mut after) = (Vec::new(), None::<String>);
+        loop {
+            let mut url = url.clone();
+            if !query.is_empty() || after.is_some() {
+                url.query_pairs_mut().extend_pairs(query).extend_pairs(after.iter().map(|after| ("after", after)));
+            }
+            let page: Page<T> = self.send(self.http.get(url))?;
+            items.extend(page.items);
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(items),
+            }
+        }
     }
 
     pub fn machine(&self, machine: &str) -> Result<Machine> {
@@ -254,7 +277,7 @@ mod tests {
                 let mut lines = String::new();
                 // A client that doesn't trust us hangs up before it says anything.
                 while stream.read_line(&mut lines).is_ok_and(|n| n > 2) {}
-                let body = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n[]";
+                let body = "HTTP/1.1 200 OK\r\ncontent-length: 12\r\nconnection: close\r\n\r\n{\"items\":[]}";
                 let _ = stream.get_mut().write_all(body.as_bytes());
                 heard.push(lines.to_ascii_lowercase());
             }

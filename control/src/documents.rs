@@ -125,7 +125,7 @@ impl Control {
     }
 }
 
-fn there_is_no<T: Kind>(name: &str) -> Denied {
+pub(crate) fn there_is_no<T: Kind>(name: &str) -> Denied {
     Denied::new(
         StatusCode::NOT_FOUND,
         format!("there is no {} {name:?}; GET /v1/{} shows which there are", T::NAME, T::PLURAL),

@@ -11,12 +11,13 @@
 //! | `authority`, [`keep`] | by what all of them know each other |
 //! | `agent`, `outcome` | what agents ask and tell, and how their orders ended |
 //! | `notary` | what the server signs about erase certificates |
-//! | `operator`, `auth` | what people ask and order, and who may |
+//! | `operator`, `auth`, `oidc`, `limits` | what people ask and order, and who may |
+//! | `desk`, `allot`, `rack` | who gets which machine; the last two pure |
 //! | `documents`, `audit` | what is declared, and who changed it |
 //! | `drives` | the secrets on drives' labels |
 //! | `pool`, `size` | all machines in memory, and which size each is of |
 //! | `timeline`, `observed` | one history per machine |
-//! | `duty`, `presence` | what several servers on one store have to agree on |
+//! | `duty`, `presence`, `janitor` | what several servers on one store have to agree on |
 //! | `records`, `store`, [`StateFile`], `secret` | what is kept, how, and how secrets aren't |
 //! | `http` | paths and bodies, as [`drophammer_protocol::api`] has them |
 //! | [`client`] | the other end, for operators |
@@ -45,10 +46,13 @@ mod gpu;
 mod http;
 mod images;
 mod install;
+mod janitor;
 pub mod keep;
 pub mod lifecycle;
+mod limits;
 mod notary;
 mod observed;
+mod oidc;
 mod operator;
 mod outcome;
 mod own_disks;
@@ -68,6 +72,7 @@ mod wake;
 use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU32;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -91,9 +96,13 @@ use crate::denied::Denied;
 use crate::desk::Desk;
 use crate::duty::Duty;
 use crate::images::Images;
+use crate::janitor::Janitor;
 use crate::lifecycle::Input;
+use crate::limits::Limits;
 use crate::notary::Notary;
 use crate::observed::Observed;
+pub use crate::oidc::Oidc;
+use crate::oidc::Provider;
 use crate::own_disks::Watched;
 use crate::pool::Pool;
 use crate::power::Power;
@@ -121,6 +130,10 @@ pub struct Config {
     pub host_names: Vec<String>,
     /// Run as `HOOK cycle MACHINE_ID MACHINE_NAME`.
     pub power_hook: Option<PathBuf>,
+    /// People who are known elsewhere.
+    pub oidc: Option<Oidc>,
+    /// That one caller may make; more at once than in a second aren't answered.
+    pub requests_per_second: NonZeroU32,
     pub policy: Policy,
 }
 
@@ -208,7 +221,10 @@ struct Inner {
     wakes: Arc<Wakes>,
     observed: Observed,
     desk: Desk,
+    oidc: Option<Provider>,
+    limits: Limits,
     started_ms: u64,
+    _janitor: Janitor,
     /// Only where there are others to tell.
     _reporter: Option<Reporter>,
     power: Option<Power>,
@@ -229,7 +245,7 @@ impl Control {
         let key = ServerKey::open(&dir.join("server.key"))?;
         let notary = Notary::open(&dir.join("certificate.key"))?;
         let authority = Authority::open(dir)?;
-        auth::first_tokens(&store, dir)?;
+        auth::first_tokens(&store, dir, unix_ms())?;
         let id = match &config.state {
             StateAt::File => EMBEDDED,
             StateAt::Etcd(_) => one_of_several(&store, dir, &key, &notary, &authority)?,
@@ -250,6 +266,9 @@ impl Control {
             StateAt::File => None,
             StateAt::Etcd(_) => Some(Reporter::start(store.clone(), Arc::clone(&presence), id)?),
         };
+        let janitor = Janitor::start(store.clone(), Duty::new(store.clone(), "janitor", id.to_string()))?;
+        let oidc = config.oidc.clone().map(Provider::new).transpose().context("setting up OpenID Connect")?;
+        let limits = Limits::new(config.requests_per_second);
         let policy = &config.policy;
         let (keys, imports) = (policy.image_keys.clone(), policy.imports.clone());
         let images = Images::new(config.images_dir.clone(), keys, imports, store.clone());
@@ -271,7 +290,10 @@ impl Control {
                 wakes,
                 observed,
                 desk: Desk::default(),
+                oidc,
+                limits,
                 started_ms: unix_ms(),
+                _janitor: janitor,
                 _reporter: reporter,
                 power,
             }),

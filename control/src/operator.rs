@@ -9,11 +9,11 @@ use drophammer_protocol::event::{Phase, Recorded, Step};
 use drophammer_protocol::faults::{Fault, Faults};
 use drophammer_protocol::id::{Mac, MachineId};
 use drophammer_protocol::machine::{Allocation, Lock, Machine, Reinstall, Remarks, Select, State, TakeBack, Wanted};
-use drophammer_protocol::resource::{Reservation, check_labels};
+use drophammer_protocol::resource::{Labels, Reservation, Right, check_labels};
 
 use crate::Control;
 use crate::audit::{self, Change};
-use crate::auth::Who;
+use crate::auth::{Caller, Who, project_of};
 use crate::denied::Denied;
 use crate::desk;
 use crate::documents::Given;
@@ -34,17 +34,68 @@ pub(crate) enum Whose {
     Stranger(Mac),
 }
 
+/// Which machines are asked for: those that fit all of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Matching {
+    pub(crate) state: Option<State>,
+    pub(crate) partition: Option<String>,
+    pub(crate) rack: Option<String>,
+    pub(crate) size: Option<String>,
+    pub(crate) project: Option<String>,
+    pub(crate) labels: Labels,
+    /// With or without its version.
+    pub(crate) image: Option<String>,
+}
+
+impl Matching {
+    fn fits(&self, known: &Known) -> bool {
+        let Known { record, size, rack } = known;
+        let is = |wanted: &Option<String>, has: Option<&str>| wanted.as_deref().is_none_or(|text| has == Some(text));
+        let runs = record.allocation.as_ref().map(|allocation| allocation.image.as_str());
+        let name = runs.and_then(|image| image.split_once('/')).map(|(name, _)| name);
+        self.state.is_none_or(|state| state == record.state)
+            && is(&self.partition, Some(&record.partition))
+            && is(&self.rack, rack.as_deref())
+            && is(&self.size, size.as_deref())
+            && is(&self.project, project_of(record))
+            && (is(&self.image, runs) || is(&self.image, name))
+            && self.labels.iter().all(|(key, value)| record.labels.get(key) == Some(value))
+    }
+}
+
 impl Control {
-    pub(crate) fn machines(&self) -> Result<Vec<Machine>, Denied> {
-        let mut machines = Vec::new();
-        let pool = self.inner.pool.read();
-        for Known { record, size, rack } in pool.machines.values() {
-            let seen = self.seen(record.id);
-            machines.push(Record::clone(record).view(None, seen, size.as_deref(), rack.as_deref()));
+    /// Machines that the caller may see and that fit all of it, by what they are listed by.
+    pub(crate) fn matching(&self, caller: &Caller, wanted: &Matching) -> Result<Vec<(String, Machine)>, Denied> {
+        let mut found = Vec::new();
+        let tables = self.inner.pool.read();
+        for known in tables.machines.values().filter(|known| wanted.fits(known) && caller.sees(&known.record, &tables))
+        {
+            let Known { record, size, rack } = known;
+            let machine = Record::clone(record).view(None, self.seen(record.id), size.as_deref(), rack.as_deref());
+            found.push((format!("{} {}", machine.name, machine.id), machine));
         }
-        drop(pool);
-        machines.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
-        Ok(machines)
+        drop(tables);
+        found.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(found)
+    }
+
+    /// Whether somebody may have a machine given to whom the allocation says.
+    pub(crate) fn may_allocate(&self, caller: &Caller, wanted: &Allocation) -> Result<(), Denied> {
+        caller.must(Right::Editor, wanted.project.as_deref(), &self.inner.pool.read())
+    }
+
+    /// The machine that is meant, if the caller may take it back.
+    pub(crate) fn to_take_back(
+        &self,
+        caller: &Caller,
+        name: &str,
+        despite_quarantine: bool,
+    ) -> Result<MachineId, Denied> {
+        // Why it's quarantined is for those to judge who have the machines.
+        if despite_quarantine {
+            caller.must_be_admin()?;
+        }
+        self.theirs(caller, name, Right::Editor)
     }
 
     /// How many machines there are in each state that any is in.
@@ -66,9 +117,9 @@ impl Control {
     }
 
     /// A MAC that is no machine's is somebody's all the same.
-    pub(crate) fn whose(&self, reference: &str) -> Result<Whose, Denied> {
-        match (self.resolve(reference), reference.trim().parse()) {
-            (Err(denied), Ok(mac)) if denied.is_not_found() => Ok(Whose::Stranger(mac)),
+    pub(crate) fn whose(&self, caller: &Caller, reference: &str) -> Result<Whose, Denied> {
+        match (self.theirs(caller, reference, Right::Viewer), reference.trim().parse()) {
+            (Err(denied), Ok(mac)) if denied.is_not_found() && caller.may_see_all() => Ok(Whose::Stranger(mac)),
             (resolved, _) => resolved.map(Whose::Machine),
         }
     }
@@ -84,8 +135,7 @@ impl Control {
         }
     }
 
-    pub(crate) fn explanation(&self, reference: &str, now_ms: u64) -> Result<Explanation, Denied> {
-        let whose = self.whose(reference)?;
+    pub(crate) fn explanation(&self, whose: Whose, now_ms: u64) -> Result<Explanation, Denied> {
         let (state, reason) = match whose {
             Whose::Machine(machine) => self.machine(machine).map(|machine| (machine.state, machine.reason))?,
             Whose::Stranger(_) => (State::Discovered, None),
@@ -322,7 +372,7 @@ const LONGEST_REMARK: usize = 4096;
 const MIN_ID_PREFIX: usize = 8;
 
 /// The one machine that `reference` can mean: an id or its beginning, a name, a serial, a MAC or a hostname.
-fn pick<'a>(records: impl IntoIterator<Item = &'a Record>, reference: &str) -> Result<MachineId, Denied> {
+pub(crate) fn pick<'a>(records: impl IntoIterator<Item = &'a Record>, reference: &str) -> Result<MachineId, Denied> {
     let reference = reference.trim();
     let lower = reference.to_ascii_lowercase();
     let mac: Option<Mac> = reference.parse().ok();

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -240,6 +241,8 @@ fn config(spec: &ServerSpec, dir: &Path) -> Config {
         metrics: None,
         state_dir: dir.join("state"),
         etcd: None,
+        oidc: None,
+        requests_per_second: NonZeroU32::MAX,
         images_dir: Some(spec.images_dir.clone()),
         image_keys: spec.image_keys.iter().map(PublicKey::to_string).collect(),
         boot_dir: Some(spec.boot_dir.clone()),

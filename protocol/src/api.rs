@@ -4,6 +4,8 @@
 //! or HTTP on the server's own Unix socket, where the file's permissions are the authorisation. Every error is a
 //! [`Problem`].
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
@@ -11,11 +13,13 @@ use crate::hardware::Hardware;
 use crate::id::{Mac, MachineId};
 use crate::manifest::{Manifest, Minimum, Source};
 use crate::order::Outcome;
+use crate::resource::Right;
 use crate::sign::{PublicKey, Signed, Verified};
 use crate::ticket::ServerTime;
 
 /// RFC 9457, `application/problem+json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Problem {
     pub status: u16,
     pub title: String,
@@ -27,6 +31,7 @@ pub struct Problem {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FieldError {
     /// Its path: `constraints[0].max`.
     pub field: String,
@@ -139,6 +144,9 @@ pub const MACHINES: &str = "/v1/machines";
 pub const ALLOCATIONS: &str = "/v1/allocations";
 pub const CAPACITY: &str = "/v1/capacity";
 pub const AUDIT: &str = "/v1/audit";
+pub const TOKENS: &str = "/v1/tokens";
+pub const WATCH: &str = "/v1/watch";
+pub const OPENAPI: &str = "/v1/openapi.json";
 pub const IMAGE_LIST: &str = "/v1/images";
 pub const IMPORTS: &str = "/v1/imports";
 pub const BOOT_SERVERS: &str = "/v1/boot-servers";
@@ -147,6 +155,7 @@ pub const PSIDS: &str = "/v1/psids";
 
 /// The likely cause of where a machine stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Explanation {
     /// A name that stays the same, for programs.
     pub rule: String,
@@ -159,12 +168,14 @@ pub struct Explanation {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Evidence {
     pub at_ms: u64,
     pub message: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ImageSummary {
     pub name: String,
     pub version: String,
@@ -184,6 +195,7 @@ pub struct ImageSummary {
 
 /// An image that a server makes from somebody else's, as its configuration says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ImportStatus {
     /// `name/version` of the image that comes of it.
     pub reference: String,
@@ -195,6 +207,7 @@ pub struct ImportStatus {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ImportState {
     Waiting,
@@ -206,6 +219,7 @@ pub enum ImportState {
 
 /// Machines of one size in one partition, and how many of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Capacity {
     pub partition: String,
     /// Nothing for machines that are of no size.
@@ -226,6 +240,7 @@ pub struct Capacity {
 
 /// Why a machine is of the size that it's of, or of none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SizeVerdict {
     pub size: Option<String>,
     pub hardware: Option<Hardware>,
@@ -234,13 +249,123 @@ pub struct SizeVerdict {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SizeMiss {
     pub size: String,
     pub why: Vec<String>,
 }
 
+/// What somebody may do, all over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    Admin,
+    /// May look at everything and change nothing.
+    Viewer,
+}
+
+/// A token that is wanted. It may do what its role says, what its user's memberships say, and what is said of projects.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct MakeToken {
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Whose memberships in tenants and projects count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub projects: BTreeMap<String, Right>,
+    /// For ever, if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in_s: Option<u64>,
+}
+
+/// Told once: the server keeps a hash of it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct MadeToken {
+    pub token: String,
+    #[serde(flatten)]
+    pub info: TokenInfo,
+}
+
+impl std::fmt::Debug for MadeToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MadeToken({:?})", self.info)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct TokenInfo {
+    pub id: uuid::Uuid,
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub projects: BTreeMap<String, Right>,
+    pub created_ms: u64,
+    pub created_by: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+}
+
+/// An event of `/v1/watch`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct News {
+    pub revision: u64,
+    pub changes: Vec<Changed>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Changed {
+    /// `machine`, `size`, …
+    pub kind: String,
+    pub name: String,
+    /// As it is now; nothing if it's gone, or can't be seen any more.
+    pub object: Option<serde_json::Value>,
+}
+
+/// Several requests, each done by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Bulk {
+    pub requests: Vec<BulkRequest>,
+    /// Leave out all that come after one that failed.
+    #[serde(default)]
+    pub stop_at_failure: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct BulkRequest {
+    pub method: String,
+    pub path: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_match: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct BulkAnswer {
+    pub status: u16,
+    pub body: serde_json::Value,
+}
+
 /// Some of many.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Page<T> {
     pub items: Vec<T>,
     /// As `after` it leads to the next page, if there is one.
@@ -250,6 +375,7 @@ pub struct Page<T> {
 
 /// A change that somebody made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditEntry {
     /// In the order of time.
     pub id: String,

@@ -65,6 +65,7 @@ pub struct Certified {
 
 /// Who a boot server is and what it serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Registration {
     pub name: String,
     /// Boot servers of one partition with the same subnet are on one segment.
@@ -74,9 +75,11 @@ pub struct Registration {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NetworkSummary {
     pub name: String,
     pub address: Ipv4Addr,
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub subnet: Ipv4Net,
     /// `server`, `proxy` or `off`.
     pub dhcp: String,
@@ -100,6 +103,7 @@ pub struct Briefing {
 
 /// How a boot server is. What can't be found out is left out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Health {
     pub uptime_s: u64,
     /// Of the host, over one minute.
@@ -183,6 +187,7 @@ pub struct Seen {
 
 /// A boot server, as operators see it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BootServer {
     pub id: BootServerId,
     pub registration: Registration,
@@ -198,6 +203,7 @@ pub struct BootServer {
 
 /// What an operator hands to a new boot server: good for one join, for a while.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct JoinToken {
     pub token: String,
     pub expires_ms: u64,

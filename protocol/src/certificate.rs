@@ -14,6 +14,7 @@ use crate::inventory::{Bus, DiskId};
 use crate::sign::{Signable, Signed};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ErasureCertificate {
     pub link: Link,
@@ -50,6 +51,7 @@ impl Signable for ErasureCertificate {
 
 /// A place in a machine's chain of certificates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Link {
     /// From 1.
@@ -81,6 +83,7 @@ impl Link {
 
 /// What was erased: a drive with all its namespaces.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Drive {
     pub serial: String,
@@ -100,6 +103,7 @@ impl Drive {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Attempt {
     pub method: Method,
@@ -118,6 +122,7 @@ pub struct Attempt {
 
 /// What was looked at after the erase, past every cache.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Verification {
     pub promise: Promise,
@@ -142,6 +147,7 @@ pub struct Verification {
 
 /// An earlier certificate of the same drive that still holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Unwritten {
     pub number: u64,
@@ -151,6 +157,7 @@ pub struct Unwritten {
 
 /// How a drive was left after its erase, as far as a later boot can tell whether anybody has written to it since.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Rest {
     /// The drive's own counters of everything that was ever written to it: commands, and data in the drive's own unit.
@@ -161,6 +168,7 @@ pub struct Rest {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Seal {
     pub namespace: u32,
@@ -170,6 +178,7 @@ pub struct Seal {
 
 /// What has to be true of every block after an erase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Promise {
     /// Not what it was; the drive says nothing of what it is now.
@@ -179,6 +188,7 @@ pub enum Promise {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "verdict", rename_all = "snake_case")]
 pub enum Verdict {
     Erased {

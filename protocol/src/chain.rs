@@ -18,6 +18,7 @@ use crate::sign::{PublicKey, SignError, Signable, Signed};
 
 /// What the server states about a certificate when it stores it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Receipt {
     pub machine: MachineId,
@@ -40,6 +41,7 @@ impl Signable for Receipt {
 
 /// Where a machine's chain ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Head {
     pub machine: MachineId,
@@ -56,6 +58,7 @@ impl Signable for Head {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     pub certificate: Signed<ErasureCertificate>,
@@ -65,6 +68,7 @@ pub struct Entry {
 
 /// All certificates of one machine, oldest first: the file that is verified.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CertificateChain {
     pub certificates: Vec<Entry>,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// The categories of NIST SP 800-88 Rev. 1: what it takes to get at the old data all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Category {
     /// Out of reach of everything that goes through the drive's own interface.
@@ -32,6 +33,7 @@ impl fmt::Display for Category {
 
 /// Which erasures are good enough. Whatever it says, the strongest that a drive offers is tried first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
     /// Only what meets Purge.
@@ -103,6 +105,7 @@ impl FromStr for Policy {
 
 /// How much of a drive is read after its erase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Depth {
     /// Everything planted, and as many blocks at random as bound what could be left.
@@ -114,6 +117,7 @@ pub enum Depth {
 
 /// What data lies on, as far as it matters for what an overwrite reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Medium {
     /// Platters: what is written to an address is written over what was there.
@@ -124,6 +128,7 @@ pub enum Medium {
 
 /// Ways to erase. Within a kind of drive, the strongest comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
     NvmeSanitizeCrypto,
@@ -234,6 +239,7 @@ impl Method {
 /// The physical secret of a self-encrypting drive: 32 characters that are on its label and nowhere else. It erases the
 /// drive whoever owns it, so it isn't shown.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(with = "String"))]
 #[serde(try_from = "String", into = "String")]
 pub struct Psid(String);
 

@@ -6,6 +6,7 @@ use crate::sight::{Asker, Sight};
 
 /// The road, in order. The server sees the first ones from outside; the agent reports the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     Firmware,
@@ -55,6 +56,7 @@ impl Phase {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
     Started,
@@ -67,6 +69,7 @@ pub enum Step {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Progress {
     pub done_bytes: u64,
     /// `None` while the end isn't known.
@@ -75,6 +78,7 @@ pub struct Progress {
 
 /// One event as the agent sends it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Event {
     /// Counts up from 1 within a boot. The server drops what it has already stored, so resending is safe.
     pub seq: u64,
@@ -90,6 +94,7 @@ pub struct Event {
 
 /// One event as the server keeps and shows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Recorded {
     /// Position in this machine's history; never reused.
     pub position: u64,

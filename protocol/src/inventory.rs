@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Mac, MachineId};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Inventory {
     /// `None` on hosts whose firmware has no SMBIOS UUID; such a machine is known by its first MAC.
     pub id: Option<MachineId>,
@@ -27,6 +28,7 @@ pub struct Inventory {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct System {
     pub manufacturer: Option<String>,
     pub product: Option<String>,
@@ -39,6 +41,7 @@ pub struct System {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Firmware {
     pub kind: FirmwareKind,
     pub vendor: Option<String>,
@@ -49,6 +52,7 @@ pub struct Firmware {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum FirmwareKind {
     Bios,
@@ -57,6 +61,7 @@ pub enum FirmwareKind {
 
 /// One processor package.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Cpu {
     pub socket: u32,
     pub vendor: String,
@@ -66,6 +71,7 @@ pub struct Cpu {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Dimm {
     pub locator: String,
     pub bytes: u64,
@@ -78,6 +84,7 @@ pub struct Dimm {
 
 /// A whole drive. `name` is the kernel's name for it today; `serial` and `size_bytes` are what orders go by.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Disk {
     pub name: String,
     /// Other names under which the kernel shows the same drive, one for each further path that leads to it.
@@ -101,6 +108,7 @@ pub struct Disk {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Bus {
     Nvme,
@@ -112,6 +120,7 @@ pub enum Bus {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Health {
     pub percentage_used: u8,
     pub available_spare: u8,
@@ -122,6 +131,7 @@ pub struct Health {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Nic {
     pub name: String,
     pub mac: Mac,
@@ -136,6 +146,7 @@ pub struct Nic {
 
 /// Who is at the other end of the cable, as an LLDP frame said.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Neighbour {
     pub chassis_id: String,
     pub port_id: String,
@@ -146,6 +157,7 @@ pub struct Neighbour {
 
 /// Ids only: names come from the server's database, so the agent stays small.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PciFunction {
     pub address: String,
     pub class: u32,
@@ -158,6 +170,7 @@ pub struct PciFunction {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NumaNode {
     pub node: u32,
     pub cpus: String,
@@ -165,12 +178,14 @@ pub struct NumaNode {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Tpm {
     pub version: String,
     pub device: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Bmc {
     pub interface: String,
     pub address: Option<String>,
@@ -179,6 +194,7 @@ pub struct Bmc {
 
 /// How an order names a drive. Kernel names move between boots, so they aren't part of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DiskId {
     pub serial: String,
     pub size_bytes: u64,

@@ -36,6 +36,7 @@ use crate::inventory::Bus;
 use crate::manifest::is_plain_name;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
     #[serde(rename = "drive")]
@@ -52,6 +53,7 @@ pub struct Layout {
 
 /// One of the machine's drives. All of it is the layout's: what was on it is gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Drive {
     pub name: String,
@@ -67,6 +69,7 @@ pub struct Drive {
 
 /// Which drive it may be: one of which all that is said here is true.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Select {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -90,6 +93,7 @@ pub struct Select {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Preference {
     #[default]
@@ -110,6 +114,7 @@ impl Select {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Partition {
     pub name: String,
@@ -122,6 +127,7 @@ pub struct Partition {
 
 /// Who reads a partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// A BIOS: GRUB's core image lies there.
@@ -139,6 +145,7 @@ impl Kind {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Raid {
     pub name: String,
@@ -151,6 +158,7 @@ pub struct Raid {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VolumeGroup {
     pub name: String,
@@ -162,6 +170,7 @@ pub struct VolumeGroup {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Volume {
     pub name: String,
@@ -172,6 +181,7 @@ pub struct Volume {
 
 /// How a volume uses the devices of its group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Spread {
     #[default]
@@ -189,6 +199,7 @@ impl Spread {
 /// A LUKS2 volume whose key the server gives for this install. The installed system has it in a file of its root, so what
 /// holds the root can't be encrypted; without the root nobody reads what is here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Encrypted {
     pub name: String,
@@ -197,6 +208,7 @@ pub struct Encrypted {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Filesystem {
     /// A partition, an array, a volume or an encrypted one; nothing for a tmpfs.
@@ -217,6 +229,7 @@ pub struct Filesystem {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
     Ext3,

@@ -15,6 +15,7 @@ use crate::system::System;
 
 /// Where a machine stands. `control` holds the rules of how it gets from one to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Seen on the network; its agent hasn't enrolled yet.
@@ -76,6 +77,7 @@ impl std::fmt::Display for State {
 
 /// What somebody wants on a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Allocation {
     /// `name/version`, or `name` for the newest version.
@@ -112,6 +114,7 @@ impl Allocation {
 
 /// Which machine somebody wants: every one that fits all of it will do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Select {
     /// A certain one: an id, a name, a serial or a MAC.
@@ -134,6 +137,7 @@ pub struct Select {
 
 /// An allocation of whichever machine fits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Wanted {
     #[serde(default)]
@@ -143,6 +147,7 @@ pub struct Wanted {
 
 /// Why a machine isn't to be given to anybody.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Lock {
     pub reason: String,
     pub by: String,
@@ -151,6 +156,7 @@ pub struct Lock {
 
 /// What people say about a machine; what isn't mentioned stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Remarks {
     /// Instead of those that it has.
@@ -165,6 +171,7 @@ pub struct Remarks {
 
 /// How a machine is taken back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct TakeBack {
     /// Even if it's quarantined: somebody read the reason and decided that it may try again.
@@ -173,6 +180,7 @@ pub struct TakeBack {
 
 /// How a machine's system is replaced while its tenant and the drives that its layout keeps stay.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Reinstall {
     /// As in an [`Allocation`]; the one that is on it, if nobody says.
@@ -181,6 +189,7 @@ pub struct Reinstall {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Machine {
     pub id: MachineId,
     /// The system serial if there is one, else the MAC: what a label on the machine would say.

@@ -174,6 +174,7 @@ pub struct Attachment {
 /// What an image was imported from. The signature says that this is what was fetched; whether it was what its publisher
 /// meant is as sure as [`Checked`] says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Source {
     /// Without user, password and query.
@@ -185,6 +186,7 @@ pub struct Source {
 
 /// By what hash of its publisher an import was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Checked {
     Sha256,
@@ -216,6 +218,7 @@ impl Source {
 
 /// Less than this, and the image doesn't run or doesn't do what it's for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Minimum {
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -252,6 +255,7 @@ pub struct BootFiles {
 
 /// How an installed system is started for the first time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum BootBy {
     /// By the agent's kernel, without a trip through the firmware.

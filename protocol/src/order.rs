@@ -154,6 +154,7 @@ impl std::fmt::Debug for DiskKey {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ReadBack {
     /// Some of it, chosen at random.

@@ -42,6 +42,7 @@ pub type Labels = BTreeMap<String, String>;
 
 /// What the control API says of a document that it keeps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Meta {
     /// Counts its changes, from 1. Also its entity tag.
     pub generation: u64,
@@ -51,6 +52,7 @@ pub struct Meta {
 
 /// A document as it's kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Stored<T> {
     #[serde(flatten)]
     pub value: T,

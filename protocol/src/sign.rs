@@ -20,6 +20,7 @@ pub trait Signable: Serialize + DeserializeOwned {
 
 /// An Ed25519 public key, written as 64 hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(with = "String"))]
 #[serde(try_from = "String", into = "String")]
 pub struct PublicKey([u8; 32]);
 
@@ -79,6 +80,7 @@ pub enum SignError {
 
 /// A statement with its signature, not yet believed. [`Signed::open`] is the only way to what it says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Signed<T> {
     pub payload: String,

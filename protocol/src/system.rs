@@ -23,6 +23,7 @@ use self::network::Network;
 use crate::faults::{Faults, Findings, shown};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct System {
     pub hostname: String,
@@ -58,6 +59,7 @@ pub struct System {
 /// An account that is made, or one of the image's that is changed: its password and its keys are what is given here, and
 /// nothing else; the groups are added to those that it has.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct User {
     pub name: String,
@@ -75,6 +77,7 @@ pub struct User {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Sudo {
     /// With its own password.
@@ -84,6 +87,7 @@ pub enum Sudo {
 
 /// A password as crypt(3) hashes it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct PasswordHash(String);
 
@@ -105,6 +109,7 @@ impl fmt::Debug for PasswordHash {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Console {
     /// As the kernel calls it: `ttyS0`, `ttyAMA0`, `hvc0`.
@@ -125,6 +130,7 @@ impl Console {
 
 /// What the tenant's own first-boot program reads.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum UserData {
     CloudInit(String),

@@ -314,6 +314,8 @@ fn open_control(settings: &Settings) -> Result<Control> {
         addresses: networks.chain(listen).chain(named).collect(),
         host_names,
         power_hook: settings.power_hook.clone(),
+        oidc: settings.oidc.clone(),
+        requests_per_second: settings.requests_per_second,
         policy: policy(settings)?,
     })?;
     if settings.networks.is_empty() {

@@ -2,8 +2,12 @@
 
 mod agents;
 mod boot_servers;
+mod bulk;
+mod describe;
 mod documents;
+pub(crate) mod once;
 mod operators;
+mod watch;
 
 use std::time::Duration;
 
@@ -16,8 +20,10 @@ use axum::response::{IntoResponse, Response};
 use drophammer_protocol::api::{FieldError, Page, Problem};
 use drophammer_protocol::faults::Fault;
 use drophammer_protocol::id::MachineId;
-use serde::Deserialize;
+use drophammer_protocol::machine::State;
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
 use crate::Control;
@@ -46,7 +52,7 @@ impl IntoResponse for Denied {
 }
 
 /// Does what waits for the disk where waiting holds nobody up.
-async fn off_thread<R: Send + 'static>(
+pub(crate) async fn off_thread<R: Send + 'static>(
     control: &Control,
     work: impl FnOnce(&Control) -> Result<R, Denied> + Send + 'static,
 ) -> Result<R, Denied> {
@@ -138,12 +144,66 @@ fn unclear_body(error: serde_path_to_error::Error<serde_json::Error>) -> Denied 
 }
 
 /// `?limit=&after=`
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 struct Paging {
+    /// At most so many.
     limit: Option<usize>,
     /// The last page's `next`.
     after: Option<String>,
+}
+
+/// Which machines are listed: those that fit all of it.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+struct Matching {
+    state: Option<State>,
+    partition: Option<String>,
+    rack: Option<String>,
+    size: Option<String>,
+    project: Option<String>,
+    /// `key=value`, several of them separated by commas.
+    label: Option<String>,
+    /// What it runs: `debian-12` or `debian-12/20250101`.
+    image: Option<String>,
+}
+
+/// Of what a watcher wants to hear.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+struct Seen {
+    /// `machine`, `size` and so on, separated by commas; all, if nothing is said.
+    kinds: Option<String>,
+    /// The last revision that is known, for those who can't send `Last-Event-ID`.
+    after: Option<u64>,
+}
+
+impl Seen {
+    fn kinds(&self) -> Vec<String> {
+        self.kinds.iter().flat_map(|kinds| kinds.split(',')).map(|kind| kind.trim().to_owned()).collect()
+    }
+}
+
+/// An answer with an entity tag.
+#[derive(Clone, Debug)]
+struct Answer<T> {
+    generation: u64,
+    is_new: bool,
+    body: T,
+}
+
+impl<T> Answer<T> {
+    fn of(generation: u64, body: T) -> Self {
+        Self { generation, is_new: false, body }
+    }
+}
+
+impl<T: Serialize> IntoResponse for Answer<T> {
+    fn into_response(self) -> Response {
+        let status = if self.is_new { StatusCode::CREATED } else { StatusCode::OK };
+        let mut answer = (status, axum::Json(self.body)).into_response();
+        if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", self.generation)) {
+            answer.headers_mut().insert(header::ETAG, tag);
+        }
+        answer
+    }
 }
 
 const MOST_ON_A_PAGE: usize = 1000;
@@ -169,15 +229,8 @@ impl Paging {
     }
 }
 
-impl<S: Sync> FromRequestParts<S> for Paging {
-    type Rejection = Denied;
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Denied> {
-        Query::try_from_uri(&parts.uri).map(|Query(paging)| paging).map_err(|e| unclear_query(&e))
-    }
-}
-
 /// `?after=&wait=`
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 struct Waiting {
     #[serde(default)]
     after: u64,
@@ -186,15 +239,18 @@ struct Waiting {
     wait: u64,
 }
 
-impl<S: Sync> FromRequestParts<S> for Waiting {
-    type Rejection = Denied;
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Denied> {
-        match Query::try_from_uri(&parts.uri) {
-            Ok(Query(waiting)) => Ok(waiting),
-            Err(e) => Err(unclear_query(&e)),
-        }
-    }
+macro_rules! from_query {
+    ($($kind:ty),*) => {
+        $(impl<S: Sync> FromRequestParts<S> for $kind {
+            type Rejection = Denied;
+            async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Denied> {
+                Query::try_from_uri(&parts.uri).map(|Query(query)| query).map_err(|e| unclear_query(&e))
+            }
+        })*
+    };
 }
+
+from_query!(Waiting, Paging, Matching, Seen);
 
 fn unclear_query(why: &QueryRejection) -> Denied {
     Denied::new(StatusCode::BAD_REQUEST, format!("the query isn't understood: {}", why.body_text()))

@@ -7,6 +7,8 @@ mod pool;
 mod reinstall;
 mod rest;
 pub(crate) mod rig;
+mod rights;
+mod whole;
 
 use std::fs;
 use std::net::Ipv4Addr;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -74,6 +75,8 @@ impl Rig {
             addresses: vec![],
             host_names: vec![],
             power_hook: None,
+            oidc: None,
+            requests_per_second: NonZeroU32::MAX,
             policy: Policy {
                 image_keys: vec![PublicKey::of(&key)],
                 imports: None,
@@ -114,6 +117,10 @@ impl Rig {
             at
         });
         self.running = Some(Running { control, runtime, agents, operators });
+    }
+
+    pub(crate) fn is_a_file(&self) -> bool {
+        self.config.state == StateAt::File
     }
 
     /// As somebody has it who has the disk in hand.
@@ -280,6 +287,17 @@ impl Rig {
         let body = if body.is_null() { vec![] } else { serde_json::to_vec(body).expect("serializes") };
         let (headers, body) = answer(verb, self.running().operators, path, Some(&self.token("admin")), headers, body)?;
         Ok((headers, body.unwrap_or(Value::Null)))
+    }
+
+    /// The same, as whoever has that token.
+    pub(crate) fn ask_as(&self, token: &str, verb: Verb, path: &str, body: &Value) -> Result<Value, Problem> {
+        let body = if body.is_null() { vec![] } else { serde_json::to_vec(body).expect("serializes") };
+        ask(verb, self.running().operators, path, Some(token), body).map(|body| body.unwrap_or(Value::Null))
+    }
+
+    /// Where operators come to, over HTTP.
+    pub(crate) fn operators(&self) -> SocketAddr {
+        self.running().operators
     }
 
     /// The token of the first operator with this role.

@@ -10,6 +10,7 @@ use crate::glob::glob;
 
 /// About all images that it means. Of several policies for one image the strictest classification and the earliest date count.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ImagePolicy {
     pub name: String,
@@ -27,6 +28,7 @@ pub struct ImagePolicy {
 
 /// The later, the stricter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Classification {
     #[default]
@@ -64,6 +66,7 @@ impl Kind for ImagePolicy {
 
 /// Which images are meant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ImageRule {
     /// A pattern of the image's name.

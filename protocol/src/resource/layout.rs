@@ -8,6 +8,7 @@ use crate::layout::Layout;
 
 /// A layout that allocations can name, or that they get because they say nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NamedLayout {
     pub name: String,
@@ -22,6 +23,7 @@ pub struct NamedLayout {
 
 /// Without any, a layout is used only where it's named.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct LayoutConstraints {
     /// Patterns of the sizes that it's for.

@@ -8,6 +8,7 @@ use super::{Kind, Labels, common, is_name, not_a_name};
 use crate::faults::{Faults, Findings, shown};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Partition {
     pub name: String,
@@ -26,6 +27,7 @@ pub struct Partition {
 
 /// How it's known which machines are in a rack. The first one that fits counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Rack {
     pub name: String,
@@ -37,6 +39,7 @@ pub struct Rack {
     pub switches: Vec<String>,
     /// Networks of boot servers that only reach this rack.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub networks: Vec<ipnet::IpNet>,
 }
 

@@ -10,6 +10,7 @@ use crate::faults::{Faults, Findings, shown};
 
 /// What a member may do with a tenant's or a project's machines. Each may what those after it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Right {
     /// Sees that it's there, and what it's called.
@@ -35,6 +36,7 @@ impl Right {
 
 /// A customer: an organisation with projects.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Tenant {
     pub name: String,
@@ -49,6 +51,7 @@ pub struct Tenant {
 
 /// Whom machines are allocated for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Project {
     pub name: String,

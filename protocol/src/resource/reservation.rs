@@ -7,6 +7,7 @@ use crate::faults::Faults;
 
 /// Of this many machines of a size in each of the partitions, whichever they are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Reservation {
     pub name: String,

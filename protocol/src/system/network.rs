@@ -12,6 +12,7 @@ use crate::id::Mac;
 /// Nothing at all means DHCP on the port that the machine was installed through. As soon as anything is said, it's all
 /// that is configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Network {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -24,6 +25,7 @@ pub struct Network {
 
 /// An Ethernet port. Members of bonds aren't listed here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Port {
     pub mac: Mac,
@@ -34,6 +36,7 @@ pub struct Port {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Bond {
     pub name: String,
@@ -61,6 +64,7 @@ pub struct Bond {
 
 /// linux, Documentation/networking/bonding.rst
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum BondMode {
     #[default]
     #[serde(rename = "802.3ad")]
@@ -99,6 +103,7 @@ impl BondMode {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum LacpRate {
     Slow,
@@ -115,6 +120,7 @@ impl LacpRate {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum HashPolicy {
     #[serde(rename = "layer2")]
     Layer2,
@@ -141,6 +147,7 @@ impl HashPolicy {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Vlan {
     pub id: u16,
@@ -162,6 +169,7 @@ impl Vlan {
 
 /// What a VLAN lies on: a port by its MAC, or a bond by its name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum Under {
     Port(Mac),
@@ -172,6 +180,7 @@ pub enum Under {
 ///
 /// Router advertisements are heeded as the system does by itself, unless there is an IPv6 gateway here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Ip {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -180,6 +189,7 @@ pub struct Ip {
     pub dhcp6: bool,
     /// With the length of their network: `192.0.2.5/24`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub addresses: Vec<IpNet>,
     /// Default routes, one for each version of IP at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -189,8 +199,10 @@ pub struct Ip {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Route {
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub to: IpNet,
     pub via: IpAddr,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use drophammer_control::{EtcdAt, EtcdLogin, EtcdTls};
+use drophammer_control::{EtcdAt, EtcdLogin, EtcdTls, Oidc};
 use drophammer_images::{Hash, Import};
 use drophammer_protocol::sign::PublicKey;
 use ipnet::Ipv4Net;
@@ -16,7 +16,7 @@ use super::complaint::{Complaints, Key};
 use super::settings::{
     ControlAt, Dhcp, ImportOrder, Leasing, Network, RelayMatch, Reservation, Settings, Who, has_host,
 };
-use super::{Config, EtcdConfig, Mode, NetworkConfig, Ports, RelayConfig, ReservationConfig, SOCKET};
+use super::{Config, EtcdConfig, Mode, NetworkConfig, OidcConfig, Ports, RelayConfig, ReservationConfig, SOCKET};
 use crate::dhcp::leases::Pool;
 
 /// Every answer has to fit into the 576 bytes that any DHCP client takes (RFC 2131 §2), with a boot URL in it.
@@ -95,6 +95,7 @@ impl Config {
             }
         }
         let imports = self.check_imports(&mut wrong);
+        let oidc = self.oidc.as_ref().and_then(|oidc| check_oidc(oidc, &mut wrong));
         let etcd = self.etcd.as_ref().and_then(|etcd| check_etcd(etcd, &mut wrong));
         wrong.unless(self.etcd.is_none() || self.control.is_none(), &Key::of("etcd"), || {
             "a boot server with `control` has no state of machines that could be in etcd".into()
@@ -120,6 +121,8 @@ impl Config {
             install_cmdline: self.install_cmdline.trim().to_owned(),
             reboot_models: self.reboot_models.iter().map(|model| model.trim().to_owned()).collect(),
             power_hook: self.power_hook.clone(),
+            oidc,
+            requests_per_second: self.requests_per_second,
             max_failures: self.max_failures.max(1),
             erase_policy: self.erase_policy,
             erase_again_after: Duration::from_secs(u64::from(self.erase_again_after_days) * 24 * 3600),
@@ -162,6 +165,30 @@ impl Config {
         }
         orders
     }
+}
+
+fn check_oidc(oidc: &OidcConfig, wrong: &mut Complaints) -> Option<Oidc> {
+    let key = |name| Key::of("oidc").then(name);
+    wrong.unless(oidc.issuer.starts_with("https://"), &key("issuer"), || {
+        format!("{:?} is not a provider's address: it looks like https://login.example.org", oidc.issuer)
+    });
+    wrong.unless(!oidc.audience.is_empty(), &key("audience"), || "a token for nobody is for everybody".into());
+    let ca = match fs::read_to_string(&oidc.ca) {
+        Ok(ca) => ca,
+        Err(error) => {
+            wrong.add(key("ca"), format!("reading {}: {error}", oidc.ca.display()));
+            return None;
+        }
+    };
+    Some(Oidc {
+        issuer: oidc.issuer.clone(),
+        audience: oidc.audience.clone(),
+        ca,
+        user_claim: oidc.user_claim.clone(),
+        groups_claim: oidc.groups_claim.clone(),
+        admins: oidc.admins.clone(),
+        viewers: oidc.viewers.clone(),
+    })
 }
 
 fn check_etcd(etcd: &EtcdConfig, wrong: &mut Complaints) -> Option<EtcdAt> {

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -85,6 +86,12 @@ pub struct Config {
     /// A program that is called as `HOOK cycle MACHINE_ID` to switch a machine off and on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_hook: Option<PathBuf>,
+    /// An OpenID Connect provider, by whose tokens people are known to the control API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oidc: Option<OidcConfig>,
+    /// Requests that one operator's token may make in a second.
+    #[serde(default = "default_requests_per_second")]
+    pub requests_per_second: NonZeroU32,
     /// Failed boots in a row after which a machine is quarantined.
     #[serde(default = "default_max_failures")]
     pub max_failures: u32,
@@ -109,6 +116,41 @@ pub struct Config {
     pub imports: Vec<ImportConfig>,
     #[serde(default, rename = "network")]
     pub networks: Vec<NetworkConfig>,
+}
+
+fn default_requests_per_second() -> NonZeroU32 {
+    const { NonZeroU32::new(1000).expect("more than nothing") }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OidcConfig {
+    /// `https://…`, exactly as its tokens have it.
+    pub issuer: String,
+    /// What its tokens call this server.
+    pub audience: String,
+    /// File with the certificates, in PEM, that the provider's own is signed with.
+    pub ca: PathBuf,
+    /// The claim that says who somebody is. Default: `email`.
+    #[serde(default = "default_user_claim")]
+    pub user_claim: String,
+    /// The claim that says in which groups somebody is. Default: `groups`.
+    #[serde(default = "default_groups_claim")]
+    pub groups_claim: String,
+    /// Groups whose members may do everything.
+    #[serde(default)]
+    pub admins: Vec<String>,
+    /// Groups whose members may see everything.
+    #[serde(default)]
+    pub viewers: Vec<String>,
+}
+
+fn default_user_claim() -> String {
+    "email".into()
+}
+
+fn default_groups_claim() -> String {
+    "groups".into()
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

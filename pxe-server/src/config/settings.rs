@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use drophammer_control::EtcdAt;
+use drophammer_control::{EtcdAt, Oidc};
 use drophammer_images::Import;
 use drophammer_protocol::boot_server::{NetworkSummary, Registration};
 use drophammer_protocol::erase::Policy;
@@ -44,6 +45,8 @@ pub struct Settings {
     pub install_cmdline: String,
     pub reboot_models: Vec<String>,
     pub power_hook: Option<PathBuf>,
+    pub oidc: Option<Oidc>,
+    pub requests_per_second: NonZeroU32,
     pub max_failures: u32,
     pub erase_policy: Policy,
     pub erase_again_after: Duration,
