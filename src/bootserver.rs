@@ -29,12 +29,13 @@ pub(crate) enum Command {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
+    let json = args.json();
     let client = args.server.connect()?;
     match args.command {
-        Command::List => list(&client.boot_servers()?, args.json),
+        Command::List => list(&client.boot_servers()?, json),
         Command::Token => {
             let token = client.join_token()?;
-            if args.json { output::json(&token) } else { output::line(&token.token) }
+            if json { output::json(&token) } else { output::line(&token.token) }
         }
         Command::Remove { id } => client.remove_boot_server(id),
     }

@@ -56,9 +56,10 @@ pub(crate) struct Shown {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
+    let json = args.json();
     match args.command {
         Command::Verify { file, keys, html } => {
-            let style = match (html, args.json) {
+            let style = match (html, json) {
                 (true, _) => Style::Page,
                 (false, true) => Style::Json,
                 (false, false) => Style::Table,
@@ -67,7 +68,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         Command::Key => {
             let key = args.server.connect()?.certificate_key()?;
-            if args.json { output::json(&key) } else { output::line(&key.to_string()) }
+            if json { output::json(&key) } else { output::line(&key.to_string()) }
         }
     }
 }

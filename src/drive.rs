@@ -33,13 +33,14 @@ pub(crate) struct Which {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
+    let json = args.json();
     let client = args.server.connect()?;
     match args.command {
         Command::Psid(Which { serial }) => client.keep_psid(&serial, &ask(&serial)?),
         Command::ForgetPsid(Which { serial }) => client.forget_psid(&serial),
         Command::Psids => {
             let serials = client.psids()?;
-            if args.json {
+            if json {
                 return output::json(&serials);
             }
             serials.iter().try_for_each(|serial| output::line(serial))

@@ -128,6 +128,7 @@ An image is written as it was published where its root is an ext4; otherwise, an
 /opt, /root, /var or below, its tar is unpacked, which takes longer."#;
 
 pub(crate) fn run(args: Args) -> Result<()> {
+    let json = args.json;
     match args.command {
         Command::Check { file, inventory, installed, reinstall } => {
             let layout = read(&file)?;
@@ -136,7 +137,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
                 return output::line(&format!("{} is sound, for {drives}", file.display()));
             };
             let outlook = outlook(&layout, &read_inventory(&path)?, installed, reinstall)?;
-            if args.json {
+            if json {
                 return output::json(&outlook);
             }
             outlook.lines().iter().try_for_each(|line| output::line(line))

@@ -2,19 +2,20 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
 use drophammer_control::client::Client;
-use drophammer_protocol::api::Explanation;
+use drophammer_protocol::api::{Explanation, SizeVerdict};
 use drophammer_protocol::event::{Phase, Recorded, Step, boots};
-use drophammer_protocol::machine::{Allocation, Machine, Reinstall, TakeBack};
+use drophammer_protocol::machine::{Allocation, Machine, Reinstall, Remarks, Select, TakeBack, Wanted};
 use drophammer_protocol::manifest::BootBy;
 use drophammer_protocol::order::ReadBack;
+use drophammer_protocol::resource::Labels;
 use drophammer_protocol::words;
 
 use crate::certificate;
 use crate::layout;
-use crate::output::{self, clock, date};
+use crate::output::{self, Format, clock, date};
 use crate::server;
 use crate::system;
 
@@ -22,8 +23,40 @@ pub(crate) type Args = server::Args<Command>;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// All machines and where they stand.
-    List,
+    /// The machines and where they stand.
+    List {
+        #[command(flatten)]
+        like: Like,
+        /// Go on showing what changes.
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// Which size a machine is of, and why it's of no other.
+    Size(Which),
+    /// Say something about a machine, by which it's found or passed by.
+    Label {
+        #[command(flatten)]
+        which: Which,
+        /// `key=value`, or `key-` to take one away.
+        #[arg(required = true)]
+        labels: Vec<String>,
+    },
+    /// Leave a note with a machine; an empty one takes it away.
+    Note {
+        #[command(flatten)]
+        which: Which,
+        /// What to say.
+        note: String,
+    },
+    /// Have a machine given to nobody.
+    Lock {
+        #[command(flatten)]
+        which: Which,
+        /// Why, for whoever wants it.
+        reason: String,
+    },
+    /// Have it given to whoever wants it again.
+    Unlock(Which),
     /// Everything known about one machine.
     Show(Which),
     /// What happened on a machine, oldest first.
@@ -53,11 +86,14 @@ pub(crate) enum Command {
         #[command(flatten)]
         shown: certificate::Shown,
     },
-    /// Install an image on a waiting machine.
+    /// Install an image on a waiting machine: on the one that is named, or on whichever fits.
     #[command(after_long_help = system::EXAMPLE)]
     Allocate {
+        /// Its id, the beginning of one, its name, serial number or MAC.
+        #[arg(required_unless_present_any = ["size", "partition", "label", "reservation"])]
+        machine: Option<String>,
         #[command(flatten)]
-        which: Which,
+        select: Box<Selection>,
         /// Image to install: `name` for the newest version, or `name/version`.
         #[arg(long)]
         image: String,
@@ -108,6 +144,77 @@ pub(crate) enum Command {
     },
 }
 
+/// Which machines; those that fit all of it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Like {
+    /// Where they stand: waiting, running, quarantined, ….
+    #[arg(long)]
+    state: Option<String>,
+    /// Where their boot servers say that they are.
+    #[arg(long)]
+    partition: Option<String>,
+    /// Where their partition says that they are.
+    #[arg(long)]
+    rack: Option<String>,
+    /// What they're made of.
+    #[arg(long)]
+    size: Option<String>,
+    /// Whom they're allocated for.
+    #[arg(long)]
+    project: Option<String>,
+    /// What they run, with or without its version.
+    #[arg(long)]
+    image: Option<String>,
+    /// What they're labelled with: `key=value`. Can be given several times.
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<String>,
+}
+
+impl Like {
+    fn query(&self) -> Vec<(&'static str, String)> {
+        let Self { state, partition, rack, size, project, image, labels } = self;
+        let label = (!labels.is_empty()).then(|| labels.join(","));
+        let all = [("state", state), ("partition", partition), ("rack", rack), ("size", size), ("project", project)];
+        let all = all.into_iter().chain([("image", image)]).filter_map(|(name, value)| Some((name, value.clone()?)));
+        all.chain(label.map(|label| ("label", label))).collect()
+    }
+}
+
+/// Which machine will do.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Selection {
+    /// Any of this size.
+    #[arg(long)]
+    size: Option<String>,
+    /// Any in this partition.
+    #[arg(long)]
+    partition: Option<String>,
+    /// Any with this label. Can be given several times.
+    #[arg(long, value_name = "KEY=VALUE")]
+    label: Vec<String>,
+    /// Use up this reservation of the project's.
+    #[arg(long, value_name = "NAME")]
+    reservation: Option<String>,
+    /// Spread the project's machines that are alike in this over racks. Can be given several times.
+    #[arg(long, value_name = "KEY=VALUE")]
+    placement: Vec<String>,
+}
+
+impl Selection {
+    fn select(self, machine: Option<String>) -> Result<Select> {
+        let Self { size, partition, label, reservation, placement } = self;
+        Ok(Select { machine, size, partition, labels: labels(&label)?, placement: labels(&placement)?, reservation })
+    }
+}
+
+fn labels(texts: &[String]) -> Result<Labels> {
+    let label = |text: &String| match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => bail!("{text:?} is no label: it looks like key=value"),
+    };
+    texts.iter().map(label).collect()
+}
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct How {
     /// Even if it's quarantined: you have read its reason, and it may be erased again. That is recorded with your name and
@@ -130,55 +237,182 @@ pub(crate) struct Which {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let client = args.server.connect()?;
+    let (format, json) = (args.shown.format(), args.json());
     match args.command {
-        Command::List => list(&client, args.json),
-        Command::Show(Which { machine }) => show(&client.machine(&machine)?, args.json),
-        Command::Events { which: Which { machine }, follow } => events(&client, &machine, follow, args.json),
-        Command::Timeline { which: Which { machine }, all } => timeline(&client, &machine, all, args.json),
-        Command::Explain(Which { machine }) => explain(&client.explanation(&machine)?, args.json),
-        Command::Certificate { which: Which { machine }, shown } => {
-            certificate::of_machine(&client, &machine, &shown, args.json)
+        Command::List { like, watch } => list(&client, &like, watch, format),
+        Command::Size(Which { machine }) => size(&client.size(&machine)?, json),
+        Command::Label { which: Which { machine }, labels: changes } => {
+            let machine = client.machine(&machine)?;
+            let mut all = machine.labels.clone();
+            for change in &changes {
+                match change.strip_suffix('-').filter(|key| !key.contains('=')) {
+                    Some(key) => drop(all.remove(key)),
+                    None => all.extend(labels(std::slice::from_ref(change))?),
+                }
+            }
+            let remarks = Remarks { labels: Some(all), ..Remarks::default() };
+            remarked(&client.remark(&machine.id.to_string(), &remarks, Some(machine.generation))?, json)
         }
-        Command::Allocate { which: Which { machine }, image, wish, disk, layout, boot, verify, project } => {
-            let system = wish.read(|| Ok(client.machine(&machine)?.name))?;
+        Command::Note { which: Which { machine }, note } => {
+            let remarks = Remarks { note: Some(note), ..Remarks::default() };
+            remarked(&client.remark(&machine, &remarks, None)?, json)
+        }
+        Command::Lock { which: Which { machine }, reason } => {
+            ensure!(!reason.trim().is_empty(), "say why it's locked");
+            let remarks = Remarks { lock: Some(reason), ..Remarks::default() };
+            remarked(&client.remark(&machine, &remarks, None)?, json)
+        }
+        Command::Unlock(Which { machine }) => {
+            let remarks = Remarks { lock: Some(String::new()), ..Remarks::default() };
+            remarked(&client.remark(&machine, &remarks, None)?, json)
+        }
+        Command::Show(Which { machine }) => show(&client.machine(&machine)?, json),
+        Command::Events { which: Which { machine }, follow } => events(&client, &machine, follow, json),
+        Command::Timeline { which: Which { machine }, all } => timeline(&client, &machine, all, json),
+        Command::Explain(Which { machine }) => explain(&client.explanation(&machine)?, json),
+        Command::Certificate { which: Which { machine }, shown } => {
+            certificate::of_machine(&client, &machine, &shown, json)
+        }
+        Command::Allocate { machine, select, image, wish, disk, layout, boot, verify, project } => {
+            let system = wish.read(|| match &machine {
+                Some(machine) => Ok(client.machine(machine)?.name),
+                None => bail!("say with --hostname what whichever machine it becomes is to be called"),
+            })?;
             let layout = layout.as_deref().map(layout::read).transpose()?;
-            let wanted = Allocation { image, system, disk, layout, boot, read_back: verify, project };
-            changed(&client.allocate(&machine, &wanted)?, args.json)
+            let allocation = Allocation { image, system, disk, layout, boot, read_back: verify, project };
+            changed(&client.allot(&Wanted { select: select.select(machine)?, allocation })?, json)
         }
         Command::Release { which: Which { machine }, how } => {
-            changed(&client.release(&machine, how.take_back())?, args.json)
+            changed(&client.release(&machine, how.take_back())?, json)
         }
         Command::Reinstall { which: Which { machine }, image, how } => {
             let how = Reinstall { image, despite_quarantine: how.despite_quarantine };
-            changed(&client.reinstall(&machine, &how)?, args.json)
+            changed(&client.reinstall(&machine, &how)?, json)
         }
         Command::Reprovision { which: Which { machine }, how } => {
-            changed(&client.reprovision(&machine, how.take_back())?, args.json)
+            changed(&client.reprovision(&machine, how.take_back())?, json)
         }
     }
 }
 
-fn list(client: &Client, json: bool) -> Result<()> {
-    let machines = client.machines()?;
-    if json {
-        return output::json(&machines);
+fn list(client: &Client, like: &Like, watch: bool, format: Format) -> Result<()> {
+    let query = like.query();
+    let query: Vec<(&str, &str)> = query.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    // What happens between the two is told.
+    let news = watch.then(|| client.watch("machine")).transpose()?;
+    let machines = client.machines_like(&query)?;
+    match format {
+        Format::Json if watch => machines.iter().try_for_each(|machine| output::line(&as_line(machine)?))?,
+        Format::Json => output::json(&machines)?,
+        Format::Table => {
+            output::table(HEAD, &machines.iter().map(row).collect::<Vec<_>>())?;
+        }
+        Format::Wide => {
+            output::table(WIDE_HEAD, &machines.iter().map(wide_row).collect::<Vec<_>>())?;
+        }
     }
-    let rows: Vec<_> = machines
-        .iter()
-        .map(|m| {
-            let allocation = m.allocation.as_ref();
-            [
-                m.name.clone(),
-                m.state.to_string(),
-                allocation.map(|a| a.image.clone()).unwrap_or_default(),
-                allocation.map(|a| a.system.hostname.clone()).unwrap_or_default(),
-                m.address.map(|a| a.to_string()).unwrap_or_default(),
-                m.id.to_string(),
-                m.reason.clone().unwrap_or_default(),
-            ]
-        })
-        .collect();
-    output::table(["NAME", "STATE", "IMAGE", "HOSTNAME", "ADDRESS", "ID", "REASON"], &rows)
+    for news in news.into_iter().flatten() {
+        for change in news?.changes {
+            let Some(object) = change.object else {
+                output::line(&format!("{}  is gone", change.name))?;
+                continue;
+            };
+            let machine: Machine = serde_json::from_value(object).context("reading what changed")?;
+            output::line(&match format {
+                Format::Json => as_line(&machine)?,
+                Format::Table => row(&machine).join("  "),
+                Format::Wide => wide_row(&machine).join("  "),
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn as_line(machine: &Machine) -> Result<String> {
+    serde_json::to_string(machine).context("writing a machine as JSON")
+}
+
+const HEAD: [&str; 7] = ["NAME", "STATE", "IMAGE", "HOSTNAME", "ADDRESS", "ID", "REASON"];
+
+fn row(m: &Machine) -> [String; 7] {
+    let allocation = m.allocation.as_ref();
+    let lock = m.lock.as_ref().map(|lock| format!("locked: {}", lock.reason));
+    [
+        m.name.clone(),
+        m.state.to_string(),
+        allocation.map(|a| a.image.clone()).unwrap_or_default(),
+        allocation.map(|a| a.system.hostname.clone()).unwrap_or_default(),
+        m.address.map(|a| a.to_string()).unwrap_or_default(),
+        m.id.to_string(),
+        lock.or_else(|| m.reason.clone()).unwrap_or_default(),
+    ]
+}
+
+const WIDE_HEAD: [&str; 13] = [
+    "NAME",
+    "STATE",
+    "SIZE",
+    "PARTITION",
+    "RACK",
+    "HARDWARE",
+    "PROJECT",
+    "IMAGE",
+    "HOSTNAME",
+    "ADDRESS",
+    "LABELS",
+    "ID",
+    "REASON",
+];
+
+fn wide_row(m: &Machine) -> [String; 13] {
+    let [name, state, image, hostname, address, id, reason] = row(m);
+    let labels: Vec<String> = m.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let project = m.allocation.as_ref().and_then(|a| a.project.clone()).unwrap_or_default();
+    [
+        name,
+        state,
+        m.size.clone().unwrap_or_default(),
+        m.partition.clone(),
+        m.rack.clone().unwrap_or_default(),
+        m.hardware.as_ref().map(ToString::to_string).unwrap_or_default(),
+        project,
+        image,
+        hostname,
+        address,
+        labels.join(","),
+        id,
+        reason,
+    ]
+}
+
+fn size(verdict: &SizeVerdict, json: bool) -> Result<()> {
+    if json {
+        return output::json(verdict);
+    }
+    let hardware = verdict.hardware.as_ref().map(|hardware| format!(" ({hardware})")).unwrap_or_default();
+    match &verdict.size {
+        Some(size) => output::line(&format!("it is of size {size}{hardware}"))?,
+        None => output::line(&format!("it is of none of the {} sizes{hardware}", verdict.others.len()))?,
+    }
+    for other in &verdict.others {
+        output::line(&format!("  not {}: {}", other.size, other.why.join("; ")))?;
+    }
+    Ok(())
+}
+
+fn remarked(machine: &Machine, json: bool) -> Result<()> {
+    if json {
+        return output::json(machine);
+    }
+    let labels: Vec<String> = machine.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let said = [
+        (!labels.is_empty()).then(|| labels.join(" ")),
+        (!machine.note.is_empty()).then(|| format!("note: {}", machine.note)),
+        machine.lock.as_ref().map(|lock| format!("locked by {}: {}", lock.by, lock.reason)),
+    ];
+    let said: Vec<String> = said.into_iter().flatten().collect();
+    let said = if said.is_empty() { "nothing is said of it".to_owned() } else { said.join("; ") };
+    output::line(&format!("{}: {said}", machine.name))
 }
 
 fn show(machine: &Machine, json: bool) -> Result<()> {
@@ -191,6 +425,14 @@ fn show(machine: &Machine, json: bool) -> Result<()> {
     fact("reason", machine.reason.clone());
     fact("mac", machine.mac.map(|m| m.to_string()));
     fact("address", machine.address.map(|a| a.to_string()));
+    fact("partition", Some(machine.partition.clone()));
+    fact("rack", machine.rack.clone());
+    fact("size", machine.size.clone());
+    for (key, value) in &machine.labels {
+        fact("label", Some(format!("{key}={value}")));
+    }
+    fact("note", Some(machine.note.clone()).filter(|note| !note.is_empty()));
+    fact("locked", machine.lock.as_ref().map(|lock| format!("by {}: {}", lock.by, lock.reason)));
     if let Some(a) = &machine.allocation {
         fact("image", Some(a.image.clone()));
         fact("hostname", Some(a.system.hostname.clone()));
@@ -224,7 +466,7 @@ fn show(machine: &Machine, json: bool) -> Result<()> {
             fact("gap", Some(gap.clone()));
         }
     }
-    facts.iter().try_for_each(|(name, value)| output::line(&format!("{name:<9} {value}")))
+    facts.iter().try_for_each(|(name, value)| output::line(&format!("{name:<10} {value}")))
 }
 
 fn events(client: &Client, machine: &str, follow: bool, json: bool) -> Result<()> {

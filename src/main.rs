@@ -2,6 +2,7 @@
 
 mod bootserver;
 mod certificate;
+mod declare;
 mod drive;
 mod image;
 mod initramfs;
@@ -9,13 +10,16 @@ mod lab;
 mod layout;
 mod machine;
 mod output;
+mod pool;
+mod profile;
 mod serve;
 mod server;
 mod system;
+mod token;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
 use crate::output::LogFormat;
@@ -36,6 +40,25 @@ enum Command {
     Bootserver(bootserver::Args),
     /// See, allocate, release and reprovision machines.
     Machine(machine::Args),
+    /// Declare sizes, partitions, projects and the like, as files say.
+    Apply(declare::Apply),
+    /// Show what is declared.
+    Get(declare::Get),
+    /// Withdraw what was declared.
+    Delete(declare::Delete),
+    /// See how many machines of which size are free.
+    Capacity(pool::CapacityArgs),
+    /// Make, see and revoke tokens for the control API.
+    Token(token::Args),
+    /// See who changed what.
+    Audit(pool::AuditArgs),
+    /// Give servers names, and choose one to talk to.
+    Profile(profile::Args),
+    /// Print what makes a shell complete these commands.
+    Completion {
+        /// bash, zsh, fish, elvish or powershell.
+        shell: clap_complete::Shell,
+    },
     /// See what a layout of drives would make of a machine.
     Layout(layout::Args),
     /// Check erase certificates, also without a server, and see the key that they are checked with.
@@ -60,6 +83,17 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Bootserver(args) => bootserver::run(args),
         Command::Machine(args) => machine::run(args),
+        Command::Apply(args) => declare::apply(&args),
+        Command::Get(args) => declare::get(&args),
+        Command::Delete(args) => declare::delete(&args),
+        Command::Capacity(args) => pool::capacity(&args),
+        Command::Token(args) => token::run(args),
+        Command::Audit(args) => pool::audit(&args),
+        Command::Profile(args) => profile::run(args),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "drophammer", &mut std::io::stdout());
+            Ok(())
+        }
         Command::Layout(args) => layout::run(args),
         Command::Certificate(args) => certificate::run(args),
         Command::Drive(args) => drive::run(args),

@@ -20,6 +20,34 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// How a result is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// With all columns there are.
+    Wide,
+    /// For programs.
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Shown {
+    /// How the answer is shown.
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
+    output: Option<Format>,
+    /// The same as `--output json`.
+    #[arg(long, global = true, conflicts_with = "output")]
+    json: bool,
+}
+
+impl Shown {
+    pub(crate) fn format(self) -> Format {
+        if self.json { Format::Json } else { self.output.unwrap_or_default() }
+    }
+}
+
 /// The log goes to standard error; `RUST_LOG` says in what detail.
 pub(crate) fn log(default: LevelFilter, format: LogFormat) {
     let filter = EnvFilter::builder().with_default_directive(default.into()).from_env_lossy();

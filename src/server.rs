@@ -5,23 +5,35 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use drophammer_control::client::Client;
 
+use crate::output::{Format, Shown};
+use crate::profile::{self, Profile};
+
 /// A command that talks to a server.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args<C: clap::Subcommand> {
     #[command(flatten)]
     pub(crate) server: Server,
-    /// Print JSON instead of text.
-    #[arg(long, global = true)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) shown: Shown,
     #[command(subcommand)]
     pub(crate) command: C,
 }
 
+impl<C: clap::Subcommand> Args<C> {
+    pub(crate) fn json(&self) -> bool {
+        self.shown.format() == Format::Json
+    }
+}
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Server {
-    /// `unix:/path/to/api.sock` or `https://host:port`; by default the running lab's, else the local server's.
+    /// `unix:/path/to/api.sock` or `https://host:port`; by default the profile's in use, else the running lab's, else the
+    /// local server's.
     #[arg(long, global = true, env = "DROPHAMMER_SERVER", value_name = "URL")]
     server: Option<String>,
+    /// A server by its name; see `drophammer profile`.
+    #[arg(long, global = true, env = "DROPHAMMER_PROFILE", value_name = "NAME", conflicts_with = "server")]
+    profile: Option<String>,
     /// File with the operator token, for https.
     #[arg(long, global = true, env = "DROPHAMMER_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -32,11 +44,19 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn connect(&self) -> Result<Client> {
-        let url = match &self.server {
-            Some(url) => url.clone(),
-            None => default_server()?,
+        let profile = match &self.server {
+            Some(_) => None,
+            None => profile::find(self.profile.as_deref())?,
         };
-        Client::connect(&url, self.token_file.as_deref(), self.ca.as_deref())
+        let url = match (&self.server, &profile) {
+            (Some(url), _) => url.clone(),
+            (None, Some(profile)) => profile.server.clone(),
+            (None, None) => default_server()?,
+        };
+        let of_profile = |path: fn(&Profile) -> Option<&PathBuf>| profile.as_ref().and_then(path);
+        let token_file = self.token_file.as_ref().or_else(|| of_profile(|profile| profile.token_file.as_ref()));
+        let ca = self.ca.as_ref().or_else(|| of_profile(|profile| profile.ca.as_ref()));
+        Client::connect(&url, token_file.map(PathBuf::as_path), ca.map(PathBuf::as_path))
     }
 }
 

@@ -1,28 +1,36 @@
 //! A blocking client of the operators' paths. Errors are the server's own sentences.
 
+mod watch;
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use axum::body::Bytes;
 use drophammer_protocol::api::{
-    BOOT_SERVERS, CERTIFICATE_KEY, Explanation, IMAGE_LIST, IMPORTS, ImageSummary, ImportStatus, MACHINES, PSIDS, Page,
-    Problem,
+    ALLOCATIONS, AUDIT, AuditEntry, BOOT_SERVERS, CAPACITY, CERTIFICATE_KEY, Capacity, Explanation, IMAGE_LIST,
+    IMPORTS, ImageSummary, ImportStatus, MACHINES, MadeToken, MakeToken, PSIDS, Page, Problem, SizeVerdict, TOKENS,
+    TokenInfo,
 };
 use drophammer_protocol::boot_server::{BootServer, JoinToken};
 use drophammer_protocol::chain::CertificateChain;
 use drophammer_protocol::erase::Psid;
 use drophammer_protocol::event::Recorded;
 use drophammer_protocol::id::BootServerId;
-use drophammer_protocol::machine::{Allocation, Machine, Reinstall, TakeBack};
+use drophammer_protocol::machine::{Allocation, Machine, Reinstall, Remarks, TakeBack, Wanted};
 use drophammer_protocol::sign::PublicKey;
-use reqwest::Url;
-use reqwest::blocking::{Client as Http, ClientBuilder, RequestBuilder};
+use reqwest::blocking::{Client as Http, ClientBuilder, RequestBuilder, Response};
+use reqwest::{StatusCode, Url};
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+pub use self::watch::Watch;
 
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -70,11 +78,11 @@ impl Client {
 
     /// Those that fit all of it, such as `("state", "waiting")`.
     pub fn machines_like(&self, query: &[(&str, &str)]) -> Result<Vec<Machine>> {
-        self.all(self.url(MACHINES, &[])?, query)
+        self.all(&self.url(MACHINES, &[])?, query)
     }
 
     /// Page after page.
-    fn all<T: DeserializeOwned>(&self, url: Url, query: &[(&str, &str)]) -> Result<Vec<T>> {
+    fn all<T: DeserializeOwned>(&self, url: &Url, query: &[(&str, &str)]) -> Result<Vec<T>> {
         let (mut items, mut after) = (Vec::new(), None::<String>);
         loop {
             let mut url = url.clone();
@@ -107,6 +115,77 @@ impl Client {
 
     pub fn certificates(&self, machine: &str) -> Result<CertificateChain> {
         self.send(self.http.get(self.url(MACHINES, &[machine, "certificates"])?))
+    }
+
+    /// Gives out whichever machine fits.
+    pub fn allot(&self, wanted: &Wanted) -> Result<Machine> {
+        self.send(self.http.post(self.url(ALLOCATIONS, &[])?).json(wanted))
+    }
+
+    /// Only if it still has this generation, if one is given.
+    pub fn remark(&self, machine: &str, remarks: &Remarks, generation: Option<u64>) -> Result<Machine> {
+        let request = self.http.patch(self.url(MACHINES, &[machine])?).json(remarks);
+        self.send(match generation {
+            Some(generation) => request.header("If-Match", format!("\"{generation}\"")),
+            None => request,
+        })
+    }
+
+    pub fn size(&self, machine: &str) -> Result<SizeVerdict> {
+        self.send(self.http.get(self.url(MACHINES, &[machine, "size"])?))
+    }
+
+    pub fn capacity(&self) -> Result<Vec<Capacity>> {
+        self.send(self.http.get(self.url(CAPACITY, &[])?))
+    }
+
+    pub fn audit(&self) -> Result<Vec<AuditEntry>> {
+        self.all(&self.url(AUDIT, &[])?, &[])
+    }
+
+    pub fn tokens(&self) -> Result<Vec<TokenInfo>> {
+        self.send(self.http.get(self.url(TOKENS, &[])?))
+    }
+
+    pub fn make_token(&self, wish: &MakeToken) -> Result<MadeToken> {
+        self.send(self.http.post(self.url(TOKENS, &[])?).json(wish))
+    }
+
+    pub fn revoke_token(&self, id: Uuid) -> Result<()> {
+        self.send(self.http.delete(self.url(TOKENS, &[&id.to_string()])?))
+    }
+
+    /// All documents of a kind, by its plural.
+    pub fn documents(&self, plural: &str) -> Result<Vec<Value>> {
+        self.all(&self.url("/v1", &[plural])?, &[])
+    }
+
+    /// One document, if it's there.
+    pub fn document(&self, plural: &str, name: &str) -> Result<Option<Map<String, Value>>> {
+        let (status, body) = self.exchange(self.http.get(self.url("/v1", &[plural, name])?))?;
+        if status == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        self.understand(status, &body).map(Some)
+    }
+
+    pub fn put(&self, plural: &str, name: &str, document: &Map<String, Value>) -> Result<Put> {
+        let before = self.document(plural, name)?;
+        let after: Map<String, Value> = self.send(self.http.put(self.url("/v1", &[plural, name])?).json(document))?;
+        Ok(match before {
+            None => Put::Made,
+            Some(before) if before == after => Put::AsItWas,
+            Some(_) => Put::Changed,
+        })
+    }
+
+    pub fn delete(&self, plural: &str, name: &str) -> Result<()> {
+        self.send(self.http.delete(self.url("/v1", &[plural, name])?))
+    }
+
+    /// Everything that changes from now on, of one kind. It goes on where it was when the connection is lost.
+    pub fn watch(&self, kind: &str) -> Result<Watch<'_>> {
+        Watch::begin(self, kind)
     }
 
     pub fn allocate(&self, machine: &str, allocation: &Allocation) -> Result<Machine> {
@@ -181,25 +260,46 @@ impl Client {
     }
 
     fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
+        let (status, body) = self.exchange(request)?;
+        self.understand(status, &body)
+    }
+
+    fn ask(&self, request: RequestBuilder) -> Result<Response> {
         let request = match &self.token {
             Some(token) => request.bearer_auth(token),
             None => request,
         };
         // The address is in our own sentence; reqwest's would have it a second time.
         let asking = || format!("asking the server at {}", self.server);
-        let answer = request.send().map_err(reqwest::Error::without_url).with_context(asking)?;
+        request.send().map_err(reqwest::Error::without_url).with_context(asking)
+    }
+
+    fn exchange(&self, request: RequestBuilder) -> Result<(StatusCode, Bytes)> {
+        let answer = self.ask(request)?;
         let status = answer.status();
-        let body = answer.bytes().map_err(reqwest::Error::without_url).with_context(asking)?;
+        let asking = || format!("asking the server at {}", self.server);
+        Ok((status, answer.bytes().map_err(reqwest::Error::without_url).with_context(asking)?))
+    }
+
+    fn understand<T: DeserializeOwned>(&self, status: StatusCode, body: &[u8]) -> Result<T> {
         if status.is_success() {
             // 204 says all there is to say.
-            let body = if body.is_empty() { b"null".as_slice() } else { &body };
+            let body = if body.is_empty() { b"null".as_slice() } else { body };
             return serde_json::from_slice(body).with_context(|| format!("reading the answer of {}", self.server));
         }
-        match serde_json::from_slice::<Problem>(&body) {
+        match serde_json::from_slice::<Problem>(body) {
             Ok(problem) => bail!("{}", problem.detail),
             Err(_) => bail!("{} answered {status} without saying why; is it a drophammer server?", self.server),
         }
     }
+}
+
+/// What became of a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    Made,
+    Changed,
+    AsItWas,
 }
 
 fn read_ca(ca_file: &Path) -> Result<RootCertStore> {

@@ -8,6 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use drophammer_protocol::api::Page;
+use drophammer_protocol::machine::Machine;
 use drophammer_protocol::sign::Signed;
 use drophammer_protocol::ticket::{BootDecision, BootTicket, ServerTime, TICKET_PATH};
 
@@ -140,8 +142,8 @@ async fn boot_paths(state: &Path, loader: &[u8]) {
     let socket = state.join("control.sock");
     assert_eq!(fs::metadata(&socket).expect("is there").permissions().mode() & 0o777, 0o600);
     let machines = curl(&["--unix-socket", socket.to_str().expect("text"), "http://localhost/v1/machines"]).await;
-    let machines: Vec<drophammer_protocol::machine::Machine> = serde_json::from_slice(&machines).expect("machines");
-    assert_eq!(machines.iter().map(|m| m.id).collect::<Vec<_>>(), [ticket.machine]);
+    let machines: Page<Machine> = serde_json::from_slice(&machines).expect("machines");
+    assert_eq!(machines.items.iter().map(|m| m.id).collect::<Vec<_>>(), [ticket.machine]);
 }
 
 /// Firmware that boots the unified kernel image by HTTP, and the agent in it, which asks for what an initramfs would have
