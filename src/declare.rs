@@ -100,8 +100,8 @@ const EXAMPLE: &str = r#"A file may hold several documents, and what needs other
   name: one-drive
   constraints: {sizes: ["c1-*"]}           # used where an allocation names none
   layout:
-    drives: [{name: system, partitions: [{name: esp, kind: esp, size: 512 MiB}, {name: root, size: rest}]}]
-    filesystems: [{on: system/esp, format: vfat, mount: /boot/efi}, {on: system/root, format: ext4, mount: /}]
+    drive: [{name: system, partitions: [{name: esp, kind: esp}, {name: root, size: rest}]}]
+    filesystem: [{on: system/root, format: ext4, mount: /}]
   ---
   kind: image-policy
   name: old-debian

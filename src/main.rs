@@ -91,8 +91,9 @@ fn main() -> ExitCode {
         Command::Audit(args) => pool::audit(&args),
         Command::Profile(args) => profile::run(args),
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "drophammer", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "drophammer", &mut script);
+            output::line(&String::from_utf8_lossy(&script))
         }
         Command::Layout(args) => layout::run(args),
         Command::Certificate(args) => certificate::run(args),

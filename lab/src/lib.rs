@@ -36,7 +36,7 @@ pub mod setup;
 pub mod slots;
 pub mod socket;
 pub mod timeline;
-mod tools;
+pub mod tools;
 pub mod up;
 pub mod verify;
 pub mod vm;

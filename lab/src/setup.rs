@@ -65,6 +65,7 @@ pub const TEST_NEEDS: &[Need] = &[
     need("mdadm", Proof::Program("mdadm"), "judging arrays"),
     need("passwd", Proof::Program("pwck"), "judging accounts"),
     need("openssl", Proof::Program("openssl"), "keys and certificates of another make"),
+    need("python3-venv", Proof::File("/usr/share/doc/python3-venv"), "a fuzzer of the control API"),
     need("systemd", Proof::Program("systemd-analyze"), "judging units"),
     need("sudo", Proof::Program("visudo"), "judging who may become root"),
     need("sbsigntool", Proof::Program("sbverify"), "judging signatures for Secure Boot"),

@@ -239,7 +239,6 @@ impl Method {
 /// The physical secret of a self-encrypting drive: 32 characters that are on its label and nowhere else. It erases the
 /// drive whoever owns it, so it isn't shown.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(with = "String"))]
 #[serde(try_from = "String", into = "String")]
 pub struct Psid(String);
 

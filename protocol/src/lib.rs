@@ -42,6 +42,8 @@ pub mod order;
 pub mod os_release;
 pub mod resource;
 pub mod revocation;
+#[cfg(feature = "schema")]
+mod schema;
 pub mod sight;
 pub mod sign;
 pub mod space;

@@ -44,13 +44,19 @@ pub(super) fn finish<S: Clone + Send + Sync + 'static>(router: ApiRouter<S>) -> 
     for (path, item) in api.paths.iter_mut().flat_map(|paths| &mut paths.paths) {
         let ReferenceOr::Item(item) = item else { continue };
         let names: Vec<&str> = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).collect();
+        // Whoever may not ask is told so, whatever it was.
+        let problem = || json("Why not: a sentence.", "application/problem+json", json_schema!({"$ref": PROBLEM}));
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
         for operation in operations.into_iter().flatten() {
+            let answers = operation.responses.get_or_insert_default();
+            answers.default.get_or_insert_with(|| ReferenceOr::Item(problem()));
             operation.parameters.extend(names.iter().map(|name| ReferenceOr::Item(path_parameter(name))));
         }
     }
     (router, api)
 }
+
+const PROBLEM: &str = "#/components/schemas/Problem";
 
 fn text() -> ParameterSchemaOrContent {
     let json_schema = json_schema!({"type": "string"});

@@ -1,6 +1,7 @@
 //! The control API as agents and operators meet it: real routers, real sockets, real signatures.
 
 mod drives;
+mod fuzzed;
 mod gate;
 mod policy;
 mod pool;

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use crate::faults::Findings;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(with = "String"))]
 #[serde(try_from = "String", into = "String")]
 pub enum Amount {
     Bytes(u64),
