@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
-use drophammer_protocol::api::{Enrol, Enrolled, Events, EventsStored, IMAGES, PhonedHome};
+use drophammer_protocol::api::{Enrol, Enrolled, Events, EventsStored, IMAGES, InventoryTold, PhonedHome};
 use drophammer_protocol::erase::{Depth, Psid};
 use drophammer_protocol::event::{Event, Phase, Step};
 use drophammer_protocol::hardware::Hardware;
@@ -12,23 +12,31 @@ use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::layout::Layout;
 use drophammer_protocol::machine::State;
 use drophammer_protocol::order::{Erase, Fresh, Install, Kept, Order, Task};
+use drophammer_protocol::provisioning::ProvisioningEvent;
 use drophammer_protocol::system::System;
 use drophammer_protocol::ticket::PhoneHome;
 use uuid::Uuid;
 
 use crate::Control;
 use crate::denied::Denied;
+use crate::differences;
 use crate::erasure;
 use crate::gpu;
 use crate::install;
 use crate::lifecycle::Input;
 use crate::records::{
-    Boot, BootInventory, Enrolment, Erasing, Pending, PhoneHomeDue, Record, What, boot_key, inventory_key, machine_key,
+    Boot, BootInventory, Enrolment, Erasing, Pending, PhoneHomeDue, Record, What, boot_key, inventories_prefix,
+    inventory_key, machine_key,
 };
 use crate::rested;
 use crate::secret::{Purpose, Token};
 use crate::store::{MOST_CHANGES, Txn};
 use crate::timeline::{self, Said};
+
+/// Differences that a timeline has room for.
+const MOST_NOTES: usize = MOST_CHANGES / 4;
+/// Inventories of a machine that were different from the one before.
+const MOST_INVENTORIES: usize = 20;
 
 /// Stored in one commit, with room for what each replaces and pushes out.
 const MOST_EVENTS: usize = MOST_CHANGES / 4;
@@ -90,12 +98,17 @@ impl Control {
             let disks = erasure::disks_to_erase(inventory, record.kept().values());
             let before = txn.get::<BootInventory>(&inventory_key(record.id))?;
             agent_step(self, txn, record, Input::Inventory(disks), now)?;
-            let gone = before.map(|b| missing_disks(&b.inventory, inventory)).unwrap_or_default();
-            let notes = gone.into_iter().map(|disk| {
-                let message = format!("{disk} is no longer there; whatever it held leaves with it");
-                Said::new(now, Some(boot), Phase::Inventory, Step::Note, message)
-            });
+            let gone = before.as_ref().map(|b| missing_disks(&b.inventory, inventory)).unwrap_or_default();
+            let gone =
+                gone.into_iter().map(|disk| format!("{disk} is no longer there; whatever it held leaves with it"));
+            let changes = before.as_ref().map(|b| differences::between(&b.inventory, inventory)).unwrap_or_default();
+            let notes = gone.chain(changes.iter().cloned()).take(MOST_NOTES).map(timeline::shortened);
+            let notes = notes.map(|text| Said::new(now, Some(boot), Phase::Inventory, Step::Note, text));
             timeline::append(txn, record.id, notes)?;
+            if before.is_none() || !changes.is_empty() {
+                let told = InventoryTold { at_ms: now, boot, changes, inventory: inventory.clone() };
+                keep_inventory(txn, record.id, &told)?;
+            }
             let neighbours = inventory.nics.iter().flat_map(|nic| &nic.lldp);
             record.switches = neighbours.filter_map(|neighbour| neighbour.system_name.clone()).collect();
             record.switches.dedup();
@@ -144,7 +157,7 @@ impl Control {
         }
         let wanted = record.allocation.as_ref().filter(|_| due).map(|a| a.image.clone());
         let image = match &wanted {
-            Some(reference) => self.inner.images.find(reference, now)?,
+            Some(reference) => self.find_image(reference, now)?,
             None => None,
         };
         self.as_agent(bearer, now, |txn, record, boot| {
@@ -195,14 +208,18 @@ impl Control {
         if self.store().get::<Record>(&machine_key(said.machine))?.is_none() {
             return Err(unknown());
         }
-        self.change(said.machine, |txn, record| {
+        let is_wanted = self.change(said.machine, |txn, record| {
             let due = record.phone_home.as_ref().filter(|p| p.order.0 == token.holder && p.token.is_of(&token));
             if due.is_none() {
                 return Err(unknown());
             }
             // Once is enough. A system that got no answer calls again and hears that it was heard; nothing changes.
             if record.state == State::Running {
-                return Ok(());
+                return Ok(true);
+            }
+            if record.state == State::Releasing {
+                record.tell(ProvisioningEvent::PhonedHome, now, &format!("{} is up as {}", said.os, said.hostname));
+                return Ok(false);
             }
             self.advance(txn, record, Input::PhonedHome, now)?;
             record.ssh_host_keys.clone_from(&said.ssh_host_keys);
@@ -221,10 +238,10 @@ impl Control {
                 Said::new(now, boot, Phase::PhonedHome, Step::Done, "the installed system phoned home"),
             ];
             timeline::append(txn, record.id, told)?;
-            Ok(())
+            Ok(true)
         })?;
         self.saw(said.machine, now);
-        Ok(())
+        if is_wanted { Ok(()) } else { Err(Denied::gone("this machine was taken back, and is to be erased")) }
     }
 
     /// With the addresses and the secrets that aren't kept with it. `None` if nobody has the machine that is to be installed.
@@ -266,7 +283,7 @@ impl Control {
                     read_back: allocation.read_back,
                     boot: plan.boot,
                     cmdline: cmdline(&policy.install_cmdline, &allocation.system),
-                    system: allocation.system.clone(),
+                    system: self.in_its_partition(record, allocation.system.clone()),
                     phone_home: PhoneHome {
                         server: reach.server.clone(),
                         boot_server: reach.boot_server.clone(),
@@ -279,6 +296,21 @@ impl Control {
             }
         };
         Some(Order { id: pending.id, machine, boot: boot.id, task })
+    }
+
+    /// With the name and time servers of its partition where it has none of its own.
+    fn in_its_partition(&self, record: &Record, mut system: System) -> System {
+        let tables = self.inner.pool.read();
+        let Some(partition) = tables.partitions.get(&record.partition).map(|stored| &stored.value) else {
+            return system;
+        };
+        if system.dns.is_empty() {
+            system.dns.clone_from(&partition.dns);
+        }
+        if system.ntp.is_empty() {
+            system.ntp.clone_from(&partition.ntp);
+        }
+        system
     }
 
     /// Runs `body` on the caller's machine if the caller is its present boot.
@@ -303,6 +335,14 @@ impl Control {
         let machine = self.store().get(&boot_key(BootId(token.holder)))?.ok_or_else(unknown_credential)?;
         Ok((token, machine))
     }
+}
+
+fn keep_inventory(txn: &mut Txn<'_>, machine: MachineId, told: &InventoryTold) -> anyhow::Result<()> {
+    let prefix = inventories_prefix(machine);
+    let known = txn.keys(&prefix, usize::MAX)?;
+    let excess = (known.len() + 1).saturating_sub(MOST_INVENTORIES);
+    known.iter().take(excess).for_each(|key| txn.delete(key));
+    txn.put(&format!("{prefix}{:015}", told.at_ms), told)
 }
 
 /// What the layout has on drives that are kept.

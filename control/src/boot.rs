@@ -1,12 +1,14 @@
 //! For the boot server: what a machine boots, its ticket, and what is seen of it from outside.
 
 use std::net::IpAddr;
+use std::sync::PoisonError;
 
 use anyhow::Result;
 use drophammer_protocol::boot_server::{Asked, Seen};
 use drophammer_protocol::event::{Phase, Step};
 use drophammer_protocol::id::{BootId, Mac, MachineId};
 use drophammer_protocol::machine::State;
+use drophammer_protocol::provisioning::ProvisioningEvent;
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach};
 use uuid::Uuid;
 
@@ -29,18 +31,23 @@ impl Control {
     /// known from here on.
     pub fn boot_asked(&self, mac: Mac, machine: MachineId, address: IpAddr, reach: &Reach) -> Result<BootDecision> {
         let now = unix_ms();
-        let decided = self.met(mac, machine, address, now, |txn, record, _| match lifecycle::net_boot(record.state) {
-            NetBoot::LocalDisk => {
-                self.advance(txn, record, Input::OwnDisk, now)?;
-                Ok(BootDecision::LocalDisk)
-            }
-            NetBoot::Agent => {
-                let boot = BootId(Uuid::new_v4());
-                let token = self.inner.key.derive(Purpose::Boot, boot.0);
-                let minted = ticket_of(boot, now, reach, token.hash(), now);
-                let ticket = self.write_ticket(machine, &minted, &token);
-                record.add_boot(txn, minted)?;
-                Ok(BootDecision::Agent(ticket))
+        let partition = self.inner.partition.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let decided = self.met(mac, machine, address, now, |txn, record, _| {
+            record.partition.clone_from(&partition);
+            match lifecycle::net_boot(record.state) {
+                NetBoot::LocalDisk => {
+                    self.advance(txn, record, Input::OwnDisk, now)?;
+                    Ok(BootDecision::LocalDisk)
+                }
+                NetBoot::Agent => {
+                    let boot = BootId(Uuid::new_v4());
+                    let token = self.inner.key.derive(Purpose::Boot, boot.0);
+                    let minted = ticket_of(boot, now, reach, token.hash(), now);
+                    let ticket = self.write_ticket(machine, &minted, &token);
+                    record.add_boot(txn, minted)?;
+                    record.tell(ProvisioningEvent::PxeBooting, now, "it was sent the agent");
+                    Ok(BootDecision::Agent(ticket))
+                }
             }
         });
         Ok(decided?)
@@ -65,6 +72,7 @@ impl Control {
                 // Nobody else's boot, whatever a boot server says.
                 if txn.get::<MachineId>(&boot_key(boot))?.is_none() {
                     record.add_boot(txn, ticket_of(boot, asked.at_ms.min(now), &asked.reach, token, now))?;
+                    record.tell(ProvisioningEvent::PxeBooting, now, "its boot server sent it the agent");
                 }
             }
             (Some(_), NetBoot::LocalDisk) => told.push(note(

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::PoisonError;
 
 use axum::http::StatusCode;
 use drophammer_protocol::boot_server::{
@@ -190,6 +191,7 @@ impl Control {
     /// For the boot server in this process. An error says which other one is in its way.
     pub fn register_embedded(&self, registration: &Registration) -> anyhow::Result<()> {
         self.register(self.inner.id, registration, unix_ms())?;
+        registration.partition.clone_into(&mut self.inner.partition.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(())
     }
 
@@ -259,6 +261,9 @@ impl Control {
         self.met(asked.mac, asked.machine, asked.address, now, |txn, record, told| {
             if !first_time(txn, id, number)? {
                 return Ok(());
+            }
+            if let Some(server) = txn.get::<Record>(&record_key(id))? {
+                record.partition = server.registration.partition;
             }
             self.was_sent(txn, record, asked, token.clone(), told, now)
         })?;

@@ -11,10 +11,12 @@ use anyhow::{Context, Result};
 use axum::http::StatusCode;
 use drophammer_protocol::api::Capacity;
 use drophammer_protocol::erase::Policy;
+use drophammer_protocol::event::{Phase, Step};
 use drophammer_protocol::glob::glob;
 use drophammer_protocol::id::MachineId;
 use drophammer_protocol::layout::Layout;
 use drophammer_protocol::machine::{Allocation, Machine, Select, State, Wanted};
+use drophammer_protocol::provisioning::Liveliness;
 use drophammer_protocol::resource::{NamedLayout, Reservation};
 
 use crate::Control;
@@ -27,15 +29,15 @@ use crate::images::Image;
 use crate::install;
 use crate::lifecycle::Input;
 use crate::pool::Known;
+use crate::provisioning;
 use crate::records::{BootInventory, Record, inventory_key, machine_key};
 use crate::store::{MOST_CHANGES, Txn};
+use crate::timeline::{self, Said};
 
 /// Served in one commit, each with its record, what is told of it, what that pushes out of its history, and the audit's entry.
 const MOST_AT_ONCE: usize = MOST_CHANGES / 10;
 /// Machines that are tried for one wish: those that its image or its layout doesn't fit are passed by.
 const MOST_TRIED: usize = 16;
-/// A machine that said nothing for as long isn't given to anybody who didn't ask for that one.
-pub(crate) const SILENT_MS: u64 = 5 * 60 * 1000;
 
 #[derive(Debug, Default)]
 pub(crate) struct Desk {
@@ -67,7 +69,7 @@ impl Control {
     pub(crate) fn allot(&self, wanted: &Wanted, who: &Who, now: u64) -> Result<Machine, Denied> {
         let machine = wanted.select.machine.as_deref().map(|name| self.resolve(name)).transpose()?;
         let allocation = wanted.allocation.clone();
-        let image = self.inner.images.find(&allocation.image, now)?;
+        let image = self.find_image(&allocation.image, now)?;
         let image = image.ok_or_else(|| self.no_such_image(&allocation.image));
         let promised = self.promised(&allocation);
         let select = wanted.select.clone();
@@ -167,6 +169,7 @@ impl Control {
             }
         }
         if asked.machine.is_none() {
+            asked.image.as_ref().map_err(|why| Denied::new(StatusCode::UNPROCESSABLE_ENTITY, why.clone()))?;
             asked.promised.as_ref().map_err(|why| Denied::new(StatusCode::UNPROCESSABLE_ENTITY, why.clone()))?;
         }
         if let Some((project, most)) = self.most_of(wish.project) {
@@ -232,6 +235,9 @@ impl Control {
         record.allocation = Some(allocation);
         record.select = asked.select.clone();
         self.advance(txn, &mut record, Input::Allocate, asked.now)?;
+        let warnings = self.warnings(image, asked.now).into_iter();
+        let warnings = warnings.map(|warning| Said::new(asked.now, record.boot, Phase::Allocated, Step::Note, warning));
+        timeline::append(txn, spot.id, warnings)?;
         record.save(txn)?;
         let object = machine_key(spot.id);
         let change = Change { who: &asked.who, at_ms: asked.now, action: "allocate", object: &object };
@@ -283,7 +289,7 @@ impl Control {
     /// Whether nothing was heard of it for too long. Nobody is judged by the time that this server wasn't there.
     pub(crate) fn is_silent(&self, record: &Record, now: u64) -> bool {
         let heard = record.last_seen_ms.max(self.seen(record.id)).max(self.inner.started_ms);
-        now.saturating_sub(heard) > SILENT_MS
+        provisioning::liveliness(record.state, heard, now) == Liveliness::Dead
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use anyhow::{Context, Result, bail, ensure};
 use drophammer_protocol::api::ImageSummary;
 use drophammer_protocol::manifest::{self, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, PACKS, is_plain_name};
+use drophammer_protocol::resource::{Classification, ImagePolicy};
 use drophammer_protocol::revocation::{self, MAX_REVOKED_BYTES, REVOKED_FILE, Revocations, Revoked};
 use drophammer_protocol::sign::{PublicKey, Signed, Verified};
 use sha2::{Digest, Sha256};
@@ -99,7 +100,7 @@ impl Images {
         Ok(images)
     }
 
-    /// Why an image of which [`Images::find`] knows nothing was revoked, if that is why.
+    /// Why an image of which [`find`] knows nothing was revoked, if that is why.
     pub(crate) fn revoked(&self, reference: &str) -> Option<Revoked> {
         let image = pick(&self.whole().ok()?, reference)?.manifest_sha256.clone();
         self.revocations().ok()?.of(&image).cloned()
@@ -190,14 +191,7 @@ impl Images {
         Ok(images)
     }
 
-    /// `name/version`, or `name` for its newest version, if that hasn't expired by `now` (in milliseconds since 1970).
-    pub(crate) fn find(&self, reference: &str, now: u64) -> Result<Option<Image>> {
-        let mut images = self.all()?;
-        images.retain(|image| image.summary.expires.is_none_or(|expires| now / 1000 < expires));
-        Ok(pick(&images, reference).cloned())
-    }
-
-    /// When an image of which [`Images::find`] knows nothing expired, if that is why; in seconds since 1970.
+    /// When an image of which [`find`] knows nothing expired, if that is why; in seconds since 1970.
     pub(crate) fn expired(&self, reference: &str) -> Option<u64> {
         pick(&self.all().ok()?, reference)?.summary.expires
     }
@@ -205,6 +199,26 @@ impl Images {
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+/// With what policies say of it: the strictest of them.
+pub(crate) fn judged(mut image: Image, policies: &[ImagePolicy]) -> Image {
+    let summary = &mut image.summary;
+    for policy in policies.iter().filter(|policy| policy.images.means(&summary.name, &summary.version)) {
+        summary.classification = summary.classification.max(policy.classification);
+        summary.expires = summary.expires.into_iter().chain(policy.expires).min();
+    }
+    image
+}
+
+/// `name/version`, or `name` for its newest version that is for everybody; none that has expired by `now` (in milliseconds
+/// since 1970).
+pub(crate) fn find(mut newest_first: Vec<Image>, reference: &str, now: u64) -> Option<Image> {
+    newest_first.retain(|image| image.summary.expires.is_none_or(|expires| now / 1000 < expires));
+    // Who names an image alone gets no preview, nor what is on its way out.
+    newest_first
+        .retain(|image| image.summary.name != reference || image.summary.classification == Classification::Supported);
+    pick(&newest_first, reference).cloned()
 }
 
 /// What is revoked from here on, and whether the list is older than one that was seen.
@@ -354,11 +368,11 @@ mod tests {
             ("of an unknown key", "evil/1", None),
             ("no path tricks", "../images/debian", None),
         ] {
-            let got = images.find(reference, 1_000_000).expect("finds").map(|i| i.reference());
+            let got = find(images.all().expect("lists"), reference, 1_000_000).map(|i| i.reference());
             assert_eq!(got.as_deref(), want, "{name}");
         }
         assert_eq!(images.expired("debian/12.11"), Some(1000));
-        let before = images.find("debian", 999_999).expect("finds").map(|i| i.reference());
+        let before = find(images.all().expect("lists"), "debian", 999_999).map(|i| i.reference());
         assert_eq!(before.as_deref(), Some("debian/12.11"), "not yet too old");
         fs::remove_dir_all(path.join("debian/12.11")).expect("removes");
         publish(path, "debian/13", &manifest("debian", "13", 300), &ours);
@@ -433,7 +447,7 @@ mod tests {
         publish(path, "debian/12.2", &manifest("debian", "12.2", 200), &ours);
         let keys = vec![PublicKey::of(&ours)];
         let images = Images::new(path.to_owned(), keys.clone(), None, store(path));
-        let newest = || images.find("debian", 0).expect("finds").map(|i| i.reference());
+        let newest = || find(images.all().expect("lists"), "debian", 0).map(|i| i.reference());
         let sha256 = |version: &str| {
             let found = images.whole().expect("lists");
             pick(&found, version).expect("there").manifest_sha256.clone()

@@ -135,6 +135,7 @@ mod tests {
             description: String::new(),
             created: 0,
             expires: None,
+            classification: drophammer_protocol::resource::Classification::default(),
             download_bytes: 0,
             installed_bytes,
             signed_by: key,

@@ -5,11 +5,13 @@
 //! | [`lifecycle`] | the rules: which state follows from what. Pure |
 //! | [`erasure`] | what has to be erased and what proves it. Pure |
 //! | [`explain`] | why a machine isn't where it should be. Pure |
+//! | `provisioning` | the same road in metal-stack's words. Pure |
 //! | `install`, `images` | what exactly is installed where |
 //! | `boot` | for the boot server: who boots what, tickets, what is seen from outside |
 //! | `boot_servers`, `own_disks` | for boot servers that run alone: joining, what they serve, what they know and report |
 //! | `authority`, [`keep`] | by what all of them know each other |
 //! | `agent`, `outcome` | what agents ask and tell, and how their orders ended |
+//! | `differences`, `gpu` | what is new about what a machine is made of, and what its graphics processors are called. Pure |
 //! | `notary` | what the server signs about erase certificates |
 //! | `operator`, `auth`, `oidc`, `limits` | what people ask and order, and who may |
 //! | `desk`, `allot`, `rack` | who gets which machine; the last two pure |
@@ -35,6 +37,7 @@ mod boot_servers;
 pub mod client;
 mod denied;
 mod desk;
+mod differences;
 mod documents;
 mod drives;
 mod duty;
@@ -59,6 +62,7 @@ mod own_disks;
 mod pool;
 mod power;
 mod presence;
+mod provisioning;
 mod rack;
 mod records;
 mod rested;
@@ -83,6 +87,7 @@ use drophammer_protocol::api::ImportStatus;
 use drophammer_protocol::erase;
 use drophammer_protocol::id::{BootServerId, MachineId, OrderId};
 use drophammer_protocol::machine::State;
+use drophammer_protocol::provisioning::ProvisioningEvent;
 use drophammer_protocol::sign::PublicKey;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -107,7 +112,7 @@ use crate::own_disks::Watched;
 use crate::pool::Pool;
 use crate::power::Power;
 use crate::presence::{Presence, Reporter};
-use crate::records::{Record, Rules};
+use crate::records::{DEFAULT_PARTITION, Record, Rules};
 pub use crate::secret::BootKey;
 use crate::secret::ServerKey;
 pub use crate::state_file::StateFile;
@@ -221,6 +226,8 @@ struct Inner {
     wakes: Arc<Wakes>,
     observed: Observed,
     desk: Desk,
+    /// Of the boot server in this process.
+    partition: Mutex<String>,
     oidc: Option<Provider>,
     limits: Limits,
     started_ms: u64,
@@ -290,6 +297,7 @@ impl Control {
                 wakes,
                 observed,
                 desk: Desk::default(),
+                partition: Mutex::new(DEFAULT_PARTITION.into()),
                 oidc,
                 limits,
                 started_ms: unix_ms(),
@@ -364,9 +372,15 @@ impl Control {
     /// Takes a machine one step further by the rules and tells its timeline.
     fn advance(&self, txn: &mut Txn<'_>, record: &mut Record, input: Input, now: u64) -> Result<(), Denied> {
         let before = record.state;
+        let road = on_the_road(&input);
         let policy = self.policy();
         let rules = Rules { max_failures: policy.max_failures, erase: policy.erase };
         record.step(input, rules, OrderId(Uuid::new_v4()), now)?;
+        if let Some((event, message)) = road
+            && (event != ProvisioningEvent::Waiting || record.state == State::Waiting)
+        {
+            record.tell(event, now, &message);
+        }
         record.last_seen_ms = record.last_seen_ms.max(self.seen(record.id));
         if record.state == State::Booting {
             record.void_tickets(txn);
@@ -382,6 +396,26 @@ impl Control {
     fn seen(&self, machine: MachineId) -> u64 {
         self.inner.presence.machine(machine)
     }
+}
+
+/// The provisioning event that an input is.
+fn on_the_road(input: &Input) -> Option<(ProvisioningEvent, String)> {
+    use ProvisioningEvent as E;
+    let (event, message) = match input {
+        Input::Enrol { .. } => (E::Preparing, "an agent enrolled".to_owned()),
+        Input::Inventory(Ok(_)) => (E::Registering, "its inventory is here".to_owned()),
+        Input::Erased(_) => (E::Waiting, "its drives are proven erased".to_owned()),
+        Input::Inventory(Err(why)) => (E::Crashed, why.to_string()),
+        Input::NotErased(why) | Input::InstallFailed(why) => (E::Crashed, why.clone()),
+        Input::InstallOrdered => (E::Installing, "it has its install order".to_owned()),
+        Input::Installed => (E::BootingNewKernel, "its system is installed".to_owned()),
+        Input::PhonedHome => (E::PhonedHome, "its system is up".to_owned()),
+        Input::Release(_) | Input::Reprovision(_) | Input::Reinstall(_) => {
+            (E::MachineReclaim, "it was taken back".to_owned())
+        }
+        Input::Allocate | Input::OwnDisk => return None,
+    };
+    Some((event, message))
 }
 
 /// What all servers on one store have to have in common, as far as it can be told.

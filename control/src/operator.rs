@@ -3,28 +3,32 @@
 use std::collections::HashMap;
 
 use axum::http::StatusCode;
-use drophammer_protocol::api::{AuditEntry, Capacity, Explanation, ImageSummary, ImportStatus, SizeMiss, SizeVerdict};
+use drophammer_protocol::api::{
+    AuditEntry, Capacity, Explanation, ImageSummary, ImportStatus, InventoryTold, SizeMiss, SizeVerdict,
+};
 use drophammer_protocol::erase::Policy;
 use drophammer_protocol::event::{Phase, Recorded, Step};
 use drophammer_protocol::faults::{Fault, Faults};
 use drophammer_protocol::id::{Mac, MachineId};
 use drophammer_protocol::machine::{Allocation, Lock, Machine, Reinstall, Remarks, Select, State, TakeBack, Wanted};
-use drophammer_protocol::resource::{Labels, Reservation, Right, check_labels};
+use drophammer_protocol::resource::{Classification, ImagePolicy, Labels, Reservation, Right, check_labels};
+use drophammer_protocol::words;
 
-use crate::Control;
 use crate::audit::{self, Change};
 use crate::auth::{Caller, Who, project_of};
 use crate::denied::Denied;
 use crate::desk;
 use crate::documents::Given;
 use crate::explain::{Case, explain};
+use crate::images::{self, Image};
 use crate::install;
 use crate::lifecycle::Input;
 use crate::pool::Known;
-use crate::records::{BootInventory, Record, inventory_key, machine_key};
+use crate::records::{BootInventory, Record, Sight, inventories_prefix, inventory_key, machine_key};
 use crate::size;
 use crate::store::Txn;
 use crate::timeline::{self, Said};
+use crate::{Control, unix_ms};
 
 /// Whose history is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -70,8 +74,7 @@ impl Control {
         let tables = self.inner.pool.read();
         for known in tables.machines.values().filter(|known| wanted.fits(known) && caller.sees(&known.record, &tables))
         {
-            let Known { record, size, rack } = known;
-            let machine = Record::clone(record).view(None, self.seen(record.id), size.as_deref(), rack.as_deref());
+            let machine = self.in_short(known);
             found.push((format!("{} {}", machine.name, machine.id), machine));
         }
         drop(tables);
@@ -145,7 +148,37 @@ impl Control {
     }
 
     pub(crate) fn images(&self) -> Result<Vec<ImageSummary>, Denied> {
-        Ok(self.inner.images.all()?.into_iter().map(|image| image.summary).collect())
+        let policies = self.image_policies();
+        let images = self.inner.images.all()?.into_iter();
+        Ok(images.map(|image| images::judged(image, &policies).summary).collect())
+    }
+
+    fn image_policies(&self) -> Vec<ImagePolicy> {
+        self.inner.pool.read().image_policies.values().map(|stored| stored.value.clone()).collect()
+    }
+
+    /// `name/version`, or `name` for its newest version that is neither expired nor meant for those alone who name it.
+    pub(crate) fn find_image(&self, reference: &str, now: u64) -> anyhow::Result<Option<Image>> {
+        let policies = self.image_policies();
+        let all = self.inner.images.all()?.into_iter().map(|image| images::judged(image, &policies)).collect();
+        Ok(images::find(all, reference, now))
+    }
+
+    /// What somebody should know who installs it all the same.
+    pub(crate) fn warnings(&self, image: &Image, now: u64) -> Vec<String> {
+        let ImageSummary { expires, classification, .. } = &image.summary;
+        let reference = image.reference();
+        let deprecated = (*classification == Classification::Deprecated)
+            .then(|| format!("image {reference} is deprecated: choose a newer one next time"));
+        let left_s = expires.map(|expires| expires.saturating_sub(now / 1000));
+        let ends = left_s.filter(|left| *left < EXPIRES_SOON_S);
+        let ends = ends.map(|left| format!("image {reference} expires in {}", count_days(left)));
+        deprecated.into_iter().chain(ends).collect()
+    }
+
+    /// What a machine told of itself whenever it was different, newest last.
+    pub(crate) fn inventories(&self, machine: MachineId) -> Result<Vec<InventoryTold>, Denied> {
+        Ok(self.store().list(&inventories_prefix(machine), None)?)
     }
 
     pub(crate) fn imports(&self) -> Vec<ImportStatus> {
@@ -269,8 +302,7 @@ impl Control {
         now: u64,
     ) -> Result<Machine, Denied> {
         let unfit = |why: String| Denied::new(StatusCode::UNPROCESSABLE_ENTITY, why);
-        let named =
-            how.image.as_ref().map(|reference| Ok::<_, Denied>((reference, self.inner.images.find(reference, now)?)));
+        let named = how.image.as_ref().map(|reference| Ok::<_, Denied>((reference, self.find_image(reference, now)?)));
         let named = named.transpose()?;
         let input = Input::Reinstall(TakeBack { despite_quarantine: how.despite_quarantine });
         let decided = format!("{who}, who had it installed again beside the drives that it keeps");
@@ -355,10 +387,24 @@ impl Control {
 
     fn view(&self, record: Record) -> Result<Machine, Denied> {
         let inventory: Option<BootInventory> = self.store().get(&inventory_key(record.id))?;
-        let seen = self.seen(record.id);
         let known = self.inner.pool.machine(record.id);
         let (size, rack) = known.map(|known| (known.size, known.rack)).unwrap_or_default();
-        Ok(record.view(inventory.map(|i| i.inventory), seen, size.as_deref(), rack.as_deref()))
+        let sight = self.sight(record.id, size.as_deref(), rack.as_deref());
+        Ok(record.view(inventory.map(|i| i.inventory), sight))
+    }
+
+    /// As it's listed: without its inventory and its logs.
+    pub(crate) fn in_short(&self, known: &Known) -> Machine {
+        let Known { record, size, rack } = known;
+        let sight = self.sight(record.id, size.as_deref(), rack.as_deref());
+        let mut machine = Record::clone(record).view(None, sight);
+        machine.provisioning.log.clear();
+        machine
+    }
+
+    fn sight<'a>(&self, machine: MachineId, size: Option<&'a str>, rack: Option<&'a str>) -> Sight<'a> {
+        let seen_ms = self.seen(machine);
+        Sight { size, rack, seen_ms, heard_ms: seen_ms.max(self.inner.started_ms), now_ms: unix_ms() }
     }
 }
 
@@ -367,6 +413,11 @@ fn no_machine(machine: MachineId) -> Denied {
 }
 
 const LONGEST_REMARK: usize = 4096;
+const EXPIRES_SOON_S: u64 = 30 * 24 * 3600;
+
+fn count_days(seconds: u64) -> String {
+    words::count(usize::try_from(seconds / (24 * 3600)).unwrap_or(usize::MAX), "day")
+}
 
 /// The beginning of an id counts from this many characters on.
 const MIN_ID_PREFIX: usize = 8;

@@ -1,6 +1,7 @@
 //! What is kept of a machine, and under which keys.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::net::IpAddr;
 
 use anyhow::Result;
@@ -10,6 +11,7 @@ use drophammer_protocol::hardware::Hardware;
 use drophammer_protocol::id::{BootId, Mac, MachineId, OrderId};
 use drophammer_protocol::inventory::{DiskId, Inventory};
 use drophammer_protocol::machine::{Allocation, Lock, Machine, Select, State};
+use drophammer_protocol::provisioning::{Provisioning, ProvisioningEvent};
 use drophammer_protocol::resource::Labels;
 use drophammer_protocol::sign::PublicKey;
 use drophammer_protocol::ticket::Reach;
@@ -17,8 +19,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::install::Plan;
 use crate::lifecycle::{self, AllocationChange, Facts, Input, OrderChange, Reason, Refused};
+use crate::provisioning;
 use crate::secret::Hash;
 use crate::store::Txn;
+use crate::timeline;
 
 pub(crate) const MACHINES: &str = "machine/";
 
@@ -29,6 +33,11 @@ pub(crate) fn machine_key(machine: MachineId) -> String {
 /// [`BootInventory`].
 pub(crate) fn inventory_key(machine: MachineId) -> String {
     format!("inventory/{machine}")
+}
+
+/// What a machine told of itself whenever that was different from before, in the order of time.
+pub(crate) fn inventories_prefix(machine: MachineId) -> String {
+    format!("inventories/{machine}/")
 }
 
 /// The [`MachineId`] that a boot belongs to.
@@ -109,6 +118,8 @@ pub(crate) struct Record {
     /// How it was chosen for whom it's allocated to.
     #[serde(default)]
     pub(crate) select: Select,
+    #[serde(default)]
+    pub(crate) provisioning: Provisioning,
     /// Counts what was ever saved of it.
     #[serde(default)]
     pub(crate) generation: u64,
@@ -185,6 +196,17 @@ pub(crate) struct BootInventory {
     pub(crate) inventory: Inventory,
 }
 
+/// What a server knows of a machine that isn't in its record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sight<'a> {
+    pub(crate) size: Option<&'a str>,
+    pub(crate) rack: Option<&'a str>,
+    pub(crate) seen_ms: u64,
+    /// Since when it could have been heard of.
+    pub(crate) heard_ms: u64,
+    pub(crate) now_ms: u64,
+}
+
 /// The server's settings, as far as the rules need them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
@@ -244,6 +266,7 @@ impl Record {
             note: String::new(),
             lock: None,
             select: Select::default(),
+            provisioning: Provisioning::default(),
             generation: 0,
         }
     }
@@ -320,8 +343,11 @@ impl Record {
             self.rested.clear();
         }
         if !matches!(self.state, State::Installing | State::Booting | State::Running) {
-            self.phone_home = None;
             self.ssh_host_keys.clear();
+            // Whoever is to go and still calls is recognised.
+            if self.state != State::Releasing {
+                self.phone_home = None;
+            }
         }
         // Some inputs change nothing: a running machine's boot from its own disk.
         if *self != before {
@@ -340,6 +366,12 @@ impl Record {
         let (Some(allocation), Some(standing)) = (&self.allocation, &self.standing) else { return BTreeMap::new() };
         let kept = allocation.layout().drives.into_iter().filter(|drive| drive.keep);
         kept.filter_map(|drive| standing.drives.get(&drive.name).map(|id| (drive.name, id.clone()))).collect()
+    }
+
+    /// Something happened on its road.
+    pub(crate) fn tell(&mut self, event: ProvisioningEvent, now: u64, message: &str) {
+        let message = timeline::shortened(message.to_owned());
+        self.provisioning = provisioning::after(mem::take(&mut self.provisioning), event, now, &message);
     }
 
     pub(crate) fn boot_of(&self, boot: BootId) -> Option<&Boot> {
@@ -391,13 +423,7 @@ impl Record {
     }
 
     /// As operators see it.
-    pub(crate) fn view(
-        self,
-        inventory: Option<Inventory>,
-        seen_ms: u64,
-        size: Option<&str>,
-        rack: Option<&str>,
-    ) -> Machine {
+    pub(crate) fn view(self, inventory: Option<Inventory>, sight: Sight<'_>) -> Machine {
         let keeps = self.keeps();
         Machine {
             id: self.id,
@@ -411,18 +437,20 @@ impl Record {
             allocation: self.allocation.map(Allocation::without_secrets),
             inventory,
             partition: self.partition,
-            rack: rack.map(str::to_owned),
-            size: size.map(str::to_owned),
+            rack: sight.rack.map(str::to_owned),
+            size: sight.size.map(str::to_owned),
             hardware: self.hardware,
             labels: self.labels,
             note: self.note,
             lock: self.lock,
             select: self.select,
+            liveliness: provisioning::liveliness(self.state, self.last_seen_ms.max(sight.heard_ms), sight.now_ms),
+            provisioning: self.provisioning,
             generation: self.generation,
             failures: self.failures,
             created_ms: self.created_ms,
             changed_ms: self.changed_ms,
-            last_seen_ms: self.last_seen_ms.max(seen_ms),
+            last_seen_ms: self.last_seen_ms.max(sight.seen_ms),
             ssh_host_keys: self.ssh_host_keys,
         }
     }

@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
 use crate::hardware::Hardware;
-use crate::id::{Mac, MachineId};
+use crate::id::{BootId, Mac, MachineId};
+use crate::inventory::Inventory;
 use crate::manifest::{Manifest, Minimum, Source};
 use crate::order::Outcome;
-use crate::resource::Right;
+use crate::resource::{Classification, Right};
 use crate::sign::{PublicKey, Signed, Verified};
 use crate::ticket::ServerTime;
 
@@ -184,6 +185,8 @@ pub struct ImageSummary {
     /// From then on it isn't installed any more; in seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expires: Option<u64>,
+    #[serde(default)]
+    pub classification: Classification,
     pub download_bytes: u64,
     pub installed_bytes: u64,
     pub signed_by: PublicKey,
@@ -236,6 +239,17 @@ pub struct Capacity {
     pub faulty: usize,
     /// On their way: being discovered, erased or taken back.
     pub unavailable: usize,
+}
+
+/// What a machine told of itself, and what was different from before.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct InventoryTold {
+    pub at_ms: u64,
+    pub boot: BootId,
+    /// Sentences; none if it's the first that is known.
+    pub changes: Vec<String>,
+    pub inventory: Inventory,
 }
 
 /// Why a machine is of the size that it's of, or of none.
@@ -396,6 +410,7 @@ impl ImageSummary {
             description: manifest.description.clone(),
             created: manifest.created,
             expires: manifest.expires,
+            classification: Classification::default(),
             download_bytes: manifest.download_bytes(),
             installed_bytes: manifest.installed_bytes,
             signed_by: manifest.signed_by(),

@@ -12,7 +12,7 @@
 //!
 //! What machines do goes through a boot server; one that runs alone speaks for them as [`boot_server`] says.
 //!
-//! [`resource`] is what operators declare: sizes, partitions, projects and the like; [`hardware`] what sizes go by.
+//! [`provisioning`] is the road in metal-stack's words. [`resource`] is what operators declare: sizes, partitions, projects and the like; [`hardware`] what sizes go by.
 //!
 //! [`manifest`] is what an image builder signs, [`revocation`] what takes it back, [`sign`] the one envelope that everything
 //! signed travels in, and [`api`] the paths and bodies of both HTTP interfaces (agents and operators). The rest is what two rooms would otherwise each
@@ -40,6 +40,7 @@ pub mod machine;
 pub mod manifest;
 pub mod order;
 pub mod os_release;
+pub mod provisioning;
 pub mod resource;
 pub mod revocation;
 #[cfg(feature = "schema")]

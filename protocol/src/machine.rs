@@ -10,6 +10,7 @@ use crate::inventory::{DiskId, Inventory};
 use crate::layout::Layout;
 use crate::manifest::BootBy;
 use crate::order::ReadBack;
+use crate::provisioning::{Liveliness, Provisioning};
 use crate::resource::Labels;
 use crate::system::System;
 
@@ -222,6 +223,11 @@ pub struct Machine {
     /// How it was chosen, as long as it's allocated.
     #[serde(default)]
     pub select: Select,
+    #[serde(default)]
+    pub liveliness: Liveliness,
+    /// In lists without its log.
+    #[serde(default)]
+    pub provisioning: Provisioning,
     /// Counts its changes. Also its entity tag.
     pub generation: u64,
     /// Boots in a row that didn't get past the phase they were in.

@@ -138,8 +138,8 @@ pub enum UserData {
 }
 
 impl UserData {
-    /// Twice what metal-stack takes, four times what EC2 does.
-    pub const MAX_BYTES: usize = 64 << 10;
+    /// As much as metal-stack takes, twice what EC2 does.
+    pub const MAX_BYTES: usize = 32 << 10;
 
     pub fn text(&self) -> &str {
         let (Self::CloudInit(text) | Self::Ignition(text)) = self;

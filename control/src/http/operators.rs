@@ -14,8 +14,8 @@ use axum::routing::get;
 use axum::{Extension, Json, Router};
 use drophammer_protocol::api::{
     ALLOCATIONS, AUDIT, AuditEntry, BOOT_SERVERS, CAPACITY, CERTIFICATE_KEY, Capacity, Explanation, IMAGE_LIST,
-    IMPORTS, ImageSummary, ImportStatus, MACHINES, MadeToken, MakeToken, OPENAPI, PSIDS, Page, SizeVerdict, TOKENS,
-    TokenInfo, WATCH,
+    IMPORTS, ImageSummary, ImportStatus, InventoryTold, MACHINES, MadeToken, MakeToken, OPENAPI, PSIDS, Page,
+    SizeVerdict, TOKENS, TokenInfo, WATCH,
 };
 use drophammer_protocol::boot_server::{BootServer, JoinToken};
 use drophammer_protocol::chain::CertificateChain;
@@ -80,6 +80,10 @@ fn paths() -> ApiRouter<Control> {
         .api_route(&of("/events"), get_with(events, |op| op.summary("What happened to it; waits for more if asked to")))
         .api_route(&of("/explanation"), get_with(explanation, |op| op.summary("Why it's where it is")))
         .api_route(&of("/certificates"), get_with(certificates, |op| op.summary("The proofs of its erased drives")))
+        .api_route(
+            &of("/inventories"),
+            get_with(inventories, |op| op.summary("What it told of itself, whenever that was different")),
+        )
         .api_route(&of("/size"), get_with(size, |op| op.summary("Which size it's of, and why of no other")))
         .api_route(&of("/allocate"), post_with(allocate, |op| once(op.summary("Give it to somebody"))))
         .api_route(&of("/release"), post_with(release, |op| once(op.summary("Take it back, to be erased"))))
@@ -235,6 +239,14 @@ async fn certificates(
 ) -> Result<Json<CertificateChain>, Denied> {
     let read = move |c: &Control| c.certificates(c.theirs(&caller, &name, Right::Viewer)?, unix_ms());
     off_thread(&control, read).await.map(Json)
+}
+
+async fn inventories(
+    State(control): State<Control>,
+    Extension(caller): Extension<Caller>,
+    Which(name): Which<String>,
+) -> Result<Json<Vec<InventoryTold>>, Denied> {
+    off_thread(&control, move |c| c.inventories(c.theirs(&caller, &name, Right::Viewer)?)).await.map(Json)
 }
 
 async fn certificate_key(State(control): State<Control>) -> Json<PublicKey> {

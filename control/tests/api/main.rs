@@ -100,7 +100,7 @@ fn the_whole_road_with_a_server_that_restarts_between_all_steps() {
         let machine = rig.operator().reprovision("web-1", TakeBack::default()).expect("takes it back");
         assert_eq!((machine.state, machine.allocation.is_some()), (State::Releasing, true));
         assert!(machine.reason.expect("a reason").contains("by hand"), "there is no power hook");
-        assert_eq!(phone_home(&rig, 1, &install.phone_home.token).expect_err("its install is history").status, 401);
+        assert_eq!(phone_home(&rig, 1, &install.phone_home.token).expect_err("its install is history").status, 410);
         next(&mut rig);
         let agent = rig.waiting(1);
         assert_eq!(rig.state(1), State::Allocated, "it had an allocation");

@@ -240,3 +240,95 @@ fn many_at_once_get_one_each() {
         allot(&rig, "db", json!({"size": "small"})).unwrap_or_else(|problem| panic!("its {n}: {problem:?}"));
     }
 }
+
+#[test]
+fn the_road_is_told_in_metal_stacks_words() {
+    let rig = Rig::new();
+    let road = |n: u8| rig.machine(n).provisioning;
+    let last = |n: u8| road(n).last.map(|told| told.event.name());
+    let agent = rig.waiting(1);
+    assert_eq!((last(1), road(1).crash_loop, road(1).last_error), (Some("Waiting"), false, None));
+    rig.allocate(1).expect("allocates");
+    let (order, install) = agent.install_order(&rig);
+    agent.outcome(&rig, order, &installed()).expect("takes the outcome");
+    phone_home(&rig, 1, &install.phone_home.token).expect("is heard");
+    let names: Vec<_> = road(1).log.iter().map(|told| told.event.name()).collect();
+    let all = ["PXE Booting", "Preparing", "Registering", "Waiting", "Installing", "Booting New Kernel", "Phoned Home"];
+    assert_eq!(names, all);
+    rig.operator().release("SN-1", drophammer_protocol::machine::TakeBack::default()).expect("releases");
+    let refused = phone_home(&rig, 1, &install.phone_home.token).expect_err("its old system is heard, and not wanted");
+    assert_eq!(refused.status, 410);
+    assert_eq!((last(1), road(1).failed_reclaim), (Some("Machine Reclaim"), false), "a moment later it may");
+    assert_eq!(rig.state(1), State::Releasing, "and changes nothing");
+    // A machine that boots again and again.
+    (0..2).for_each(|_| drop(rig.enrolled(2)));
+    assert!(
+        road(2).crash_loop
+            && road(2).last_error.is_some_and(|told| told.message.contains("unexpectedly received in Preparing"))
+    );
+    assert!(rig.operator().machines().expect("lists").iter().all(|machine| machine.provisioning.log.is_empty()));
+}
+
+#[test]
+fn what_is_different_is_told_and_kept() {
+    let rig = Rig::new();
+    rig.waiting(1);
+    let agent = rig.enrolled(1);
+    let mut changed = inventory(1);
+    changed.disks[0].firmware = Some("2.0".into());
+    changed.disks.pop();
+    agent.inventory_of(&rig, &changed).expect("takes the inventory");
+    let (_, told) = rig.ask(Verb::GET, "/v1/machines/SN-1/inventories", &Value::Null, &[]).expect("lists");
+    let told = told.as_array().expect("a list");
+    assert_eq!((told.len(), &told[0]["changes"]), (2, &json!([])));
+    assert_eq!(told[1]["changes"], json!(["drive small-1 gone"]), "what wasn't told before is no change");
+    let events = rig.operator().events("SN-1", 0, 0).expect("lists");
+    assert!(events.iter().any(|event| event.message == "drive small-1 gone"));
+    let agent = rig.enrolled(1);
+    agent.inventory_of(&rig, &changed).expect("takes the inventory");
+    let (_, same) = rig.ask(Verb::GET, "/v1/machines/SN-1/inventories", &Value::Null, &[]).expect("lists");
+    assert_eq!(same.as_array().expect("a list").len(), 2, "nothing is different");
+}
+
+#[test]
+fn policies_say_which_images_are_installed() {
+    let rig = Rig::new();
+    declare(&rig);
+    (1..=2).for_each(|n| drop(rig.waiting(n)));
+    let policy = |name: &str, versions: &str, class: &str| json!({"name": name, "images": {"image": "debian", "versions": versions}, "classification": class});
+    put(&rig, "image-policies", &policy("new", ">= 12.2", "preview")).expect("a policy");
+    put(&rig, "image-policies", &policy("old", "< 12.2", "deprecated")).expect("a policy");
+    let allocate = |image: &str| {
+        let body = json!({"allocation": {"image": image, "system": {"hostname": "h"}, "project": "web"}});
+        rig.ask(Verb::POST, ALLOCATIONS, &body, &[]).map(|(_, machine)| machine)
+    };
+    assert_eq!(allocate("debian").expect_err("none is for everybody").status, 422);
+    let machine = allocate("debian/12.1").expect("by its version");
+    let name = machine["name"].as_str().expect("a name");
+    let events = rig.operator().events(name, 0, 0).expect("lists");
+    assert!(events.iter().any(|event| event.message.contains("debian/12.1 is deprecated")));
+    rig.ask(Verb::DELETE, "/v1/image-policies/new", &Value::Null, &[]).expect("withdraws");
+    let machine = allocate("debian").expect("the newest that is supported");
+    assert_eq!(machine["allocation"]["image"], "debian/12.2");
+    let runs = |image: &str| rig.operator().machines_like(&[("image", image)]).expect("lists").len();
+    assert_eq!((runs("debian"), runs("debian/12.1"), runs("debian/12.3")), (2, 1, 0));
+    let expired = json!({"name": "gone", "images": {"image": "debian"}, "expires": 1});
+    put(&rig, "image-policies", &expired).expect("a policy");
+    assert_eq!(allocate("debian/12.2").expect_err("expired").status, 422);
+}
+
+#[test]
+fn a_partitions_servers_reach_the_installed_system() {
+    let rig = Rig::new();
+    let partition = json!({"name": "default", "dns": ["10.0.0.53"], "ntp": ["10.0.0.123", "ntp.example.org"]});
+    put(&rig, "partitions", &partition).expect("a partition");
+    for (n, own, want) in [(1, None, "10.0.0.53"), (2, Some("10.9.9.9"), "10.9.9.9")] {
+        let agent = rig.waiting(n);
+        let mut wanted = allocation();
+        wanted.system.dns.extend(own.map(|address| address.parse::<std::net::IpAddr>().expect("an address")));
+        rig.operator().allocate(&machine(n).to_string(), &wanted).expect("allocates");
+        let (_, install) = agent.install_order(&rig);
+        assert_eq!(install.system.dns, [want.parse::<std::net::IpAddr>().expect("an address")]);
+        assert_eq!(install.system.ntp, ["10.0.0.123", "ntp.example.org"]);
+    }
+}

@@ -133,7 +133,7 @@ fn what_is_wrong_and_where() {
         ("cloud-config", cloud("#cloud-config\npackages: []\n"), ""),
         ("a script", cloud("#!/bin/sh\necho\n"), ""),
         ("YAML that cloud-init would skip", cloud("packages: []\n"), "user_data: it doesn't begin as cloud-init's"),
-        ("too much", cloud(&format!("#!{}", "x".repeat(UserData::MAX_BYTES))), "user_data: it has 65538 bytes"),
+        ("too much", cloud(&format!("#!{}", "x".repeat(UserData::MAX_BYTES))), "user_data: it has 32770 bytes"),
         ("ignition", ignition(r#"{"ignition":{"version":"3.4.0"}}"#), ""),
         ("ignition without a version", ignition(r#"{"ignition":{}}"#), "user_data: it is not an Ignition"),
         ("butane", ignition("variant: flatcar\n"), "user_data: it is not an Ignition"),
