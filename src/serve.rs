@@ -69,7 +69,26 @@ const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_ke
   max_failures = 3                         # failed boots in a row after which a machine is quarantined
   erase_again_after_days = 30              # a drive that was erased and shows no write since isn't erased again so long
   erase_policy = "purge"                   # which erasures are good enough: "purge" (default), "clear" or "rekey-only"
+  requests_per_second = 1000               # that one operator's token may make
   router_advertisements = true             # saves 16 s per boot with Debian 12's iPXE
+
+  # [etcd]                                 # the control API's state, so that several servers can share it; default: a file
+  # endpoints = ["https://10.0.0.2:2379", "https://10.0.0.3:2379", "https://10.0.0.4:2379"]
+  # prefix = "/drophammer"                 # what all keys begin with
+  # ca = "/etc/drophammer/etcd-ca.pem"
+  # certificate = "/etc/drophammer/etcd.pem"
+  # key = "/etc/drophammer/etcd.key"
+  # user = "drophammer"
+  # password_file = "/etc/drophammer/etcd.password"
+
+  # [oidc]                                 # people whom an OpenID Connect provider knows
+  # issuer = "https://login.example.org"
+  # audience = "drophammer"
+  # ca = "/etc/drophammer/login-ca.pem"
+  # user_claim = "email"                   # by which tenants and projects name their members
+  # groups_claim = "groups"
+  # admins = ["operators"]                 # groups whose members may do, or see, everything
+  # viewers = ["support"]
 
   [projects.bank]                          # whom machines can be allocated for, with --project
   erase_policy = "rekey-only"              # at least this when it's through with them; default: erase_policy

@@ -218,7 +218,8 @@ impl Control {
                 return Ok(true);
             }
             if record.state == State::Releasing {
-                record.tell(ProvisioningEvent::PhonedHome, now, &format!("{} is up as {}", said.os, said.hostname));
+                let up = timeline::shortened(format!("{} is up as {}", said.os, said.hostname));
+                record.tell(ProvisioningEvent::PhonedHome, now, &up);
                 return Ok(false);
             }
             self.advance(txn, record, Input::PhonedHome, now)?;

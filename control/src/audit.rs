@@ -1,15 +1,32 @@
 //! Who changed what, as it was before and as it was after. Entries are written in the transaction that they speak of.
 
+use std::fmt;
+
 use anyhow::Result;
 use drophammer_protocol::api::AuditEntry;
 use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::auth::Who;
 use crate::store::{Store, Txn};
 
 pub(crate) const AUDIT: &str = "audit/";
+
+/// In whose name something is ordered, as it's recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Who(String);
+
+impl Who {
+    pub(crate) fn named(name: String) -> Self {
+        Self(name)
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// What was changed.
 #[derive(Clone, Copy, Debug)]

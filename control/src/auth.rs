@@ -2,7 +2,6 @@
 //! knows.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -15,8 +14,9 @@ use drophammer_protocol::resource::{Right, is_name, not_a_name};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::audit::{self, Change};
+use crate::audit::{self, Change, Who};
 use crate::denied::Denied;
+use crate::names;
 use crate::pool::Tables;
 use crate::records::Record;
 use crate::secret::{Hash, Token};
@@ -30,16 +30,6 @@ pub enum Auth {
     Token,
     /// By the permissions of the Unix socket's file: whoever can connect is an admin.
     Socket,
-}
-
-/// In whose name something is ordered, as it's recorded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Who(String);
-
-impl fmt::Display for Who {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
 }
 
 /// Who calls, and what that person or program may.
@@ -59,12 +49,12 @@ pub(crate) struct Caller {
 impl Caller {
     /// Whoever may open the server's own socket.
     pub(crate) fn at_the_socket() -> Self {
-        let who = Who("an operator at the server's own socket".into());
+        let who = Who::named("an operator at the server's own socket".into());
         Self { who, role: Some(Role::Admin), user: None, projects: BTreeMap::new(), token: None }
     }
 
     pub(crate) fn user(name: &str, role: Option<Role>) -> Self {
-        let who = Who(format!("user {name}"));
+        let who = Who::named(format!("user {name}"));
         Self { who, role, user: Some(name.to_owned()), projects: BTreeMap::new(), token: None }
     }
 
@@ -232,7 +222,7 @@ impl Control {
         if kept.expires_ms.is_some_and(|expires| expires <= now) {
             return Err(Denied::stranger(format!("token {} has expired; make a new one", kept.name)));
         }
-        let who = Who(format!("operator {}", kept.name));
+        let who = Who::named(format!("operator {}", kept.name));
         Ok(Caller { who, role: kept.role, user: kept.user, projects: kept.projects, token: Some(kept.id) })
     }
 
@@ -301,7 +291,7 @@ impl Control {
     pub(crate) fn theirs(&self, caller: &Caller, reference: &str, needed: Right) -> Result<MachineId, Denied> {
         let tables = self.inner.pool.read();
         let visible = tables.records().map(|record| &**record).filter(|record| caller.sees(record, &tables));
-        let machine = crate::operator::pick(visible, reference)?;
+        let machine = names::pick(visible, reference)?;
         if let Some(known) = tables.machines.get(&machine) {
             caller.must(needed, project_of(&known.record), &tables)?;
         }

@@ -21,14 +21,12 @@ use drophammer_protocol::resource::{NamedLayout, Reservation};
 
 use crate::Control;
 use crate::allot::{self, Spot, Status, Taken, Unusable, Wish};
-use crate::audit::{self, Change};
-use crate::auth::Who;
+use crate::audit::{self, Change, Who};
 use crate::denied::Denied;
-use crate::documents::Turn;
 use crate::images::Image;
 use crate::install;
 use crate::lifecycle::Input;
-use crate::pool::Known;
+use crate::pool::{Known, Turn};
 use crate::provisioning;
 use crate::records::{BootInventory, Record, inventory_key, machine_key};
 use crate::store::{MOST_CHANGES, Txn};

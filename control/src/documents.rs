@@ -12,33 +12,10 @@ use drophammer_protocol::resource::{
 };
 
 use crate::Control;
-use crate::audit::{self, Change};
-use crate::auth::Who;
+use crate::audit::{self, Change, Who};
 use crate::denied::Denied;
-use crate::pool::{Declared, Pool, Tables, document_key};
+use crate::pool::{Declared, Tables, Turn, document_key};
 use crate::size;
-use crate::store::Txn;
-
-/// Counts all turns that were ever had.
-pub(crate) const TURN: &str = "turn";
-
-/// One's turn to decide by the pool's tables.
-#[derive(Debug)]
-pub(crate) struct Turn(u64);
-
-impl Turn {
-    /// The pool has everything that was decided before.
-    pub(crate) fn begin(txn: &mut Txn<'_>, pool: &Pool) -> anyhow::Result<Self> {
-        let turn = txn.get(TURN)?.unwrap_or(0);
-        pool.wait_for_turn(turn)?;
-        Ok(Self(turn))
-    }
-
-    /// From here on nobody else's decision of the same time holds.
-    pub(crate) fn take(self, txn: &mut Txn<'_>) -> anyhow::Result<()> {
-        txn.put(TURN, &(self.0 + 1))
-    }
-}
 
 /// What has to be true of a document that is to be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,5 @@
 //! What has had its time is removed, by one of the servers.
 
-use std::sync::mpsc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -9,8 +7,9 @@ use drophammer_protocol::api::AuditEntry;
 
 use crate::audit::AUDIT;
 use crate::duty::Duty;
+use crate::every::Every;
 use crate::http::once;
-use crate::store::{MOST_CHANGES, Store};
+use crate::store::{MOST_CHANGES, Store, decode};
 use crate::unix_ms;
 
 const BETWEEN_ROUNDS: Duration = Duration::from_secs(10 * 60);
@@ -18,45 +17,21 @@ const BETWEEN_ROUNDS: Duration = Duration::from_secs(10 * 60);
 const AUDIT_LIFE_MS: u64 = 400 * 24 * 60 * 60 * 1000;
 
 /// Works until it's dropped.
-#[derive(Debug)]
-pub(crate) struct Janitor {
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Janitor {
-    pub(crate) fn start(store: Store, duty: Duty) -> Result<Self> {
-        let (stop, stopped) = mpsc::channel();
-        let work = move || {
-            while stopped.recv_timeout(BETWEEN_ROUNDS) == Err(mpsc::RecvTimeoutError::Timeout) {
-                if duty.is_mine()
-                    && let Err(error) = round(&store, unix_ms())
-                {
-                    tracing::warn!("removing what has had its time, which is tried again: {error:#}");
-                }
-            }
-        };
-        let thread = thread::Builder::new().name("janitor".into()).spawn(work).context("starting a thread")?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for Janitor {
-    fn drop(&mut self) {
-        self.stop = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
+pub(crate) fn start(store: Store, duty: Duty) -> Result<Every> {
+    Every::start("janitor", BETWEEN_ROUNDS, move || {
+        if duty.is_mine()
+            && let Err(error) = round(&store, unix_ms())
         {
-            tracing::error!("the thread that removes what has had its time panicked");
+            tracing::warn!("removing what has had its time, which is tried again: {error:#}");
         }
-    }
+    })
 }
 
-pub(crate) fn round(store: &Store, now: u64) -> Result<()> {
+fn round(store: &Store, now: u64) -> Result<()> {
     let (answers, _) = store.entries(once::KEPT)?;
     let mut over = Vec::new();
     for entry in answers {
-        let kept: once::Kept = crate::store::decode(&entry.key, &entry.value)?;
+        let kept: once::Kept = decode(&entry.key, &entry.value)?;
         if now.saturating_sub(kept.at_ms) > once::LIFE_MS {
             over.push(String::from_utf8(entry.key).context("reading a key of the store")?);
         }

@@ -14,12 +14,12 @@
 //! | `differences`, `gpu` | what is new about what a machine is made of, and what its graphics processors are called. Pure |
 //! | `notary` | what the server signs about erase certificates |
 //! | `operator`, `auth`, `oidc`, `limits` | what people ask and order, and who may |
-//! | `desk`, `allot`, `rack` | who gets which machine; the last two pure |
+//! | `desk`, `allot`, `rack`, `names` | who gets which machine, and what machines answer to; the last three pure |
 //! | `documents`, `audit` | what is declared, and who changed it |
 //! | `drives` | the secrets on drives' labels |
 //! | `pool`, `size` | all machines in memory, and which size each is of |
 //! | `timeline`, `observed` | one history per machine |
-//! | `duty`, `presence`, `janitor` | what several servers on one store have to agree on |
+//! | `duty`, `every`, `presence`, `janitor` | what several servers on one store have to agree on |
 //! | `records`, `store`, [`StateFile`], `secret` | what is kept, how, and how secrets aren't |
 //! | `http` | paths and bodies, as [`drophammer_protocol::api`] has them |
 //! | [`client`] | the other end, for operators |
@@ -42,6 +42,7 @@ mod documents;
 mod drives;
 mod duty;
 pub mod erasure;
+mod every;
 pub mod explain;
 #[cfg(fuzzing)]
 pub mod fuzz;
@@ -53,6 +54,7 @@ mod janitor;
 pub mod keep;
 pub mod lifecycle;
 mod limits;
+mod names;
 mod notary;
 mod observed;
 mod oidc;
@@ -100,8 +102,8 @@ pub use crate::boot_servers::{ClientCertificate, HEARTBEAT, fingerprint};
 use crate::denied::Denied;
 use crate::desk::Desk;
 use crate::duty::Duty;
+use crate::every::Every;
 use crate::images::Images;
-use crate::janitor::Janitor;
 use crate::lifecycle::Input;
 use crate::limits::Limits;
 use crate::notary::Notary;
@@ -111,7 +113,7 @@ use crate::oidc::Provider;
 use crate::own_disks::Watched;
 use crate::pool::Pool;
 use crate::power::Power;
-use crate::presence::{Presence, Reporter};
+use crate::presence::Presence;
 use crate::records::{DEFAULT_PARTITION, Record, Rules};
 pub use crate::secret::BootKey;
 use crate::secret::ServerKey;
@@ -231,9 +233,9 @@ struct Inner {
     oidc: Option<Provider>,
     limits: Limits,
     started_ms: u64,
-    _janitor: Janitor,
+    _janitor: Every,
     /// Only where there are others to tell.
-    _reporter: Option<Reporter>,
+    _reporter: Option<Every>,
     power: Option<Power>,
 }
 
@@ -271,9 +273,9 @@ impl Control {
         };
         let reporter = match &config.state {
             StateAt::File => None,
-            StateAt::Etcd(_) => Some(Reporter::start(store.clone(), Arc::clone(&presence), id)?),
+            StateAt::Etcd(_) => Some(presence::tell(store.clone(), Arc::clone(&presence), id)?),
         };
-        let janitor = Janitor::start(store.clone(), Duty::new(store.clone(), "janitor", id.to_string()))?;
+        let janitor = janitor::start(store.clone(), Duty::new(store.clone(), "janitor", id.to_string()))?;
         let oidc = config.oidc.clone().map(Provider::new).transpose().context("setting up OpenID Connect")?;
         let limits = Limits::new(config.requests_per_second);
         let policy = &config.policy;
@@ -379,7 +381,7 @@ impl Control {
         if let Some((event, message)) = road
             && (event != ProvisioningEvent::Waiting || record.state == State::Waiting)
         {
-            record.tell(event, now, &message);
+            record.tell(event, now, &timeline::shortened(message));
         }
         record.last_seen_ms = record.last_seen_ms.max(self.seen(record.id));
         if record.state == State::Booting {

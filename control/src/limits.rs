@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use axum::http::StatusCode;
 use governor::{DefaultKeyedRateLimiter, Quota};
 
-use crate::auth::Who;
+use crate::audit::Who;
 use crate::denied::Denied;
 
 #[derive(Debug)]

@@ -14,8 +14,8 @@ use drophammer_protocol::machine::{Allocation, Lock, Machine, Reinstall, Remarks
 use drophammer_protocol::resource::{Classification, ImagePolicy, Labels, Reservation, Right, check_labels};
 use drophammer_protocol::words;
 
-use crate::audit::{self, Change};
-use crate::auth::{Caller, Who, project_of};
+use crate::audit::{self, Change, Who};
+use crate::auth::{Caller, project_of};
 use crate::denied::Denied;
 use crate::desk;
 use crate::documents::Given;
@@ -23,6 +23,7 @@ use crate::explain::{Case, explain};
 use crate::images::{self, Image};
 use crate::install;
 use crate::lifecycle::Input;
+use crate::names;
 use crate::pool::Known;
 use crate::records::{BootInventory, Record, Sight, inventories_prefix, inventory_key, machine_key};
 use crate::size;
@@ -116,7 +117,7 @@ impl Control {
     }
 
     pub(crate) fn resolve(&self, reference: &str) -> Result<MachineId, Denied> {
-        pick(self.inner.pool.read().records().map(|record| &**record), reference)
+        names::pick(self.inner.pool.read().records().map(|record| &**record), reference)
     }
 
     /// A MAC that is no machine's is somebody's all the same.
@@ -417,94 +418,4 @@ const EXPIRES_SOON_S: u64 = 30 * 24 * 3600;
 
 fn count_days(seconds: u64) -> String {
     words::count(usize::try_from(seconds / (24 * 3600)).unwrap_or(usize::MAX), "day")
-}
-
-/// The beginning of an id counts from this many characters on.
-const MIN_ID_PREFIX: usize = 8;
-
-/// The one machine that `reference` can mean: an id or its beginning, a name, a serial, a MAC or a hostname.
-pub(crate) fn pick<'a>(records: impl IntoIterator<Item = &'a Record>, reference: &str) -> Result<MachineId, Denied> {
-    let reference = reference.trim();
-    let lower = reference.to_ascii_lowercase();
-    let mac: Option<Mac> = reference.parse().ok();
-    let is = |text: &str| text.eq_ignore_ascii_case(reference);
-    let meant: Vec<&Record> = records
-        .into_iter()
-        .filter(|r| {
-            let id = r.id.to_string();
-            (lower.len() >= MIN_ID_PREFIX && id.starts_with(&lower))
-                || is(&r.name)
-                || r.serial.as_deref().is_some_and(is)
-                || mac.is_some_and(|mac| r.macs.contains(&mac))
-                || r.allocation.as_ref().is_some_and(|a| is(&a.system.hostname))
-        })
-        .collect();
-    match meant.as_slice() {
-        [one] => Ok(one.id),
-        [] => Err(Denied::new(
-            StatusCode::NOT_FOUND,
-            format!("no machine is called {reference:?}; `drophammer machine list` shows what they are called"),
-        )),
-        // An id is never ambiguous, even if somebody called another machine by it.
-        several => match several.iter().find(|r| r.id.to_string() == lower) {
-            Some(exact) => Ok(exact.id),
-            None => {
-                let names: Vec<String> = several.iter().map(|r| format!("{} ({})", r.name, r.id)).collect();
-                Err(Denied::conflict(format!("{reference:?} can mean {}; use the id", names.join(", "))))
-            }
-        },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use drophammer_protocol::system::System;
-    use uuid::Uuid;
-
-    use super::*;
-
-    fn record(id: u128, mac: u8, serial: &str, hostname: Option<&str>) -> Record {
-        let mut record = Record::discovered(MachineId(Uuid::from_u128(id)), Mac([2, 0, 0, 0, 0, mac]), 0);
-        record.name = serial.into();
-        record.serial = Some(serial.into());
-        record.allocation = hostname.map(|h| Allocation {
-            image: "i".into(),
-            system: System { hostname: h.into(), ..System::default() },
-            ..Allocation::default()
-        });
-        record
-    }
-
-    #[test]
-    fn a_machine_answers_to_several_names_but_only_to_its_own() {
-        let one = 0x1111_1111_0000_0000_0000_0000_0000_0001;
-        let two = 0x1111_1111_0000_0000_0000_0000_0000_0002;
-        let three = 0x3333_3333_0000_0000_0000_0000_0000_0003;
-        let machines = [
-            record(one, 1, "SN1", Some("web")),
-            record(two, 2, "SN2", Some("db")),
-            record(three, 3, "SN3", Some("web")),
-        ];
-        for (name, reference, want) in [
-            ("an id", "11111111-0000-0000-0000-000000000001", Ok(one)),
-            ("its beginning", "33333333", Ok(three)),
-            ("in capitals", "11111111-0000-0000-0000-000000000002", Ok(two)),
-            ("too short a beginning", "3333333", Err("no machine is called")),
-            ("a beginning of two", "11111111-", Err("can mean SN1")),
-            ("a serial", "SN2", Ok(two)),
-            ("with spaces around it", " sn2 ", Ok(two)),
-            ("a MAC", "02:00:00:00:00:03", Ok(three)),
-            ("a MAC in another style", "02-00-00-00-00-03", Ok(three)),
-            ("a hostname", "db", Ok(two)),
-            ("a hostname of two", "web", Err("SN3")),
-            ("nothing", "", Err("no machine is called")),
-            ("something else", "other", Err("no machine is called")),
-        ] {
-            match (pick(&machines, reference), want) {
-                (Ok(got), Ok(want)) => assert_eq!(got.0.as_u128(), want, "{name}"),
-                (Err(got), Err(part)) => assert!(got.to_string().contains(part), "{name}: {got}"),
-                (got, want) => panic!("{name}: got {got:?}, want {want:?}"),
-            }
-        }
-    }
 }

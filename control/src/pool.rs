@@ -18,19 +18,39 @@ use drophammer_protocol::resource::{
 };
 use tokio::sync::Notify;
 
-use crate::documents::TURN;
 use crate::own_disks::Watched;
 use crate::presence::{PRESENCE, Presence};
 use crate::rack;
 use crate::records::{MACHINES, Record};
 use crate::size;
-use crate::store::{Changes, Followed, News, Revision, Store, decode};
+use crate::store::{Changes, Followed, News, Revision, Store, Txn, decode};
 use crate::wake::Wakes;
 
 /// Others' decisions are here long before.
 const LATE: Duration = Duration::from_secs(2);
 /// Between attempts to read everything anew.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// Counts all turns that were ever had.
+const TURN: &str = "turn";
+
+/// One's turn to decide by the pool's tables.
+#[derive(Debug)]
+pub(crate) struct Turn(u64);
+
+impl Turn {
+    /// The pool has everything that was decided before.
+    pub(crate) fn begin(txn: &mut Txn<'_>, pool: &Pool) -> anyhow::Result<Self> {
+        let turn = txn.get(TURN)?.unwrap_or(0);
+        pool.wait_for_turn(turn)?;
+        Ok(Self(turn))
+    }
+
+    /// From here on nobody else's decision of the same time holds.
+    pub(crate) fn take(self, txn: &mut Txn<'_>) -> anyhow::Result<()> {
+        txn.put(TURN, &(self.0 + 1))
+    }
+}
 
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -238,7 +258,7 @@ impl Pool {
     }
 
     /// Until everything that was decided up to this turn is here.
-    pub(crate) fn wait_for_turn(&self, turn: u64) -> Result<()> {
+    fn wait_for_turn(&self, turn: u64) -> Result<()> {
         let since = Instant::now();
         while self.read().turn < turn {
             ensure!(since.elapsed() < LATE, "this server hasn't heard yet what another one decided; try again");

@@ -4,15 +4,15 @@
 //! every few seconds what it heard since.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use drophammer_protocol::boot_server::Health;
 use drophammer_protocol::id::{BootServerId, MachineId};
 use serde::{Deserialize, Serialize};
 
+use crate::every::Every;
 use crate::store::Store;
 
 /// What a server says of what it heard: each key is one server's.
@@ -94,36 +94,12 @@ impl Presence {
 }
 
 /// Tells the other servers on the store, until it's dropped.
-#[derive(Debug)]
-pub(crate) struct Reporter {
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Reporter {
-    pub(crate) fn start(store: Store, presence: Arc<Presence>, id: BootServerId) -> Result<Self> {
-        let (stop, stopped) = mpsc::channel();
-        let report = move || {
-            while stopped.recv_timeout(BETWEEN_REPORTS) == Err(mpsc::RecvTimeoutError::Timeout) {
-                let Some(report) = presence.report() else { continue };
-                let told: Result<()> = store.transact(|txn| txn.put(&format!("{PRESENCE}{id}"), &report));
-                if let Err(error) = told {
-                    tracing::warn!("telling the other servers who was heard of: {error:#}");
-                }
-            }
-        };
-        let thread = thread::Builder::new().name("presence".into()).spawn(report).context("starting a thread")?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for Reporter {
-    fn drop(&mut self) {
-        self.stop = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread that tells other servers who was heard of panicked");
+pub(crate) fn tell(store: Store, presence: Arc<Presence>, id: BootServerId) -> Result<Every> {
+    Every::start("presence", BETWEEN_REPORTS, move || {
+        let Some(report) = presence.report() else { return };
+        let told: Result<()> = store.transact(|txn| txn.put(&format!("{PRESENCE}{id}"), &report));
+        if let Err(error) = told {
+            tracing::warn!("telling the other servers who was heard of: {error:#}");
         }
-    }
+    })
 }

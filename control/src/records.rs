@@ -22,7 +22,6 @@ use crate::lifecycle::{self, AllocationChange, Facts, Input, OrderChange, Reason
 use crate::provisioning;
 use crate::secret::Hash;
 use crate::store::Txn;
-use crate::timeline;
 
 pub(crate) const MACHINES: &str = "machine/";
 
@@ -370,8 +369,7 @@ impl Record {
 
     /// Something happened on its road.
     pub(crate) fn tell(&mut self, event: ProvisioningEvent, now: u64, message: &str) {
-        let message = timeline::shortened(message.to_owned());
-        self.provisioning = provisioning::after(mem::take(&mut self.provisioning), event, now, &message);
+        self.provisioning = provisioning::after(mem::take(&mut self.provisioning), event, now, message);
     }
 
     pub(crate) fn boot_of(&self, boot: BootId) -> Option<&Boot> {

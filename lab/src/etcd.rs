@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::net::Process;
+use crate::net::{Process, outside};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -69,6 +70,18 @@ impl Etcd {
         Ok(etcd)
     }
 
+    /// One member, for all who want one at the same time.
+    pub fn shared() -> Result<Arc<Self>> {
+        static SHARED: Mutex<Weak<Etcd>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(etcd) = shared.upgrade() {
+            return Ok(etcd);
+        }
+        let etcd = Arc::new(Self::start(1)?);
+        *shared = Arc::downgrade(&etcd);
+        Ok(etcd)
+    }
+
     pub fn endpoints(&self) -> Vec<String> {
         self.members.iter().map(|member| member.client.clone()).collect()
     }
@@ -88,7 +101,7 @@ impl Etcd {
             }
         }
         let process = Process::start(
-            Command::new("etcd")
+            outside("etcd")
                 .args(secure)
                 .args(["--name", &it.name, "--initial-cluster", &cluster, "--initial-cluster-state", "new"])
                 .args(["--listen-client-urls", &it.client, "--advertise-client-urls", &it.client])

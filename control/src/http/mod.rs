@@ -29,6 +29,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::Control;
 use crate::denied::Denied;
 
+/// Of operators: an allocation with its SSH keys and user-data.
+const BODY: usize = 512 << 10;
 /// Who waits longer asks again; that keeps connections from outliving both ends' patience.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 

@@ -50,8 +50,8 @@ async fn done_once(control: &Control, request: Request, next: Next) -> Result<Re
     }
     let who = request.extensions().get::<Caller>().map(|caller| caller.who.to_string()).unwrap_or_default();
     let (parts, body) = request.into_parts();
-    let body = to_bytes(body, super::operators::BODY).await.map_err(|_| {
-        let detail = format!("the request's body has more than {} bytes", super::operators::BODY);
+    let body = to_bytes(body, super::BODY).await.map_err(|_| {
+        let detail = format!("the request's body has more than {} bytes", super::BODY);
         Denied::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
     })?;
     let path = parts.uri.to_string();

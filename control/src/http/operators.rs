@@ -28,6 +28,7 @@ use drophammer_protocol::sign::PublicKey;
 use tokio::time::sleep;
 use uuid::Uuid;
 
+use super::BODY;
 use super::bulk::{self, BULK};
 use super::describe::{self, Done, finish};
 use super::documents::{self, conditional, given};
@@ -40,8 +41,6 @@ use crate::{Control, unix_ms};
 
 /// For news of somebody whom nobody knows.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
-/// An allocation with its SSH keys and user-data.
-pub(super) const BODY: usize = 512 << 10;
 
 impl Control {
     /// What operators talk to. `auth` says how they are known: tokens over HTTPS, file permissions on a Unix socket.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{OnceLock, mpsc};
+use std::sync::mpsc;
 use std::thread;
 
 use anyhow::{Result, ensure};
@@ -17,20 +17,20 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// One cluster for all tests of the process, with which it ends. Each test has a prefix of its own.
-pub(crate) fn etcd() -> etcd::At {
-    static ETCD: OnceLock<Etcd> = OnceLock::new();
+/// A cluster that there is for as long as somebody holds it, with a prefix of one's own.
+fn etcd() -> (Arc<Etcd>, etcd::At) {
     static TESTS: AtomicUsize = AtomicUsize::new(0);
-    let etcd = ETCD.get_or_init(|| Etcd::start(1).expect("etcd runs"));
+    let etcd = Etcd::shared().expect("etcd runs");
     let prefix = format!("/test{}", TESTS.fetch_add(1, Ordering::Relaxed));
-    etcd::At { endpoints: etcd.endpoints(), prefix, tls: None, login: None }
+    let at = etcd::At { endpoints: etcd.endpoints(), prefix, tls: None, login: None };
+    (etcd, at)
 }
 
 /// A store on each engine, and another one on the same state where that can be.
 fn each(test: impl Fn(&str, Store, Option<Store>)) {
     let dir = TempDir::new().expect("temporary directory");
     test("redb", Store::open(&dir.path().join("state")).expect("opens"), None);
-    let at = etcd();
+    let (_etcd, at) = etcd();
     test("etcd", Store::connect(&at).expect("connects"), Some(Store::connect(&at).expect("connects")));
 }
 
@@ -210,7 +210,7 @@ fn who_asks_for_what_is_forgotten_hears_that_it_is() {
             Some(_) => {
                 let second = revision(commit(&store, &[], &[("a", Some("2"))]));
                 let ctl =
-                    ["--endpoints", &etcd().endpoints.join(","), "compaction", &second.to_string()].map(String::from);
+                    ["--endpoints", &etcd().1.endpoints.join(","), "compaction", &second.to_string()].map(String::from);
                 let done = std::process::Command::new("etcdctl").env("ETCDCTL_API", "3").args(ctl).output();
                 assert!(done.expect("etcdctl").status.success());
                 let seen = Seen::of(&store, first - 1);
@@ -248,7 +248,8 @@ fn both_engines_are_the_same_store() {
     // Whether it expects what is there, or what was there at first.
     let step = (prop::collection::btree_map(key(), any::<bool>(), 0..3), prop::collection::vec(change(), 1..4));
     let dir = TempDir::new().expect("temporary directory");
-    let cluster = Store::connect(&etcd()).expect("connects");
+    let (_etcd, at) = etcd();
+    let cluster = Store::connect(&at).expect("connects");
     let mut runner = TestRunner::new(Config { cases: 24, failure_persistence: None, ..Config::default() });
     let runs = AtomicUsize::new(0);
     runner
@@ -351,7 +352,7 @@ fn cutting(upstream: &str) -> String {
 
 #[test]
 fn a_commit_whose_answer_is_lost_happens_once() {
-    let at = etcd();
+    let (_etcd, at) = etcd();
     let bad = etcd::At { endpoints: at.endpoints.iter().map(|member| cutting(member)).collect(), ..at.clone() };
     let store = Store::connect(&bad).expect("connects");
     let stop = AtomicBool::new(false);

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use drophammer_control::client::Client;
@@ -35,22 +35,23 @@ use uuid::Uuid;
 
 pub(crate) const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 9));
 
-/// These tests are built twice: for a file, and for etcd.
-fn state() -> StateAt {
-    static ETCD: OnceLock<Etcd> = OnceLock::new();
+/// These tests are built twice: for a file, and for etcd, which is there for as long as somebody holds it.
+fn state() -> (StateAt, Option<Arc<Etcd>>) {
     static RIGS: AtomicUsize = AtomicUsize::new(0);
     if env!("CARGO_CRATE_NAME") != "api_on_etcd" {
-        return StateAt::File;
+        return (StateAt::File, None);
     }
-    let endpoints = ETCD.get_or_init(|| Etcd::start(1).expect("etcd runs")).endpoints();
+    let etcd = Etcd::shared().expect("etcd runs");
     let prefix = format!("/rig{}", RIGS.fetch_add(1, Ordering::Relaxed));
-    StateAt::Etcd(EtcdAt { endpoints, prefix, tls: None, login: None })
+    let at = EtcdAt { endpoints: etcd.endpoints(), prefix, tls: None, login: None };
+    (StateAt::Etcd(at), Some(etcd))
 }
 
 pub(crate) struct Rig {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) config: Config,
     pub(crate) running: Option<Running>,
+    pub(crate) _etcd: Option<Arc<Etcd>>,
 }
 
 pub(crate) struct Running {
@@ -68,9 +69,10 @@ impl Rig {
     pub(crate) fn with(adjust: impl FnOnce(&mut Config, &Path)) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let key = SigningKey::from_bytes(&[1; 32]);
+        let (state, etcd) = state();
         let mut config = Config {
             state_dir: dir.path().join("state"),
-            state: state(),
+            state,
             images_dir: dir.path().join("images"),
             addresses: vec![],
             host_names: vec![],
@@ -91,7 +93,7 @@ impl Rig {
         publish(&config.images_dir, "12.1", 100, &key);
         publish(&config.images_dir, "12.2", 200, &key);
         adjust(&mut config, dir.path());
-        let mut rig = Self { dir, config, running: None };
+        let mut rig = Self { dir, config, running: None, _etcd: etcd };
         rig.start();
         rig
     }

@@ -21,7 +21,7 @@ impl Rig {
         for file in files {
             fs::copy(self.config.state_dir.join(file), config.state_dir.join(file))?;
         }
-        let mut rig = Self { dir, config, running: None };
+        let mut rig = Self { dir, config, running: None, _etcd: self._etcd.clone() };
         rig.start_with(Control::open(rig.config.clone())?);
         Ok(rig)
     }
