@@ -12,6 +12,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL;
 use drophammer_control::Oidc;
+use drophammer_protocol::api::{AGENT_ENROL, Enrol, Problem};
+use drophammer_protocol::machine::State;
+use drophammer_protocol::sign::PublicKey;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use reqwest::Method as Verb;
 use rustls_pki_types::PrivateKeyDer;
@@ -222,6 +225,57 @@ fn who_asks_too_often_waits() {
     let refused = asked.iter().filter(|answer| answer.as_ref().is_err_and(|problem| problem.status == 429)).count();
     assert!(refused > 0 && refused < 40, "{refused}");
     rig.ask_as(&viewer, Verb::GET, "/v1/sizes", &Value::Null).expect("somebody else doesn't");
+}
+
+#[test]
+fn no_agent_touches_another_machine() {
+    let rig = Rig::new();
+    let (ours, our_order) = rig.erasing(1);
+    let (theirs, their_order) = rig.erasing(2);
+    let (installing, _, install) = rig.installing(3);
+    let other_ticket = rig.boot(4).ticket;
+    let kept = |n: u8| {
+        let machine = rig.machine(n);
+        let events = rig.operator().events(&machine.id.to_string(), 0, 0).expect("lists");
+        (machine.generation, machine.state, events)
+    };
+    let before = [2, 3, 4].map(kept);
+    let refused = |what: &str, answer: Result<(), Problem>, status: u16| {
+        assert_eq!(answer.expect_err(what).status, status, "{what}");
+    };
+    let enrol = |token: &str, n: u8| {
+        let body =
+            Enrol { machine: machine(n), key: PublicKey::of(&ours.key), macs: vec![mac(n)], agent_version: "t".into() };
+        rig.agent::<Value>(Verb::POST, AGENT_ENROL, token, &body).map(drop)
+    };
+    refused("enrolling as another", enrol(&other_ticket.token, 1), 403);
+    refused("with a ticket that another used", enrol(&theirs.ticket.token, 2), 401);
+    refused("with a credential instead of a ticket", enrol(&ours.credential, 4), 401);
+    refused("another's inventory", ours.inventory_of(&rig, &inventory(2)), 403);
+    refused("another's order", ours.outcome(&rig, their_order.id, &theirs.erased(&their_order)), 404);
+    refused(
+        "another's proof",
+        ours.outcome(&rig, our_order.id, &theirs.erased(&their_order)).and_then(|()| {
+            // Taken in, and worth nothing.
+            assert_eq!(rig.state(1), State::Quarantined);
+            Err(Problem { status: 0, title: String::new(), detail: String::new(), errors: vec![] })
+        }),
+        0,
+    );
+    refused("calling home for another", phone_home(&rig, 2, &install.phone_home.token), 401);
+    refused("calling home with a credential", phone_home(&rig, 3, &installing.credential), 401);
+    assert_eq!(theirs.order(&rig, 0).expect("answers").map(|order| order.id), Some(their_order.id), "each has its own");
+    for (what, verb, path) in [
+        ("the list", Verb::GET, "/v1/machines".to_owned()),
+        ("another's record", Verb::GET, format!("/v1/machines/{}", machine(2))),
+        ("taking another back", Verb::POST, format!("/v1/machines/{}/release", machine(2))),
+        ("the tokens", Verb::GET, "/v1/tokens".to_owned()),
+        ("boot servers' reports", Verb::POST, "/boot-server/v1/reports".to_owned()),
+    ] {
+        let status = rig.ask_as(&ours.credential, verb, &path, &Value::Null).expect_err(what).status;
+        assert!(matches!(status, 401 | 404), "{what}: {status}");
+    }
+    assert_eq!([2, 3, 4].map(kept), before, "nothing has become of the others");
 }
 
 /// An OpenID Connect provider, as far as a server that is shown its tokens meets it.
