@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use axum::http::StatusCode;
 use drophammer_protocol::api::Capacity;
 use drophammer_protocol::erase::Policy;
@@ -29,6 +29,7 @@ use crate::lifecycle::Input;
 use crate::pool::{Known, Turn};
 use crate::provisioning;
 use crate::records::{BootInventory, Record, inventory_key, machine_key};
+use crate::store::etcd::Unanswered;
 use crate::store::{MOST_CHANGES, Txn};
 use crate::timeline::{self, Said};
 
@@ -104,7 +105,11 @@ impl Control {
                 }
                 Err(error) => {
                     for waiting in round {
-                        let _ = waiting.answer.send(Err(Denied::Broken(anyhow::anyhow!("{error:#}"))));
+                        let theirs = match error.downcast_ref::<Unanswered>() {
+                            Some(unanswered) => anyhow::Error::new(unanswered.clone()),
+                            None => anyhow!("{error:#}"),
+                        };
+                        let _ = waiting.answer.send(Err(Denied::Broken(theirs)));
                     }
                 }
             }

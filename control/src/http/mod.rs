@@ -28,6 +28,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::Control;
 use crate::denied::Denied;
+use crate::store::etcd::Unanswered;
 
 /// Of operators: an allocation with its SSH keys and user-data.
 const BODY: usize = 512 << 10;
@@ -38,6 +39,11 @@ impl IntoResponse for Denied {
     fn into_response(self) -> Response {
         let (status, detail, faults) = match self {
             Self::Refused { status, detail, faults } => (status, detail, faults),
+            // It passes, and nothing here is to be put right.
+            Self::Broken(error) if error.downcast_ref::<Unanswered>().is_some() => {
+                tracing::warn!("answering a request: {error:#}");
+                (StatusCode::SERVICE_UNAVAILABLE, format!("the state can't be had at the moment: {error:#}"), vec![])
+            }
             Self::Broken(error) => {
                 tracing::error!("answering a request: {error:#}");
                 (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}"), vec![])

@@ -22,6 +22,7 @@ use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
 
 use self::link::Link;
+pub(crate) use self::link::Unanswered;
 pub use self::link::{At, Login, Tls};
 use self::wire::{
     Compare, DeleteRangeRequest, KeyValue, Kind, LeaseGrantRequest, LeaseRequest, LeaseResponse, Nothing, Operand,

@@ -239,22 +239,39 @@ fn may_pass(status: &Status) -> bool {
     }
 }
 
+/// What a member answered instead of what was asked for, or why it didn't answer.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("etcd at {endpoint}: {said}")]
+pub(crate) struct Unanswered {
+    endpoint: String,
+    said: String,
+    code: Code,
+}
+
 fn failed(endpoint: &str, status: &Status) -> Error {
-    let said = status.message();
-    let said = if said.is_empty() { status.code().description() } else { said };
-    Error::new(status.clone()).context(format!("etcd at {endpoint}: {said}"))
+    // What a connection ended with is behind all that its layers say of it.
+    let mut cause = std::error::Error::source(status);
+    while let Some(deeper) = cause.and_then(std::error::Error::source) {
+        cause = Some(deeper);
+    }
+    let said = match cause {
+        Some(cause) => cause.to_string(),
+        None if status.message().is_empty() => status.code().description().to_owned(),
+        None => status.message().to_owned(),
+    };
+    Error::new(Unanswered { endpoint: endpoint.to_owned(), said, code: status.code() })
 }
 
 /// Whether what was asked for is older than etcd's history.
 pub(super) fn is_compacted(error: &Error) -> bool {
-    let said = |status: &Status| status.code() == Code::OutOfRange && status.message().contains("compacted");
-    error.downcast_ref::<Status>().is_some_and(said)
+    let said = |it: &Unanswered| it.code == Code::OutOfRange && it.said.contains("compacted");
+    error.downcast_ref::<Unanswered>().is_some_and(said)
 }
 
 /// What can be done about a commit of as many changes that etcd didn't take.
 pub(super) fn explain(error: Error, changes: usize) -> Error {
-    let Some(status) = error.downcast_ref::<Status>() else { return error };
-    let advice = match (status.code(), status.message()) {
+    let Some(it) = error.downcast_ref::<Unanswered>() else { return error };
+    let advice = match (it.code, it.said.as_str()) {
         (Code::InvalidArgument, said) if said.contains("too many operations") => {
             format!(
                 "this takes {changes} changes at once: start etcd with --max-txn-ops {}",
