@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use time::Duration;
 use uuid::Uuid;
 
+use crate::audit::{self, Change, Who};
 use crate::authority::{Holder, Point};
 use crate::denied::Denied;
 use crate::secret::{Hash, Token};
@@ -74,10 +75,14 @@ struct Invitation {
 
 impl Control {
     /// A token for one more boot server. The last part is by what that boot server knows this control API.
-    pub(crate) fn join_token(&self, now: u64) -> Result<JoinToken, Denied> {
+    pub(crate) fn join_token(&self, who: &Who, now: u64) -> Result<JoinToken, Denied> {
         let token = Token::random(Uuid::new_v4())?;
         let ca = fingerprint(self.ca_pem())?;
-        let expires_ms = self.store().transact(|txn| invite(txn, &token, now))?;
+        let expires_ms = self.store().transact(|txn| {
+            let change = Change { who, at_ms: now, action: "make", object: "boot-server-token" };
+            audit::record::<()>(txn, change, None, None)?;
+            invite(txn, &token, now)
+        })?;
         Ok(JoinToken { token: format!("{token}.{ca}"), expires_ms })
     }
 
@@ -227,7 +232,7 @@ impl Control {
     }
 
     /// It's told apart from a stranger no more.
-    pub(crate) fn remove_boot_server(&self, id: BootServerId) -> Result<(), Denied> {
+    pub(crate) fn remove_boot_server(&self, id: BootServerId, who: &Who, now: u64) -> Result<(), Denied> {
         if id == self.inner.id {
             return Err(Denied::conflict(
                 "this boot server is in the control API's own process; it goes with its networks",
@@ -236,7 +241,9 @@ impl Control {
         self.change_boot_server(id, |txn, record| {
             record.certificates.iter().for_each(|c| txn.delete(&certificate_key(&c.sha256)));
             txn.delete(&record_key(id));
-            Ok(())
+            let object = record_key(id);
+            let change = Change { who, at_ms: now, action: "remove", object: &object };
+            Ok(audit::record(txn, change, Some(&record.registration), None)?)
         })?;
         self.inner.presence.forget_boot_server(id);
         Ok(())

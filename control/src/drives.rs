@@ -12,6 +12,7 @@ use drophammer_protocol::inventory::DiskId;
 use serde::{Deserialize, Serialize};
 
 use crate::Control;
+use crate::audit::{self, Change, Who};
 use crate::denied::Denied;
 use crate::store::Txn;
 
@@ -30,8 +31,14 @@ fn psid_key(serial: &str) -> String {
     format!("{PSIDS}{serial}")
 }
 
+/// Of the secret itself nothing is told.
+fn told(txn: &mut Txn<'_>, serial: &str, action: &str, who: &Who, now: u64) -> Result<()> {
+    let object = psid_key(serial);
+    audit::record::<()>(txn, Change { who, at_ms: now, action, object: &object }, None, None)
+}
+
 impl Control {
-    pub(crate) fn keep_psid(&self, serial: &str, psid: &Psid) -> Result<(), Denied> {
+    pub(crate) fn keep_psid(&self, serial: &str, psid: &Psid, who: &Who, now: u64) -> Result<(), Denied> {
         let serial = serial.trim();
         if serial.is_empty() || serial.len() > LONGEST_SERIAL || serial.chars().any(char::is_control) {
             let detail = format!("{serial:?} is no drive's serial number");
@@ -40,7 +47,8 @@ impl Control {
         let sealed = self.inner.key.seal(serial, psid.bytes())?;
         self.store().transact(|txn| {
             let kept = Kept { serial: serial.to_owned(), sealed: sealed.clone() };
-            Ok(txn.put(&psid_key(serial), &kept)?)
+            txn.put(&psid_key(serial), &kept)?;
+            Ok(told(txn, serial, "keep", who, now)?)
         })
     }
 
@@ -50,7 +58,7 @@ impl Control {
         Ok(kept.into_iter().map(|kept| kept.serial).collect())
     }
 
-    pub(crate) fn forget_psid(&self, serial: &str) -> Result<(), Denied> {
+    pub(crate) fn forget_psid(&self, serial: &str, who: &Who, now: u64) -> Result<(), Denied> {
         let serial = serial.trim();
         self.store().transact(|txn| {
             if txn.get::<Kept>(&psid_key(serial))?.is_none() {
@@ -58,7 +66,7 @@ impl Control {
                 return Err(Denied::new(StatusCode::NOT_FOUND, detail));
             }
             txn.delete(&psid_key(serial));
-            Ok(())
+            Ok(told(txn, serial, "forget", who, now)?)
         })
     }
 

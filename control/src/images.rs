@@ -191,11 +191,6 @@ impl Images {
         Ok(images)
     }
 
-    /// When an image of which [`find`] knows nothing expired, if that is why; in seconds since 1970.
-    pub(crate) fn expired(&self, reference: &str) -> Option<u64> {
-        pick(&self.all().ok()?, reference)?.summary.expires
-    }
-
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -235,7 +230,7 @@ fn read_list(path: &Path, keys: &[PublicKey]) -> Result<Revocations> {
     Ok(revocation::open(&text, keys).map(Verified::into_inner)?)
 }
 
-fn pick<'a>(newest_first: &'a [Image], reference: &str) -> Option<&'a Image> {
+pub(crate) fn pick<'a>(newest_first: &'a [Image], reference: &str) -> Option<&'a Image> {
     // metal-stack joins the two with a dot.
     let is_its_id = |i: &Image| {
         reference.strip_prefix(&i.summary.name).and_then(|rest| rest.strip_prefix('.')) == Some(&i.summary.version)
@@ -371,7 +366,6 @@ mod tests {
             let got = find(images.all().expect("lists"), reference, 1_000_000).map(|i| i.reference());
             assert_eq!(got.as_deref(), want, "{name}");
         }
-        assert_eq!(images.expired("debian/12.11"), Some(1000));
         let before = find(images.all().expect("lists"), "debian", 999_999).map(|i| i.reference());
         assert_eq!(before.as_deref(), Some("debian/12.11"), "not yet too old");
         fs::remove_dir_all(path.join("debian/12.11")).expect("removes");

@@ -68,6 +68,24 @@ impl Matching {
     }
 }
 
+/// How a machine is taken back, and in which words that is kept.
+struct TakingBack {
+    action: &'static str,
+    input: Input,
+    decided: String,
+}
+
+/// What an audit has to know of a machine.
+fn brief(record: &Record) -> serde_json::Value {
+    let allocation = record.allocation.as_ref();
+    serde_json::json!({
+        "state": record.state,
+        "image": allocation.map(|allocation| &allocation.image),
+        "hostname": allocation.map(|allocation| &allocation.system.hostname),
+        "project": allocation.and_then(|allocation| allocation.project.as_ref()),
+    })
+}
+
 impl Control {
     /// Machines that the caller may see and that fit all of it, by what they are listed by.
     pub(crate) fn matching(&self, caller: &Caller, wanted: &Matching) -> Result<Vec<(String, Machine)>, Denied> {
@@ -280,7 +298,9 @@ impl Control {
     }
 
     pub(crate) fn release(&self, machine: MachineId, how: TakeBack, who: &Who, now: u64) -> Result<Machine, Denied> {
-        self.take_back(machine, &Input::Release(how), &format!("{who}, who released it"), now, |_, _| Ok(()))
+        let taking =
+            TakingBack { action: "release", input: Input::Release(how), decided: format!("{who}, who released it") };
+        self.take_back(machine, &taking, who, now, |_, _| Ok(()))
     }
 
     pub(crate) fn reprovision(
@@ -291,7 +311,8 @@ impl Control {
         now: u64,
     ) -> Result<Machine, Denied> {
         let decided = format!("{who}, who had it provisioned again");
-        self.take_back(machine, &Input::Reprovision(how), &decided, now, |_, _| Ok(()))
+        let taking = TakingBack { action: "reprovision", input: Input::Reprovision(how), decided };
+        self.take_back(machine, &taking, who, now, |_, _| Ok(()))
     }
 
     /// The system anew, and the drives that the layout keeps as they are. Refuses what would come to an end half-way.
@@ -307,7 +328,8 @@ impl Control {
         let named = named.transpose()?;
         let input = Input::Reinstall(TakeBack { despite_quarantine: how.despite_quarantine });
         let decided = format!("{who}, who had it installed again beside the drives that it keeps");
-        self.take_back(machine, &input, &decided, now, |txn, record| {
+        let taking = TakingBack { action: "reinstall", input, decided };
+        self.take_back(machine, &taking, who, now, |txn, record| {
             let kept = record.kept();
             let Some(allocation) = record.allocation.as_mut() else { return Ok(()) };
             if kept.is_empty() {
@@ -332,19 +354,21 @@ impl Control {
     fn take_back(
         &self,
         machine: MachineId,
-        input: &Input,
-        decided: &str,
+        taking: &TakingBack,
+        who: &Who,
         now: u64,
         prepare: impl Fn(&mut Txn<'_>, &mut Record) -> Result<(), Denied>,
     ) -> Result<Machine, Denied> {
         let power = self.inner.power.as_ref();
+        let TakingBack { action, input, decided } = taking;
         self.change(machine, |txn, record| {
+            let before = brief(record);
             // The certificates of the erase that follows say it as well, and those are never deleted.
             let decision = match (record.state, record.reason.as_deref()) {
                 (State::Quarantined, reason) => {
                     format!("{decided} although it was quarantined: {}", reason.unwrap_or("nobody knows why"))
                 }
-                _ => decided.to_owned(),
+                _ => decided.clone(),
             };
             let decision = timeline::shortened(decision);
             self.advance(txn, record, input.clone(), now)?;
@@ -359,7 +383,9 @@ impl Control {
                          does so itself"
                     .into(),
             });
-            Ok(())
+            let object = machine_key(machine);
+            let change = Change { who, at_ms: now, action, object: &object };
+            Ok(audit::record(txn, change, Some(&before), Some(&brief(record)))?)
         })?;
         self.machine(machine)
     }
@@ -369,8 +395,18 @@ impl Control {
             let at = i64::try_from(seconds).ok().and_then(|at| time::OffsetDateTime::from_unix_timestamp(at).ok());
             at.map(|at| at.date().to_string()).unwrap_or_default()
         };
-        if let Some(expired) = self.inner.images.expired(reference) {
-            return format!("image {reference} expired on {}: publish a newer version", day(expired));
+        let policies = self.image_policies();
+        let all = self.inner.images.all().unwrap_or_default();
+        let all: Vec<Image> = all.into_iter().map(|image| images::judged(image, &policies)).collect();
+        if let Some(image) = images::pick(&all, reference) {
+            if let Some(expired) = image.summary.expires.filter(|expires| *expires <= unix_ms() / 1000) {
+                return format!("image {reference} expired on {}: publish a newer version", day(expired));
+            }
+            let mut its = all.iter().map(|image| &image.summary).filter(|summary| summary.name == reference);
+            if image.summary.name == reference && its.all(|its| its.classification != Classification::Supported) {
+                let one = image.reference();
+                return format!("image {reference} has no version that is for everybody: name one, such as {one}");
+            }
         }
         if let Some(revoked) = self.inner.images.revoked(reference) {
             let (since, why) = (day(revoked.at), revoked.reason);

@@ -394,7 +394,7 @@ async fn keep_psid(
     // What was sent may be the secret with a mistake in it, so that no answer says anything of it.
     let psid: Psid =
         serde_json::from_slice(&body).map_err(|_| Denied::new(StatusCode::BAD_REQUEST, NotAPsid.to_string()))?;
-    off_thread(&control, move |c| c.keep_psid(&serial, &psid)).await?;
+    off_thread(&control, move |c| c.keep_psid(&serial, &psid, &caller.who, unix_ms())).await?;
     Ok(Done)
 }
 
@@ -421,7 +421,7 @@ async fn forget_psid(
     Which(serial): Which<String>,
 ) -> Result<Done, Denied> {
     caller.must_be_admin()?;
-    off_thread(&control, move |c| c.forget_psid(&serial)).await?;
+    off_thread(&control, move |c| c.forget_psid(&serial, &caller.who, unix_ms())).await?;
     Ok(Done)
 }
 
@@ -450,7 +450,7 @@ async fn join_token(
     Extension(caller): Extension<Caller>,
 ) -> Result<Json<JoinToken>, Denied> {
     caller.must_be_admin()?;
-    off_thread(&control, |c| c.join_token(unix_ms())).await.map(Json)
+    off_thread(&control, move |c| c.join_token(&caller.who, unix_ms())).await.map(Json)
 }
 
 async fn remove_boot_server(
@@ -459,6 +459,6 @@ async fn remove_boot_server(
     Which(id): Which<BootServerId>,
 ) -> Result<Done, Denied> {
     caller.must_be_admin()?;
-    off_thread(&control, move |c| c.remove_boot_server(id)).await?;
+    off_thread(&control, move |c| c.remove_boot_server(id, &caller.who, unix_ms())).await?;
     Ok(Done)
 }
