@@ -79,28 +79,26 @@ impl Caller {
 
     /// What may be done in a project.
     pub(crate) fn right_in(&self, project: &str, tables: &Tables) -> Option<Right> {
-        let of_role = match self.role {
-            Some(Role::Admin) => Some(Right::Owner),
-            Some(Role::Viewer) => Some(Right::Viewer),
-            None => None,
-        };
-        let mut rights = vec![of_role, self.projects.get(project).copied()];
-        if let (Some(user), Some(project)) = (&self.user, tables.projects.get(project)) {
-            rights.push(project.value.members.get(user).copied());
-            let tenant = tables.tenants.get(&project.value.tenant);
-            rights.push(tenant.and_then(|tenant| tenant.value.members.get(user).copied()));
-        }
-        rights.into_iter().flatten().max()
+        let own = self.of_role().max(self.projects.get(project).copied());
+        let Some(project) = tables.projects.get(project).map(|stored| &stored.value) else { return own };
+        own.max(self.as_member(&project.members)).max(self.right_of_tenant(&project.tenant, tables))
     }
 
     pub(crate) fn right_of_tenant(&self, tenant: &str, tables: &Tables) -> Option<Right> {
-        let of_role = match self.role {
-            Some(Role::Admin) => Some(Right::Owner),
-            Some(Role::Viewer) => Some(Right::Viewer),
-            None => None,
-        };
-        let member = self.user.as_ref().and_then(|user| tables.tenants.get(tenant)?.value.members.get(user).copied());
-        of_role.max(member)
+        let member = tables.tenants.get(tenant).and_then(|stored| self.as_member(&stored.value.members));
+        self.of_role().max(member)
+    }
+
+    /// In everything.
+    fn of_role(&self) -> Option<Right> {
+        self.role.map(|role| match role {
+            Role::Admin => Right::Owner,
+            Role::Viewer => Right::Viewer,
+        })
+    }
+
+    fn as_member(&self, members: &BTreeMap<String, Right>) -> Option<Right> {
+        members.get(self.user.as_ref()?).copied()
     }
 
     /// Nobody's things are everybody's who may see all, and an admin's to change.
