@@ -167,20 +167,19 @@ impl Control {
     }
 
     pub(crate) fn images(&self) -> Result<Vec<ImageSummary>, Denied> {
-        let policies = self.image_policies();
-        let images = self.inner.images.all()?.into_iter();
-        Ok(images.map(|image| images::judged(image, &policies).summary).collect())
+        Ok(self.judged_images()?.into_iter().map(|image| image.summary).collect())
     }
 
-    fn image_policies(&self) -> Vec<ImagePolicy> {
-        self.inner.pool.read().image_policies.values().map(|stored| stored.value.clone()).collect()
+    /// As the policies of now have them.
+    fn judged_images(&self) -> anyhow::Result<Vec<Image>> {
+        let policies: Vec<ImagePolicy> =
+            self.inner.pool.read().image_policies.values().map(|stored| stored.value.clone()).collect();
+        Ok(self.inner.images.all()?.into_iter().map(|image| images::judged(image, &policies)).collect())
     }
 
     /// `name/version`, or `name` for its newest version that is neither expired nor meant for those alone who name it.
     pub(crate) fn find_image(&self, reference: &str, now: u64) -> anyhow::Result<Option<Image>> {
-        let policies = self.image_policies();
-        let all = self.inner.images.all()?.into_iter().map(|image| images::judged(image, &policies)).collect();
-        Ok(images::find(all, reference, now))
+        Ok(images::find(self.judged_images()?, reference, now))
     }
 
     /// What somebody should know who installs it all the same.
@@ -395,9 +394,10 @@ impl Control {
             let at = i64::try_from(seconds).ok().and_then(|at| time::OffsetDateTime::from_unix_timestamp(at).ok());
             at.map(|at| at.date().to_string()).unwrap_or_default()
         };
-        let policies = self.image_policies();
-        let all = self.inner.images.all().unwrap_or_default();
-        let all: Vec<Image> = all.into_iter().map(|image| images::judged(image, &policies)).collect();
+        let all = match self.judged_images() {
+            Ok(all) => all,
+            Err(error) => return format!("whether there is an image {reference} can't be told: {error:#}"),
+        };
         if let Some(image) = images::pick(&all, reference) {
             if let Some(expired) = image.summary.expires.filter(|expires| *expires <= unix_ms() / 1000) {
                 return format!("image {reference} expired on {}: publish a newer version", day(expired));

@@ -1,5 +1,6 @@
 //! The operators' paths.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aide::axum::ApiRouter;
@@ -7,7 +8,7 @@ use aide::axum::routing::{delete_with, get_with, post_with, put_with};
 use aide::transform::TransformOperation;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -51,9 +52,9 @@ impl Control {
             post_with(bulk::bulk, |op| op.summary("Several requests in one, in order, each done by itself")),
         );
         let (router, described) = finish(all);
-        let described = Bytes::from(serde_json::to_vec(&described).unwrap_or_default());
+        let described = Arc::new(described);
         let router = router
-            .route(OPENAPI, get(async move || ([(header::CONTENT_TYPE, "application/json")], described.clone())))
+            .route(OPENAPI, get(async move || Json(&*described).into_response()))
             .layer(Extension(bulk::Paths(one_by_one)))
             .layer(DefaultBodyLimit::max(BODY))
             .fallback(nothing_here)
