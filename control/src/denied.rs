@@ -2,6 +2,7 @@
 
 use axum::http::StatusCode;
 use drophammer_protocol::faults::Fault;
+use drophammer_protocol::id::MachineId;
 
 use crate::lifecycle;
 
@@ -27,6 +28,10 @@ impl Denied {
 
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status: StatusCode::NOT_FOUND, .. })
+    }
+
+    pub(crate) fn no_machine(machine: MachineId) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("there is no machine {machine}"))
     }
 
     /// Whoever this is, nothing says so.

@@ -157,8 +157,7 @@ impl Control {
         if let Some(machine) = asked.machine {
             // What is to be said about a certain machine is said by its own record.
             let record: Option<Record> = txn.get(&machine_key(machine))?;
-            let mut record =
-                record.ok_or_else(|| Denied::new(StatusCode::NOT_FOUND, format!("there is no machine {machine}")))?;
+            let mut record = record.ok_or_else(|| Denied::no_machine(machine))?;
             if let Some(lock) = &record.lock {
                 return Err(Denied::conflict(format!("the machine is locked: {}", lock.reason)));
             }
@@ -170,8 +169,7 @@ impl Control {
                     spot.status = Status::Free { since_ms: record.changed_ms };
                 }
             }
-        }
-        if asked.machine.is_none() {
+        } else {
             asked.image.as_ref().map_err(|why| Denied::new(StatusCode::UNPROCESSABLE_ENTITY, why.clone()))?;
             asked.promised.as_ref().map_err(|why| Denied::new(StatusCode::UNPROCESSABLE_ENTITY, why.clone()))?;
         }
@@ -213,8 +211,7 @@ impl Control {
 
     fn give_this(&self, txn: &mut Txn<'_>, asked: &Asked, spot: &Spot, layouts: &[&NamedLayout]) -> Result<(), Denied> {
         let unfit = |why: String| Denied::new(StatusCode::UNPROCESSABLE_ENTITY, why);
-        let gone = || Denied::new(StatusCode::NOT_FOUND, format!("there is no machine {}", spot.id));
-        let mut record = Record::load(txn, spot.id)?.ok_or_else(gone)?;
+        let mut record = Record::load(txn, spot.id)?.ok_or_else(|| Denied::no_machine(spot.id))?;
         record.allocation = Some(asked.allocation.clone());
         // First what is wrong with the machine, then what is wrong with the wish.
         record.may(&Input::Allocate)?;

@@ -360,7 +360,7 @@ impl Control {
     ) -> Result<R, Denied> {
         self.store().transact(|txn| {
             let Some(mut record) = Record::load(txn, machine)? else {
-                return Err(Denied::new(axum::http::StatusCode::NOT_FOUND, format!("there is no machine {machine}")));
+                return Err(Denied::no_machine(machine));
             };
             let before = record.clone();
             let result = body(txn, &mut record)?;

@@ -6,7 +6,6 @@
 use std::path::Path;
 
 use anyhow::Result;
-use axum::http::StatusCode;
 use drophammer_protocol::certificate::{ErasureCertificate, Link};
 use drophammer_protocol::chain::{CertificateChain, Entry, Head, Receipt};
 use drophammer_protocol::id::MachineId;
@@ -68,7 +67,7 @@ impl Control {
     /// All certificates of a machine with their receipts, and the end of the chain as the machine's record has it: what
     /// is missing in the store is missed.
     pub(crate) fn certificates(&self, machine: MachineId, now: u64) -> Result<CertificateChain, Denied> {
-        let gone = || Denied::new(StatusCode::NOT_FOUND, format!("there is no machine {machine}"));
+        let gone = || Denied::no_machine(machine);
         let next = || -> Result<Link, Denied> {
             let record: Record = self.store().get(&machine_key(machine))?.ok_or_else(gone)?;
             Ok(record.link)

@@ -130,7 +130,7 @@ impl Control {
     }
 
     pub(crate) fn machine(&self, machine: MachineId) -> Result<Machine, Denied> {
-        let record: Record = self.store().get(&machine_key(machine))?.ok_or_else(|| no_machine(machine))?;
+        let record: Record = self.store().get(&machine_key(machine))?.ok_or_else(|| Denied::no_machine(machine))?;
         self.view(record)
     }
 
@@ -264,7 +264,9 @@ impl Control {
     /// Why it's of its size or of none.
     pub(crate) fn size_verdict(&self, machine: MachineId) -> Result<SizeVerdict, Denied> {
         let tables = self.inner.pool.read();
-        let Some(Known { record, size, .. }) = tables.machines.get(&machine) else { return Err(no_machine(machine)) };
+        let Some(Known { record, size, .. }) = tables.machines.get(&machine) else {
+            return Err(Denied::no_machine(machine));
+        };
         let mut others: Vec<SizeMiss> = Vec::new();
         for other in
             tables.sizes.values().map(|stored| &stored.value).filter(|s| Some(s.name.as_str()) != size.as_deref())
@@ -443,10 +445,6 @@ impl Control {
         let seen_ms = self.seen(machine);
         Sight { size, rack, seen_ms, heard_ms: seen_ms.max(self.inner.started_ms), now_ms: unix_ms() }
     }
-}
-
-fn no_machine(machine: MachineId) -> Denied {
-    Denied::new(StatusCode::NOT_FOUND, format!("there is no machine {machine}"))
 }
 
 const LONGEST_REMARK: usize = 4096;

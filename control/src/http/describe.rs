@@ -12,7 +12,7 @@ use axum::Router;
 use drophammer_protocol::api::Problem;
 use schemars::{JsonSchema, Schema, json_schema};
 
-use super::{Answer, Body, Matching, Paging, Seen, Waiting, Which};
+use super::{Answer, Body, Despite, Matching, Paging, Seen, Waiting, Which};
 use crate::denied::Denied;
 
 const ABOUT: &str = "\
@@ -119,7 +119,7 @@ macro_rules! query {
     };
 }
 
-query!(Waiting, Paging, Matching, Seen);
+query!(Waiting, Paging, Matching, Seen, Despite);
 
 impl OperationOutput for Denied {
     type Inner = Problem;

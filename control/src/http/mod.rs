@@ -20,7 +20,7 @@ use axum::response::{IntoResponse, Response};
 use drophammer_protocol::api::{FieldError, Page, Problem};
 use drophammer_protocol::faults::Fault;
 use drophammer_protocol::id::MachineId;
-use drophammer_protocol::machine::State;
+use drophammer_protocol::machine::{State, TakeBack};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -160,6 +160,10 @@ struct Paging {
     after: Option<String>,
 }
 
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+struct Despite(TakeBack);
+
 /// Which machines are listed: those that fit all of it.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 struct Matching {
@@ -258,7 +262,7 @@ macro_rules! from_query {
     };
 }
 
-from_query!(Waiting, Paging, Matching, Seen);
+from_query!(Waiting, Paging, Matching, Seen, Despite);
 
 fn unclear_query(why: &QueryRejection) -> Denied {
     Denied::new(StatusCode::BAD_REQUEST, format!("the query isn't understood: {}", why.body_text()))

@@ -23,7 +23,7 @@ use drophammer_protocol::chain::CertificateChain;
 use drophammer_protocol::erase::{NotAPsid, Psid};
 use drophammer_protocol::event::Recorded;
 use drophammer_protocol::id::BootServerId;
-use drophammer_protocol::machine::{Allocation, Machine, Reinstall, Remarks, TakeBack, Wanted};
+use drophammer_protocol::machine::{Allocation, Machine, Reinstall, Remarks, Wanted};
 use drophammer_protocol::resource::Right;
 use drophammer_protocol::sign::PublicKey;
 use tokio::time::sleep;
@@ -34,7 +34,9 @@ use super::bulk::{self, BULK};
 use super::describe::{self, Done, finish};
 use super::documents::{self, conditional, given};
 use super::watch;
-use super::{Answer, Body, Matching, Paging, Waiting, Which, bearer, not_this_way, nothing_here, off_thread, wait_for};
+use super::{
+    Answer, Body, Despite, Matching, Paging, Waiting, Which, bearer, not_this_way, nothing_here, off_thread, wait_for,
+};
 use crate::auth::{Auth, Caller};
 use crate::denied::Denied;
 use crate::operator::Whose;
@@ -315,26 +317,6 @@ async fn reinstall(
         c.reinstall(machine, &how, &caller.who, unix_ms())
     };
     off_thread(&control, work).await.map(Json)
-}
-
-/// `?despite_quarantine=`
-struct Despite(TakeBack);
-
-impl<S: Sync> axum::extract::FromRequestParts<S> for Despite {
-    type Rejection = Denied;
-    async fn from_request_parts(parts: &mut axum::http::request::Parts, _: &S) -> Result<Self, Denied> {
-        let query = axum::extract::Query::try_from_uri(&parts.uri);
-        query.map(|axum::extract::Query(how)| Self(how)).map_err(|e| super::unclear_query(&e))
-    }
-}
-
-impl aide::OperationInput for Despite {
-    fn operation_input(ctx: &mut aide::generate::GenContext, operation: &mut aide::openapi::Operation) {
-        let schema = ctx.schema.subschema_for::<TakeBack>();
-        let query = aide::operation::ParamLocation::Query;
-        let parameters = aide::operation::parameters_from_schema(ctx, schema, query);
-        aide::operation::add_parameters(ctx, operation, parameters);
-    }
 }
 
 async fn capacity(State(control): State<Control>) -> Result<Json<Vec<Capacity>>, Denied> {
