@@ -3,6 +3,7 @@
 //! The key is taken before the work begins and has the answer when it's done. A server that dies in between leaves a key
 //! without an answer, and says so to whoever sends it again, instead of doing it twice.
 
+use axum::Extension;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
@@ -32,14 +33,19 @@ pub(crate) struct Kept {
     pub(crate) answer: Option<(u16, String)>,
 }
 
-pub(super) async fn once(State(control): State<Control>, request: Request, next: Next) -> Response {
-    match done_once(&control, request, next).await {
+pub(super) async fn once(
+    State(control): State<Control>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match done_once(&control, &caller, request, next).await {
         Ok(answer) => answer,
         Err(denied) => denied.into_response(),
     }
 }
 
-async fn done_once(control: &Control, request: Request, next: Next) -> Result<Response, Denied> {
+async fn done_once(control: &Control, caller: &Caller, request: Request, next: Next) -> Result<Response, Denied> {
     let Some(key) = request.headers().get(KEY).filter(|_| request.method() == Method::POST) else {
         return Ok(next.run(request).await);
     };
@@ -48,7 +54,7 @@ async fn done_once(control: &Control, request: Request, next: Next) -> Result<Re
         let detail = format!("an Idempotency-Key has 1 to {LONGEST_KEY} bytes");
         return Err(Denied::new(StatusCode::BAD_REQUEST, detail));
     }
-    let who = request.extensions().get::<Caller>().map(|caller| caller.who.to_string()).unwrap_or_default();
+    let who = caller.who.to_string();
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, super::BODY).await.map_err(|_| {
         let detail = format!("the request's body has more than {} bytes", super::BODY);
