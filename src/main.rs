@@ -1,5 +1,6 @@
 //! `drophammer`: netboot server, image tools and lab in one program. This file says which room does what.
 
+mod backup;
 mod bootserver;
 mod certificate;
 mod declare;
@@ -59,6 +60,8 @@ enum Command {
         /// bash, zsh, fish, elvish or powershell.
         shell: clap_complete::Shell,
     },
+    /// Back up the control API's state, and restore it.
+    Backup(backup::Args),
     /// See what a layout of drives would make of a machine.
     Layout(layout::Args),
     /// Check erase certificates, also without a server, and see the key that they are checked with.
@@ -95,6 +98,7 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "drophammer", &mut script);
             output::line(&String::from_utf8_lossy(&script))
         }
+        Command::Backup(args) => backup::run(args),
         Command::Layout(args) => layout::run(args),
         Command::Certificate(args) => certificate::run(args),
         Command::Drive(args) => drive::run(args),

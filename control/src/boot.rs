@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::PoisonError;
 
 use anyhow::Result;
+use drophammer_protocol::api::Restored;
 use drophammer_protocol::boot_server::{Asked, Seen};
 use drophammer_protocol::event::{Phase, Step};
 use drophammer_protocol::id::{BootId, Mac, MachineId};
@@ -12,6 +13,7 @@ use drophammer_protocol::provisioning::ProvisioningEvent;
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach};
 use uuid::Uuid;
 
+use crate::backup::{self, RESTORED};
 use crate::denied::Denied;
 use crate::lifecycle::{self, Input, NetBoot};
 use crate::records::{self, Boot, Record, boot_key};
@@ -107,7 +109,13 @@ impl Control {
                     Some(record) => record,
                     None => {
                         told.push(Said::new(now, None, Phase::Lifecycle, Step::Note, "seen for the first time"));
-                        Record::discovered(machine, mac, now)
+                        let mut record = Record::discovered(machine, mac, now);
+                        // To whoever wrote the state that was restored it may have been no stranger later on.
+                        if let Some(restored) = txn.get::<Restored>(RESTORED)? {
+                            record.reason = backup::doubted(&record, &restored);
+                            record.state = State::Quarantined;
+                        }
+                        record
                     }
                 };
                 record.mac = Some(mac);

@@ -21,7 +21,7 @@ use crate::audit::{self, Change, Who};
 use crate::authority::{Holder, Point};
 use crate::denied::Denied;
 use crate::secret::{Hash, Token};
-use crate::store::{MOST_CHANGES, Txn};
+use crate::store::{MOST_CHANGES, Store, Txn};
 use crate::timeline::{self, Said};
 use crate::{Control, records, unix_ms};
 
@@ -62,6 +62,16 @@ struct Record {
 struct Known {
     sha256: String,
     expires_ms: u64,
+}
+
+/// Those in the processes of control APIs, which register when they start: as others than before, where the state was moved.
+pub(crate) fn forget_embedded(store: &Store) -> anyhow::Result<()> {
+    let embedded = store.list::<Record>(RECORDS, None)?.into_iter().filter(|record| record.embedded);
+    let keys: Vec<String> = embedded.map(|record| record_key(record.id)).collect();
+    store.transact(|txn| {
+        keys.iter().for_each(|key| txn.delete(key));
+        Ok(())
+    })
 }
 
 const INVITATIONS: &str = "join/";

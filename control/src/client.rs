@@ -3,6 +3,7 @@
 mod watch;
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +11,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use axum::body::Bytes;
 use drophammer_protocol::api::{
-    ALLOCATIONS, AUDIT, AuditEntry, BOOT_SERVERS, CAPACITY, CERTIFICATE_KEY, Capacity, Explanation, IMAGE_LIST,
-    IMPORTS, ImageSummary, ImportStatus, MACHINES, MadeToken, MakeToken, PSIDS, Page, Problem, SizeVerdict, TOKENS,
-    TokenInfo,
+    ALLOCATIONS, AUDIT, AuditEntry, BACKUP, BACKUP_SETTLE, BACKUP_STATUS, BOOT_SERVERS, BackupStatus, CAPACITY,
+    CERTIFICATE_KEY, Capacity, Explanation, IMAGE_LIST, IMPORTS, ImageSummary, ImportStatus, MACHINES, MadeToken,
+    MakeToken, PSIDS, Page, Problem, SizeVerdict, TOKENS, TokenInfo,
 };
 use drophammer_protocol::boot_server::{BootServer, JoinToken};
 use drophammer_protocol::chain::CertificateChain;
@@ -43,6 +44,8 @@ pub struct Client {
 
 const CONNECT: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(60);
+/// A large state over a slow line.
+const BACKUP_PATIENCE: Duration = Duration::from_secs(4 * 3600);
 
 impl Client {
     /// `server` is `unix:/path/to/api.sock`, or `https://host:port` with the operator's token and the server's CA.
@@ -246,6 +249,25 @@ impl Client {
 
     pub fn imports(&self) -> Result<Vec<ImportStatus>> {
         self.send(self.http.get(self.url(IMPORTS, &[])?))
+    }
+
+    pub fn backup_status(&self) -> Result<BackupStatus> {
+        self.send(self.http.get(self.url(BACKUP_STATUS, &[])?))
+    }
+
+    pub fn settle(&self) -> Result<()> {
+        self.send(self.http.post(self.url(BACKUP_SETTLE, &[])?))
+    }
+
+    /// Writes the content of a backup. Whether it's whole, whoever reads it finds out.
+    pub fn backup(&self, to: &mut dyn Write) -> Result<()> {
+        let mut answer = self.ask(self.http.get(self.url(BACKUP, &[])?).timeout(BACKUP_PATIENCE))?;
+        if !answer.status().is_success() {
+            let (status, body) = (answer.status(), answer.bytes().map_err(reqwest::Error::without_url)?);
+            return self.understand(status, &body);
+        }
+        io::copy(&mut answer, to).with_context(|| format!("taking the backup from {}", self.server))?;
+        Ok(())
     }
 
     /// Names come from people, so they are quoted part by part.

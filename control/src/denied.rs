@@ -31,7 +31,11 @@ impl Denied {
     }
 
     pub(crate) fn no_machine(machine: MachineId) -> Self {
-        Self::new(StatusCode::NOT_FOUND, format!("there is no machine {machine}"))
+        Self::not_found(format!("there is no machine {machine}"))
+    }
+
+    pub(crate) fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, detail)
     }
 
     /// Whoever this is, nothing says so.

@@ -5,20 +5,23 @@ use std::time::Duration;
 
 use crate::store::{Hold, Store};
 
+/// What each server on a store that can be shared holds for as long as it lives, with its own id behind.
+pub(crate) const SERVING: &str = "serving/";
+
 /// A server that is gone for as long is replaced.
-const LIFE: Duration = Duration::from_secs(10);
+pub(crate) const LIFE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Duty {
     store: Store,
-    name: &'static str,
+    name: String,
     who: String,
     held: Mutex<Option<Box<dyn Hold>>>,
 }
 
 impl Duty {
-    pub(crate) fn new(store: Store, name: &'static str, who: String) -> Self {
-        Self { store, name, who, held: Mutex::default() }
+    pub(crate) fn new(store: Store, name: &str, who: String) -> Self {
+        Self { store, name: name.into(), who, held: Mutex::default() }
     }
 
     /// Whether it's this server's. To be asked before each piece of work; it may have to wait for the store.
@@ -28,7 +31,7 @@ impl Duty {
             return true;
         }
         *held = None;
-        match self.store.hold(self.name, &self.who, LIFE) {
+        match self.store.hold(&self.name, &self.who, LIFE) {
             Ok(hold) => *held = hold,
             Err(error) => tracing::warn!(duty = self.name, "asking whose duty it is: {error:#}"),
         }

@@ -16,6 +16,7 @@
 //! | `operator`, `auth`, `oidc`, `limits` | what people ask and order, and who may |
 //! | `desk`, `allot`, `rack`, `names` | who gets which machine, and what machines answer to; the last three pure |
 //! | `documents`, `audit` | what is declared, and who changed it |
+//! | [`backup`] | all of it elsewhere, and back |
 //! | `drives` | the secrets on drives' labels |
 //! | `pool`, `size` | all machines in memory, and which size each is of |
 //! | `timeline`, `observed` | one history per machine |
@@ -32,6 +33,7 @@ mod allot;
 mod audit;
 mod auth;
 mod authority;
+pub mod backup;
 mod boot;
 mod boot_servers;
 pub mod client;
@@ -233,6 +235,7 @@ struct Inner {
     oidc: Option<Provider>,
     limits: Limits,
     started_ms: u64,
+    backups: Duty,
     _janitor: Every,
     /// Only where there are others to tell.
     _reporter: Option<Every>,
@@ -251,6 +254,7 @@ impl Control {
             StateAt::File => Store::open(&dir.join("control.redb"))?,
             StateAt::Etcd(at) => Store::connect(at)?,
         };
+        backup::refuse_half_restored(&store)?;
         let key = ServerKey::open(&dir.join("server.key"))?;
         let notary = Notary::open(&dir.join("certificate.key"))?;
         let authority = Authority::open(dir)?;
@@ -276,6 +280,7 @@ impl Control {
             StateAt::Etcd(_) => Some(presence::tell(store.clone(), Arc::clone(&presence), id)?),
         };
         let janitor = janitor::start(store.clone(), Duty::new(store.clone(), "janitor", id.to_string()))?;
+        let backups = Duty::new(store.clone(), "backup", id.to_string());
         let oidc = config.oidc.clone().map(Provider::new).transpose().context("setting up OpenID Connect")?;
         let limits = Limits::new(config.requests_per_second);
         let policy = &config.policy;
@@ -303,6 +308,7 @@ impl Control {
                 oidc,
                 limits,
                 started_ms: unix_ms(),
+                backups,
                 _janitor: janitor,
                 _reporter: reporter,
                 power,

@@ -16,6 +16,7 @@ use drophammer_protocol::words;
 
 use crate::audit::{self, Change, Who};
 use crate::auth::{Caller, project_of};
+use crate::backup::{self, RESTORED};
 use crate::denied::Denied;
 use crate::desk;
 use crate::documents::Given;
@@ -72,6 +73,8 @@ impl Matching {
 struct TakingBack {
     action: &'static str,
     input: Input,
+    /// Whatever speaks against it.
+    despite: bool,
     decided: String,
 }
 
@@ -299,8 +302,8 @@ impl Control {
     }
 
     pub(crate) fn release(&self, machine: MachineId, how: TakeBack, who: &Who, now: u64) -> Result<Machine, Denied> {
-        let taking =
-            TakingBack { action: "release", input: Input::Release(how), decided: format!("{who}, who released it") };
+        let (despite, decided) = (how.despite_quarantine, format!("{who}, who released it"));
+        let taking = TakingBack { action: "release", input: Input::Release(how), despite, decided };
         self.take_back(machine, &taking, who, now, |_, _| Ok(()))
     }
 
@@ -312,7 +315,8 @@ impl Control {
         now: u64,
     ) -> Result<Machine, Denied> {
         let decided = format!("{who}, who had it provisioned again");
-        let taking = TakingBack { action: "reprovision", input: Input::Reprovision(how), decided };
+        let despite = how.despite_quarantine;
+        let taking = TakingBack { action: "reprovision", input: Input::Reprovision(how), despite, decided };
         self.take_back(machine, &taking, who, now, |_, _| Ok(()))
     }
 
@@ -329,7 +333,7 @@ impl Control {
         let named = named.transpose()?;
         let input = Input::Reinstall(TakeBack { despite_quarantine: how.despite_quarantine });
         let decided = format!("{who}, who had it installed again beside the drives that it keeps");
-        let taking = TakingBack { action: "reinstall", input, decided };
+        let taking = TakingBack { action: "reinstall", input, despite: how.despite_quarantine, decided };
         self.take_back(machine, &taking, who, now, |txn, record| {
             let kept = record.kept();
             let Some(allocation) = record.allocation.as_mut() else { return Ok(()) };
@@ -361,8 +365,11 @@ impl Control {
         prepare: impl Fn(&mut Txn<'_>, &mut Record) -> Result<(), Denied>,
     ) -> Result<Machine, Denied> {
         let power = self.inner.power.as_ref();
-        let TakingBack { action, input, decided } = taking;
+        let TakingBack { action, input, decided, .. } = taking;
         self.change(machine, |txn, record| {
+            if !taking.despite {
+                backup::refuse_old_news(txn.get(RESTORED)?.as_ref(), record)?;
+            }
             let before = brief(record);
             // The certificates of the erase that follows say it as well, and those are never deleted.
             let decision = match (record.state, record.reason.as_deref()) {

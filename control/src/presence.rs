@@ -12,6 +12,7 @@ use drophammer_protocol::boot_server::Health;
 use drophammer_protocol::id::{BootServerId, MachineId};
 use serde::{Deserialize, Serialize};
 
+use crate::duty::{Duty, SERVING};
 use crate::every::Every;
 use crate::store::Store;
 
@@ -95,7 +96,11 @@ impl Presence {
 
 /// Tells the other servers on the store, until it's dropped.
 pub(crate) fn tell(store: Store, presence: Arc<Presence>, id: BootServerId) -> Result<Every> {
+    let serving = Duty::new(store.clone(), &format!("{SERVING}{id}"), id.to_string());
+    serving.is_mine();
     Every::start("presence", BETWEEN_REPORTS, move || {
+        // After a kill it's some seconds until what it held is free again.
+        serving.is_mine();
         let Some(report) = presence.report() else { return };
         let told: Result<()> = store.transact(|txn| txn.put(&format!("{PRESENCE}{id}"), &report));
         if let Err(error) = told {

@@ -74,6 +74,8 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
     /// Entries whose key begins with `prefix` and is `from` or later, in order, at most `limit`: all as they were at the
     /// revision that comes with them.
     fn range(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<(Vec<Entry>, Revision)>;
+    /// All entries in order, as they were at one moment.
+    fn all(&self, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()>;
     /// All of `changes` or none, durable when this returns.
     fn commit(&self, expect: Expected, changes: Changes) -> Result<Committed>;
     /// Tells of every commit after a revision, those of others too.
@@ -81,6 +83,8 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
     /// Takes what is called `name` and says who has it; `None` if somebody else does. It's free again `life` after its
     /// holder was last heard of.
     fn hold(&self, name: &str, who: &str, life: Duration) -> Result<Option<Box<dyn Hold>>>;
+    /// What is held at the moment and begins with `prefix`.
+    fn held(&self, prefix: &str) -> Result<Vec<String>>;
 }
 
 #[derive(Clone, Debug)]
@@ -169,6 +173,22 @@ impl Store {
     /// All whose key begins with `prefix`, and at which revision that was so.
     pub(crate) fn entries(&self, prefix: &str) -> Result<(Vec<Entry>, Revision)> {
         self.engine.range(prefix.as_bytes(), &[], usize::MAX)
+    }
+
+    /// See [`Engine::all`].
+    pub(crate) fn all(&self, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
+        self.engine.all(each)
+    }
+
+    /// The first keys that begin with `prefix`.
+    pub(crate) fn keys(&self, prefix: &str, limit: usize) -> Result<Vec<String>> {
+        let (entries, _) = self.engine.range(prefix.as_bytes(), &[], limit)?;
+        entries.into_iter().map(|e| String::from_utf8(e.key).context("reading a key of the store")).collect()
+    }
+
+    /// See [`Engine::held`].
+    pub(crate) fn held(&self, prefix: &str) -> Result<Vec<String>> {
+        self.engine.held(prefix)
     }
 
     /// See [`Engine::hold`].
@@ -286,7 +306,7 @@ pub(crate) fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T>
     })
 }
 
-fn unpacked(value: &[u8]) -> Result<Cow<'_, [u8]>> {
+pub(crate) fn unpacked(value: &[u8]) -> Result<Cow<'_, [u8]>> {
     // No JSON begins like a zstd frame.
     if !value.starts_with(&zstd::zstd_safe::MAGICNUMBER.to_le_bytes()) {
         return Ok(value.into());

@@ -135,6 +135,9 @@ pub struct PhonedHome {
 // DELETE /v1/psids/{serial}                        204
 // GET    /v1/images                                [ImageSummary]
 // GET    /v1/imports                               [ImportStatus]
+// GET    /v1/backup                                all of the state and its keys, packed; only for admins
+// GET    /v1/backup/status                         BackupStatus
+// POST   /v1/backup/settle                         204: what was restored is as the machines are
 // GET    /v1/boot-servers                          [BootServer]
 // POST   /v1/boot-servers/tokens                   → JoinToken
 // DELETE /v1/boot-servers/{id}                     204
@@ -152,6 +155,49 @@ pub const IMAGE_LIST: &str = "/v1/images";
 pub const IMPORTS: &str = "/v1/imports";
 pub const BOOT_SERVERS: &str = "/v1/boot-servers";
 pub const CERTIFICATE_KEY: &str = "/v1/certificate-key";
+pub const BACKUP: &str = "/v1/backup";
+pub const BACKUP_STATUS: &str = "/v1/backup/status";
+pub const BACKUP_SETTLE: &str = "/v1/backup/settle";
+
+/// How far the server's own backups are, and whether its state is one that was restored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct BackupStatus {
+    /// The last one that was made by itself, and read again from where it lies.
+    pub last: Option<BackupMade>,
+    /// Why the last attempt after it failed.
+    pub failed: Option<BackupFailed>,
+    /// Machines that the state doesn't know are quarantined until this is settled.
+    pub restored: Option<Restored>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct BackupMade {
+    pub at_ms: u64,
+    /// Where it lies.
+    pub at: String,
+    pub bytes: u64,
+    pub machines: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct BackupFailed {
+    pub at_ms: u64,
+    /// A sentence.
+    pub why: String,
+}
+
+/// The state is one of the past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Restored {
+    pub at_ms: u64,
+    /// When the backup was taken.
+    pub taken_ms: u64,
+}
+
 pub const PSIDS: &str = "/v1/psids";
 
 /// The likely cause of where a machine stands.

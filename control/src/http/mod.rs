@@ -1,6 +1,7 @@
 //! Paths and bodies. Handlers here read a request, ask [`Control`] and write the answer; every error is a [`Problem`].
 
 mod agents;
+mod backup;
 mod boot_servers;
 mod bulk;
 mod describe;

@@ -30,6 +30,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::BODY;
+use super::backup;
 use super::bulk::{self, BULK};
 use super::describe::{self, Done, finish};
 use super::documents::{self, conditional, given};
@@ -55,7 +56,7 @@ impl Control {
         );
         let (router, described) = finish(all);
         let described = Arc::new(described);
-        let router = router
+        let router = backup::download(router)
             .route(OPENAPI, get(async move || Json(&*described).into_response()))
             .layer(Extension(bulk::Paths(one_by_one)))
             .layer(DefaultBodyLimit::max(BODY))
@@ -122,7 +123,7 @@ fn paths() -> ApiRouter<Control> {
             &format!("{BOOT_SERVERS}/{{id}}"),
             delete_with(remove_boot_server, |op| op.summary("A boot server that is gone")),
         );
-    documents::routes(router)
+    documents::routes(backup::routes(router))
 }
 
 /// It may be sent again.

@@ -37,6 +37,8 @@ const PAGE: usize = 1000;
 /// A new leader takes a few seconds, a member that is restarted some more.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(200);
+const FORGETFUL: &str =
+    "etcd forgets its history faster than it can be read: let it keep some minutes (--auto-compaction-retention)";
 /// Slots of servers that were gone for as long are removed.
 const SLOT_LIFE_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -141,6 +143,19 @@ impl Engine for Cluster {
         self.wait(|inner| async move { inner.range(&prefix, &from, limit).await })
     }
 
+    fn all(&self, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
+        let mut next = Some(Place { key: self.inner.keys.data.clone(), revision: 0 });
+        while let Some(place) = next {
+            let page = self.wait(|inner| async move {
+                let got = inner.page(&place, &after_prefix(&inner.keys.data), PAGE).await;
+                got.map_err(|e| if link::is_compacted(&e) { e.context(FORGETFUL) } else { e })
+            })?;
+            page.entries.into_iter().try_for_each(&mut *each)?;
+            next = page.next;
+        }
+        Ok(())
+    }
+
     fn commit(&self, expect: Expected, changes: Changes) -> Result<Committed> {
         self.wait(|inner| async move { inner.commit(expect, changes).await })
     }
@@ -160,6 +175,18 @@ impl Engine for Cluster {
         let held = Arc::new(held);
         self.runtime()?.spawn(Arc::clone(&held).keep_alive());
         Ok(Some(Box::new(Holding(held))))
+    }
+
+    fn held(&self, prefix: &str) -> Result<Vec<String>> {
+        let key = [&self.inner.keys.held, prefix.as_bytes()].concat();
+        self.wait(|inner| async move {
+            let range_end = after_prefix(&key);
+            let asked = RangeRequest { key, range_end, ..RangeRequest::default() };
+            let found: RangeResponse = inner.link.ask("KV/Range", asked, PATIENCE).await?;
+            let name =
+                |kv: KeyValue| String::from_utf8_lossy(kv.key.get(inner.keys.held.len()..).unwrap_or_default()).into();
+            Ok(found.kvs.into_iter().map(name).collect())
+        })
     }
 }
 
@@ -191,32 +218,37 @@ impl Inner {
         let start = [&self.keys.data, prefix.max(from)].concat();
         let range_end = after_prefix(&[&self.keys.data, prefix].concat());
         'anew: for _ in 0..3 {
-            let (mut found, mut revision, mut key) = (Vec::new(), 0, start.clone());
-            loop {
-                let page = limit.saturating_sub(found.len()).min(PAGE);
-                let asked = RangeRequest { key, range_end: range_end.clone(), limit: i64::try_from(page)?, revision };
-                let got: RangeResponse = match self.link.ask("KV/Range", asked, PATIENCE).await {
+            let mut found = Vec::new();
+            let mut next = Some(Place { key: start.clone(), revision: 0 });
+            let mut revision = 0;
+            while let Some(place) = next {
+                let got = match self.page(&place, &range_end, limit.saturating_sub(found.len()).min(PAGE)).await {
                     Ok(got) => got,
                     // Others may have had etcd forget the moment that we're reading.
-                    Err(error) if revision != 0 && link::is_compacted(&error) => continue 'anew,
+                    Err(error) if place.revision != 0 && link::is_compacted(&error) => continue 'anew,
                     Err(error) => return Err(error),
                 };
-                if revision == 0 {
-                    revision = got.header.context("etcd didn't say of which revision its answer is")?.revision;
-                }
-                let last = got.kvs.last().map(|kv| [kv.key.as_slice(), b"\0"].concat());
-                for kv in got.kvs {
-                    found.push(self.keys.entry(kv)?);
-                }
-                match last.filter(|_| got.more && found.len() < limit) {
-                    Some(next) => key = next,
-                    None => return Ok((found, u64::try_from(revision)?)),
-                }
+                found.extend(got.entries);
+                revision = got.revision;
+                next = got.next.filter(|_| found.len() < limit);
             }
+            return Ok((found, u64::try_from(revision)?));
         }
-        bail!(
-            "etcd forgets its history faster than it can be read: let it keep some minutes (--auto-compaction-retention)"
-        )
+        bail!(FORGETFUL)
+    }
+
+    async fn page(&self, at: &Place, range_end: &[u8], limit: usize) -> Result<Page> {
+        let (key, revision) = (at.key.clone(), at.revision);
+        let asked = RangeRequest { key, range_end: range_end.to_vec(), limit: i64::try_from(limit)?, revision };
+        let got: RangeResponse = self.link.ask("KV/Range", asked, PATIENCE).await?;
+        let revision = match revision {
+            0 => got.header.context("etcd didn't say of which revision its answer is")?.revision,
+            revision => revision,
+        };
+        let last = got.kvs.last().map(|kv| [kv.key.as_slice(), b"\0"].concat());
+        let entries = got.kvs.into_iter().map(|kv| self.keys.entry(kv)).collect::<Result<_>>()?;
+        let next = last.filter(|_| got.more).map(|key| Place { key, revision });
+        Ok(Page { entries, revision, next })
     }
 
     async fn commit(&self, expect: Expected, changes: Changes) -> Result<Committed> {
@@ -342,6 +374,18 @@ impl Inner {
         let _: Nothing = self.link.ask("Lease/LeaseRevoke", LeaseRequest { id: lease.id }, PATIENCE).await?;
         Ok(None)
     }
+}
+
+/// Where reading goes on, and of which moment; 0 for now.
+struct Place {
+    key: Vec<u8>,
+    revision: i64,
+}
+
+struct Page {
+    entries: Vec<Entry>,
+    revision: i64,
+    next: Option<Place>,
 }
 
 enum Ended {

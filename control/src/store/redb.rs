@@ -159,6 +159,22 @@ impl File {
         Ok((found, revision))
     }
 
+    fn try_all(
+        database: &Database,
+        stopped: &mut Result<()>,
+        each: &mut dyn FnMut(Entry) -> Result<()>,
+    ) -> Result<(), redb::Error> {
+        let entries = database.begin_read()?.open_table(ENTRIES)?;
+        for item in entries.iter()? {
+            let (key, value) = item?;
+            if let Err(error) = each(entry(key.value(), value.value())) {
+                *stopped = Err(error);
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// What is different from how it was at a revision, if that is known.
     fn try_changes(database: &Database, after: Revision) -> Result<Option<(Revision, Changes)>, redb::Error> {
         let txn = database.begin_read()?;
@@ -192,6 +208,13 @@ impl Engine for File {
 
     fn range(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<(Vec<Entry>, Revision)> {
         self.0.file.with(|db| Self::try_range(db, prefix, from, limit)).with_context(|| self.reading())
+    }
+
+    fn all(&self, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
+        // One that the file doesn't tell of is no failure of the file.
+        let mut stopped = Ok(());
+        self.0.file.with(|db| Self::try_all(db, &mut stopped, each)).with_context(|| self.reading())?;
+        stopped
     }
 
     fn commit(&self, expect: Expected, changes: Changes) -> Result<Committed> {
@@ -240,6 +263,10 @@ impl Engine for File {
     fn hold(&self, name: &str, _: &str, _: Duration) -> Result<Option<Box<dyn Hold>>> {
         let free = lock(&self.0.held).insert(name.to_owned());
         Ok(free.then(|| Box::new(Held { file: self.clone(), name: name.to_owned() }) as Box<dyn Hold>))
+    }
+
+    fn held(&self, prefix: &str) -> Result<Vec<String>> {
+        Ok(lock(&self.0.held).iter().filter(|name| name.starts_with(prefix)).cloned().collect())
     }
 }
 

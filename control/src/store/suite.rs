@@ -221,6 +221,49 @@ fn who_asks_for_what_is_forgotten_hears_that_it_is() {
 }
 
 #[test]
+fn all_is_of_one_moment() {
+    const KEYS: usize = 2_100;
+    each(|engine, store, _| {
+        let key = |n: usize| format!("k{n:05}");
+        for from in (0..KEYS).step_by(100) {
+            let filled = store.transact(|txn| (from..from + 100).try_for_each(|n| txn.put(&key(n), &0)));
+            filled.unwrap_or_else(|e: anyhow::Error| panic!("{engine}: {e:#}"));
+        }
+        let stop = AtomicBool::new(false);
+        thread::scope(|s| {
+            // The first and the last are always the same.
+            s.spawn(|| {
+                for n in 1.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let both = store.transact(|txn| -> Result<()> {
+                        txn.put(&key(0), &n)?;
+                        txn.put(&key(KEYS - 1), &n)
+                    });
+                    both.expect("commits");
+                }
+            });
+            for _ in 0..5 {
+                let mut found = Vec::new();
+                let read = store.all(&mut |entry| {
+                    found.push(entry);
+                    Ok(())
+                });
+                read.expect("reads");
+                assert_eq!(found.len(), KEYS, "{engine}");
+                assert!(found.is_sorted_by_key(|entry| entry.key.clone()), "{engine}");
+                let ends = (found.first().map(|e| e.value.clone()), found.last().map(|e| e.value.clone()));
+                assert_eq!(ends.0, ends.1, "{engine}");
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        let stopped = store.all(&mut |_| anyhow::bail!("enough"));
+        assert!(format!("{:#}", stopped.expect_err("is stopped")).contains("enough"), "{engine}");
+    });
+}
+
+#[test]
 fn what_is_held_is_held_by_one() {
     each(|engine, store, other| {
         let other = other.unwrap_or_else(|| store.clone());

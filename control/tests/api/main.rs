@@ -1,5 +1,6 @@
 //! The control API as agents and operators meet it: real routers, real sockets, real signatures.
 
+mod backup;
 mod drives;
 mod fuzzed;
 mod gate;

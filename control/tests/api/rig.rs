@@ -139,6 +139,10 @@ impl Rig {
         }
     }
 
+    pub(crate) fn stop(&mut self) {
+        self.running = None;
+    }
+
     /// Everything in memory is lost.
     pub(crate) fn restart(&mut self) {
         self.running = None;

@@ -25,10 +25,6 @@ impl Rig {
         rig.start_with(Control::open(rig.config.clone())?);
         Ok(rig)
     }
-
-    pub(crate) fn stop(&mut self) {
-        self.running = None;
-    }
 }
 
 const KEYS: &[&str] = &["ca.key", "ca.pem", "certificate.key", "server.key", "admin.token"];
