@@ -34,7 +34,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         secret: Secret,
         /// Of a server that isn't running: read what this configuration of it says where it keeps.
-        #[arg(long, value_name = "FILE", conflicts_with_all = ["server", "profile"])]
+        #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
     /// Read all of a backup: whether it's whole, unaltered, and could be restored.
@@ -44,11 +44,10 @@ pub(crate) enum Command {
         #[command(flatten)]
         secret: Secret,
     },
-    /// Put a backup in place of a state, while its servers are stopped. Also moves a state from a file to etcd, or back.
+    /// Put a backup in place of a state, while its servers are stopped; also from a file to etcd, or back.
     ///
     /// What has happened since the backup was taken, the state doesn't know. So nothing is erased by what it says: machines
     /// that would be are quarantined, and so is every machine that it doesn't know, until `drophammer backup settle`.
-    #[command(verbatim_doc_comment)]
     Restore {
         /// The backup.
         file: PathBuf,

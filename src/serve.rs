@@ -81,6 +81,12 @@ const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_ke
   # user = "drophammer"
   # password_file = "/etc/drophammer/etcd.password"
 
+  # [backup]                               # of machines, keys, everything that `drophammer backup restore` brings back
+  # to = "/var/backups/drophammer"         # a directory, or s3://BUCKET/PREFIX (with endpoint, region and credentials)
+  # key_file = "/etc/drophammer/backup.key" # of `drophammer backup key`; keep a copy elsewhere
+  # every_hours = 24
+  # keep = 14
+
   # [oidc]                                 # people whom an OpenID Connect provider knows
   # issuer = "https://login.example.org"
   # audience = "drophammer"
@@ -147,7 +153,8 @@ const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_ke
   router = "10.0.3.254"
 
 SIGHUP (`systemctl reload drophammer`) has the file read again: pools, options, reservations, boot files, kernel arguments,
-image keys, imports, reboot_models, max_failures, erase_policy, erase_again_after_days and projects are taken up at once; what else changed is refused, and needs a restart.
+image keys, imports, backup, reboot_models, max_failures, erase_policy, erase_again_after_days and projects are taken up at
+once; what else changed is refused, and needs a restart.
 
 The log's detail is set by RUST_LOG (error, warn, info, debug, or drophammer_control=debug,…)."#;
 

@@ -23,7 +23,7 @@ use drophammer_protocol::api::{BackupFailed, BackupMade, BackupStatus, Restored}
 use drophammer_protocol::machine::State;
 use serde_json::value::RawValue;
 
-pub use self::file::{create, read, verify};
+pub use self::file::{create, read, verify, verify_at};
 pub use self::restore::{Into, restore};
 pub use self::sealed::Key;
 use self::sealed::{Opened, Sealer};
@@ -62,7 +62,7 @@ impl Contents {
 }
 
 /// Reads all of a backup's content, and whether this program understands it.
-pub fn check(from: impl Read) -> Result<Contents> {
+fn check(from: impl Read) -> Result<Contents> {
     content::read(from, |piece| restore::understand(&piece))
 }
 
@@ -108,6 +108,18 @@ pub(crate) fn refuse_half_restored(store: &Store) -> Result<()> {
         "a restore into this state was cut off, so it's neither the old one nor the new one: run `drophammer backup restore` \
          again"
     );
+    Ok(())
+}
+
+/// Whoever starts a server on a restored state is told what is different.
+pub(crate) fn warn_of_the_past(store: &Store) -> Result<()> {
+    if let Some(restored) = store.get::<Restored>(RESTORED)? {
+        tracing::warn!(
+            "the state was restored from a backup of {}: machines that it doesn't know are quarantined until \
+             `drophammer backup settle`",
+            moment(restored.taken_ms)
+        );
+    }
     Ok(())
 }
 
@@ -187,4 +199,10 @@ pub(crate) fn refuse_old_news(restored: Option<&Restored>, record: &Record) -> R
          --despite-quarantine, or `drophammer backup settle` if all machines are as they are listed",
         moment(restored.taken_ms)
     )))
+}
+
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    content::fuzz(bytes);
+    sealed::fuzz(bytes);
 }

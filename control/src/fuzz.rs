@@ -4,3 +4,8 @@
 pub fn secrets(text: &str) {
     crate::secret::fuzz(text);
 }
+
+/// Backups, sealed and open.
+pub fn backup(bytes: &[u8]) {
+    crate::backup::fuzz(bytes);
+}

@@ -255,6 +255,7 @@ impl Control {
             StateAt::Etcd(at) => Store::connect(at)?,
         };
         backup::refuse_half_restored(&store)?;
+        backup::warn_of_the_past(&store)?;
         let key = ServerKey::open(&dir.join("server.key"))?;
         let notary = Notary::open(&dir.join("certificate.key"))?;
         let authority = Authority::open(dir)?;

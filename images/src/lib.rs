@@ -64,7 +64,7 @@ pub use keys::{keygen, load_key, load_public};
 pub use list::{Stored, list};
 pub use mirror::{Copied, Listener, Mirrored, mirror};
 pub use pack::{Forms, PackOptions, Packed, Progress, pack};
-pub use place::{Place, S3Options, split_image};
+pub use place::{Files, Place, S3Options, split_image};
 pub use publish::{Published, publish};
 pub use recipe::Recipe;
 pub use resign::sign;

@@ -2,6 +2,7 @@
 //! [`drophammer_protocol::manifest`] says, and none is trusted: what is read here is checked by whoever reads it.
 
 mod body;
+mod files;
 mod s3;
 mod web;
 
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+pub use self::files::Files;
 pub use self::s3::S3Options;
 pub(crate) use self::s3::{Bucket, Put};
 pub(crate) use self::web::Web;

@@ -54,15 +54,18 @@ impl S3 {
 
     /// By way of another address.
     pub(crate) fn place_by(&self, url: &str, address: SocketAddr) -> Place {
+        Place::parse(url, &self.options(address)).expect("a place")
+    }
+
+    pub(crate) fn options(&self, address: SocketAddr) -> S3Options {
         let credentials = self.root.path().join("credentials");
         let keys = "[default]\naws_access_key_id = AKID\naws_secret_access_key = SECRET\n";
         std::fs::write(&credentials, keys).expect("written");
-        let options = S3Options {
+        S3Options {
             endpoint: Some(format!("http://{address}")),
             region: Some("us-east-1".into()),
             credentials: Some(credentials),
-        };
-        Place::parse(url, &options).expect("a place")
+        }
     }
 
     /// Where a file of the bucket is kept.

@@ -241,6 +241,7 @@ fn config(spec: &ServerSpec, dir: &Path) -> Config {
         metrics: None,
         state_dir: dir.join("state"),
         etcd: None,
+        backup: None,
         oidc: None,
         requests_per_second: NonZeroU32::MAX,
         images_dir: Some(spec.images_dir.clone()),

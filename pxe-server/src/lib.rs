@@ -16,6 +16,7 @@
 //! [`serve`] binds all of it before it serves any of it: a server that says "ready" is one.
 
 mod alone;
+mod backups;
 mod behind;
 pub mod config;
 pub mod dhcp;
@@ -213,6 +214,7 @@ impl Server {
         }
         if let Behind::Here(control) = &self.behind {
             imports::start(control.import_board(), self.live.subscribe())?;
+            background.spawn(backups::run(control.clone(), self.live.subscribe()));
         }
         let settings = self.live.borrow().settings.clone();
         match self.behind.clone() {

@@ -183,6 +183,9 @@ impl Exporter {
                     states.get_or_create(&InState { state: state.name() }).set(i64::try_from(count)?);
                 }
                 all.register("machines", "Machines, by where they stand", states);
+                let last = control.backup_status()?.last.map_or(0, |made| made.at_ms / 1000);
+                let about = "When the state was last backed up by itself, in seconds since 1970; 0 for never";
+                all.register("last_backup_timestamp", about, gauge(last));
             }
             Behind::Alone(alone) => {
                 let (waiting, lost) = alone.reports();

@@ -52,6 +52,11 @@ pub fn verify(path: &Path, key: &Key) -> Result<Contents> {
     check(read(path, key)?).with_context(|| format!("{} is no backup that could be restored", path.display()))
 }
 
+/// The same of one that lies elsewhere.
+pub fn verify_at(from: impl Read, key: &Key) -> Result<Contents> {
+    check(Opened::new(from, key)?)
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::bail;

@@ -41,7 +41,7 @@ const PARTS_AT_ONCE: usize = 8;
 const RETRIES: usize = 6;
 
 /// How a bucket is reached, beyond what the `AWS_*` variables say.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct S3Options {
     /// URL of the service; Amazon's by default.
     pub endpoint: Option<String>,
@@ -233,6 +233,18 @@ impl Bucket {
             Err(_) => Err(error
                 .context("its parts couldn't be taken back and stay, seen by nobody, until the bucket expires them")),
         }
+    }
+
+    /// What lies there itself, without what is below.
+    pub(super) fn names(&self) -> Result<Vec<String>> {
+        let found = self.runtime.block_on(self.store.list_with_delimiter(Some(&self.prefix)));
+        let found = found.map_err(plain).with_context(|| format!("listing {}", self.url))?;
+        Ok(found.objects.into_iter().filter_map(|object| object.location.filename().map(str::to_owned)).collect())
+    }
+
+    pub(super) fn remove(&self, key: &str) -> Result<()> {
+        let removed = self.runtime.block_on(self.store.delete(&self.key(key)));
+        removed.map_err(plain).with_context(|| format!("removing {}/{key}", self.url))
     }
 
     pub(super) fn references(&self) -> Result<Vec<String>> {

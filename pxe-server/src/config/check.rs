@@ -7,16 +7,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use drophammer_control::{EtcdAt, EtcdLogin, EtcdTls, Oidc};
-use drophammer_images::{Hash, Import};
+use drophammer_control::{EtcdAt, EtcdLogin, EtcdTls, Oidc, backup};
+use drophammer_images::{Hash, Import, S3Options};
 use drophammer_protocol::sign::PublicKey;
 use ipnet::Ipv4Net;
 
 use super::complaint::{Complaints, Key};
 use super::settings::{
-    ControlAt, Dhcp, ImportOrder, Leasing, Network, RelayMatch, Reservation, Settings, Who, has_host,
+    Backup, ControlAt, Dhcp, ImportOrder, Leasing, Network, RelayMatch, Reservation, Settings, Who, has_host,
 };
-use super::{Config, EtcdConfig, Mode, NetworkConfig, OidcConfig, Ports, RelayConfig, ReservationConfig, SOCKET};
+use super::{
+    BackupConfig, Config, EtcdConfig, Mode, NetworkConfig, OidcConfig, Ports, RelayConfig, ReservationConfig, SOCKET,
+};
 use crate::dhcp::leases::Pool;
 
 /// Every answer has to fit into the 576 bytes that any DHCP client takes (RFC 2131 §2), with a boot URL in it.
@@ -96,6 +98,10 @@ impl Config {
         }
         let imports = self.check_imports(&mut wrong);
         let oidc = self.oidc.as_ref().and_then(|oidc| check_oidc(oidc, &mut wrong));
+        let backup = self.backup.as_ref().and_then(|backup| check_backup(backup, &mut wrong));
+        wrong.unless(self.backup.is_none() || self.control.is_none(), &Key::of("backup"), || {
+            "a boot server with `control` has no state of machines that could be backed up".into()
+        });
         let etcd = self.etcd.as_ref().and_then(|etcd| check_etcd(etcd, &mut wrong));
         wrong.unless(self.etcd.is_none() || self.control.is_none(), &Key::of("etcd"), || {
             "a boot server with `control` has no state of machines that could be in etcd".into()
@@ -121,6 +127,7 @@ impl Config {
             install_cmdline: self.install_cmdline.trim().to_owned(),
             reboot_models: self.reboot_models.iter().map(|model| model.trim().to_owned()).collect(),
             power_hook: self.power_hook.clone(),
+            backup,
             oidc,
             requests_per_second: self.requests_per_second,
             max_failures: self.max_failures.max(1),
@@ -165,6 +172,27 @@ impl Config {
         }
         orders
     }
+}
+
+fn check_backup(backup: &BackupConfig, wrong: &mut Complaints) -> Option<Backup> {
+    let key = |name| Key::of("backup").then(name);
+    let s3 = S3Options {
+        endpoint: backup.endpoint.clone(),
+        region: backup.region.clone(),
+        credentials: backup.credentials.clone(),
+    };
+    let somewhere = backup.to.starts_with('/') || backup.to.starts_with("s3://");
+    wrong.unless(somewhere, &key("to"), || {
+        format!("{:?} is neither an absolute path nor s3://BUCKET/PREFIX", backup.to)
+    });
+    let secret = fs::read_to_string(&backup.key_file).map_err(anyhow::Error::new);
+    if let Err(error) = secret.and_then(|text| backup::Key::read(&text)) {
+        wrong.add(key("key_file"), format!("reading {}: {error:#}", backup.key_file.display()));
+        return None;
+    }
+    let every = Duration::from_secs(u64::from(backup.every_hours.get()) * 3600);
+    let (to, key_file, keep) = (backup.to.clone(), backup.key_file.clone(), usize::from(backup.keep.get()));
+    somewhere.then_some(Backup { to, s3, key_file, every, keep })
 }
 
 fn check_oidc(oidc: &OidcConfig, wrong: &mut Complaints) -> Option<Oidc> {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use complaint::Complaints;
-pub use settings::{ControlAt, Dhcp, ImportOrder, Leasing, Network, RelayMatch, Reservation, Settings, Who};
+pub use settings::{Backup, ControlAt, Dhcp, ImportOrder, Leasing, Network, RelayMatch, Reservation, Settings, Who};
 
 const SOCKET: &str = "control.sock";
 
@@ -86,6 +86,9 @@ pub struct Config {
     /// A program that is called as `HOOK cycle MACHINE_ID` to switch a machine off and on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_hook: Option<PathBuf>,
+    /// Backups of the control API's state, made by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupConfig>,
     /// An OpenID Connect provider, by whose tokens people are known to the control API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oidc: Option<OidcConfig>,
@@ -120,6 +123,36 @@ pub struct Config {
 
 fn default_requests_per_second() -> NonZeroU32 {
     const { NonZeroU32::new(1000).expect("more than nothing") }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupConfig {
+    /// A directory, or `s3://BUCKET/PREFIX`, that is for this alone.
+    pub to: String,
+    /// File with the key, as `drophammer backup key` makes it.
+    pub key_file: PathBuf,
+    #[serde(default = "default_backup_hours")]
+    pub every_hours: NonZeroU16,
+    /// So many are kept; older ones are removed when a new one is there.
+    #[serde(default = "default_backups")]
+    pub keep: NonZeroU16,
+    /// Of an S3-compatible service: its URL, the bucket's region, a file of access keys as the tools of AWS have it. Default:
+    /// what the AWS variables of the environment say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<PathBuf>,
+}
+
+fn default_backup_hours() -> NonZeroU16 {
+    const { NonZeroU16::new(24).expect("more than nothing") }
+}
+
+fn default_backups() -> NonZeroU16 {
+    const { NonZeroU16::new(14).expect("more than nothing") }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use drophammer_control::{EtcdAt, Oidc};
-use drophammer_images::Import;
+use drophammer_images::{Import, S3Options};
 use drophammer_protocol::boot_server::{NetworkSummary, Registration};
 use drophammer_protocol::erase::Policy;
 use drophammer_protocol::id::Mac;
@@ -45,6 +45,7 @@ pub struct Settings {
     pub install_cmdline: String,
     pub reboot_models: Vec<String>,
     pub power_hook: Option<PathBuf>,
+    pub backup: Option<Backup>,
     pub oidc: Option<Oidc>,
     pub requests_per_second: NonZeroU32,
     pub max_failures: u32,
@@ -53,6 +54,16 @@ pub struct Settings {
     /// Each with what it's promised.
     pub projects: BTreeMap<String, Policy>,
     pub router_advertisements: bool,
+}
+
+/// When the control API's state is backed up, and where to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backup {
+    pub to: String,
+    pub s3: S3Options,
+    pub key_file: PathBuf,
+    pub every: Duration,
+    pub keep: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

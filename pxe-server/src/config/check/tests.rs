@@ -44,6 +44,8 @@ fn complaints(top: &str, more: &str) -> String {
 fn complaints_name_their_key() {
     let reserve = |text: &str| format!("reservations = [{text}]");
     let mac = r#"mac = "52:54:00:00:00:01""#;
+    let key = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(&key, "ab".repeat(32)).expect("written");
     for (want, top, more) in [
         ("network.interface", "", r#"interface = "an-interface-too-long""#.to_owned()),
         ("network.subnet", "", r#"subnet = "10.77.0.0/31""#.into()),
@@ -88,9 +90,12 @@ fn complaints_name_their_key() {
             "[[import]]\nurl = \"/a\"\nname = \"a\"\nversion = \"1\"\nunchecked = true\nsha256 = \"00\"",
             String::new(),
         ),
+        ("backup.to", "[backup]\nto = \"backups\"\nkey_file = \"KEY\"", String::new()),
+        ("backup.key_file", "[backup]\nto = \"/backups\"\nkey_file = \"/nonexistent\"", String::new()),
+        ("backup.key_file", "[backup]\nto = \"/backups\"\nkey_file = \"/etc/hostname\"", String::new()),
         ("projects.a b", "[projects.\"a b\"]", String::new()),
     ] {
-        let said = complaints(top, &more);
+        let said = complaints(&top.replace("KEY", &key.path().display().to_string()), &more);
         let (line, rest) = said.split_once(": ").expect("a line");
         assert!(line.starts_with("line ") && rest.starts_with(&format!("{want}: ")), "{want}, {more}: {said}");
         assert_eq!(said.lines().count(), 1, "{said}");
