@@ -68,9 +68,17 @@ impl fmt::Debug for StateFile {
     }
 }
 
+/// Looks at all of it: what a disk changed by itself would be believed otherwise.
 fn create(path: &Path) -> Result<Database> {
-    let created = Database::builder().set_cache_size(CACHE_BYTES).create(path);
-    created.map_err(|e| explain(path, e)).with_context(|| format!("opening the state file {}", path.display()))
+    let open = || -> Result<Database, DatabaseError> {
+        let mut database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
+        if !database.check_integrity()? {
+            // It would leave out what it finds no way to.
+            return Err(StorageError::Corrupted("its checksums don't agree with what is in it".into()).into());
+        }
+        Ok(database)
+    };
+    open().map_err(|e| explain(path, e)).with_context(|| format!("opening the state file {}", path.display()))
 }
 
 fn explain(path: &Path, error: DatabaseError) -> anyhow::Error {
@@ -115,6 +123,56 @@ mod tests {
         }
         drop(held);
         StateFile::open(&path("held")).expect("free again");
+    }
+
+    /// Whatever a disk makes of it: it's refused, or all there is what was written.
+    #[test]
+    fn what_a_disk_changed_is_never_believed() {
+        use redb::ReadableDatabase as _;
+        const TABLE: redb::TableDefinition<'_, u64, &[u8]> = redb::TableDefinition::new("t");
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (path, damaged) = (dir.path().join("state"), dir.path().join("damaged"));
+        let value = |n: u64| vec![n.to_le_bytes()[0]; 100];
+        let file = StateFile::open(&path).expect("opens");
+        for from in (0..2000).step_by(200) {
+            let put = |database: &Database| {
+                let change = database.begin_write()?;
+                let mut table = change.open_table(TABLE)?;
+                for n in from..from + 200 {
+                    table.insert(n, value(n).as_slice())?;
+                }
+                drop(table);
+                Ok(change.commit()?)
+            };
+            file.with(put).expect("written");
+        }
+        drop(file);
+        let whole = fs::read(&path).expect("reads");
+        let (mut refused, mut believed) = (0, 0);
+        for at in (0..whole.len()).step_by(whole.len() / 150) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x20;
+            fs::write(&damaged, bytes).expect("writes");
+            let read = || -> Result<Vec<Vec<u8>>> {
+                StateFile::open(&damaged)?.with(|database| {
+                    let table = database.begin_read()?.open_table(TABLE)?;
+                    (0..2000).map(|n| Ok(table.get(n)?.map(|v| v.value().to_vec()).unwrap_or_default())).collect()
+                })
+            };
+            match read() {
+                Ok(values) => {
+                    assert!((0..).zip(values).all(|(n, found)| found == value(n)), "changed at byte {at}");
+                    believed += 1;
+                }
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    assert!(error.contains("restore it from a backup"), "changed at byte {at}: {error}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 20, "{refused} refused, {believed} as they were");
+        eprintln!("{refused} {believed} of {}", whole.len());
     }
 
     #[test]
