@@ -19,6 +19,7 @@ mod alone;
 mod behind;
 pub mod config;
 pub mod dhcp;
+mod files;
 #[cfg(fuzzing)]
 pub mod fuzz;
 mod health;
