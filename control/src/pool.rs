@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use drophammer_protocol::id::{Mac, MachineId};
 use drophammer_protocol::machine::State;
 use drophammer_protocol::resource::{
-    ImagePolicy, Kind, NamedLayout, Partition, Project, Reservation, Size, Stored, Tenant,
+    ImagePolicy, Kind, Labels, NamedLayout, Partition, Project, Reservation, Size, Stored, Tenant,
 };
 use tokio::sync::Notify;
 
@@ -95,6 +95,9 @@ pub(crate) struct Tables {
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
     pub(crate) record: Arc<Record>,
+    /// The record's own, to be shared by all who look at thousands of machines at once.
+    pub(crate) partition: Arc<str>,
+    pub(crate) labels: Arc<Labels>,
     /// `None` if it's of none, or nothing is known of what it's made of.
     pub(crate) size: Option<Arc<str>>,
     pub(crate) rack: Option<Arc<str>>,
@@ -182,9 +185,10 @@ impl Tables {
         let sizes = self.sizes.values().map(|stored| &stored.value);
         let size = record.hardware.as_ref().and_then(|hardware| size::of(sizes, hardware));
         let size = size.map(|size| Arc::from(size.name.as_str()));
-        let partition = self.partitions.get(&record.partition);
-        let rack = partition.and_then(|partition| rack::of(&partition.value, &record)).map(Arc::from);
-        Known { record, size, rack }
+        let declared = self.partitions.get(&record.partition);
+        let rack = declared.and_then(|partition| rack::of(&partition.value, &record)).map(Arc::from);
+        let (partition, labels) = (Arc::from(record.partition.as_str()), Arc::new(record.labels.clone()));
+        Known { record, partition, labels, size, rack }
     }
 
     fn take_machine(&mut self, id: MachineId, record: Option<Record>) {

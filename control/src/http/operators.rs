@@ -155,8 +155,8 @@ async fn machines(
     matching: Matching,
 ) -> Result<Json<Page<Machine>>, Denied> {
     let list = move |c: &Control| {
-        let found = c.matching(&caller, &matching.into())?;
-        Ok(paging.page(found.iter().map(|(key, machine)| (key.as_str(), machine)), Machine::clone))
+        let found = c.matching(&caller, &matching.into());
+        Ok(paging.page(found.iter().map(|(key, known)| (key.as_str(), known)), |known| c.in_short(known)))
     };
     off_thread(&control, list).await.map(Json)
 }
