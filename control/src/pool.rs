@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use drophammer_protocol::id::{Mac, MachineId};
+use drophammer_protocol::id::{BootId, Mac, MachineId};
 use drophammer_protocol::machine::State;
 use drophammer_protocol::resource::{
     ImagePolicy, Kind, Labels, NamedLayout, Partition, Project, Reservation, Size, Stored, Tenant,
@@ -78,6 +78,8 @@ pub(crate) type Table<T> = BTreeMap<String, Arc<Stored<T>>>;
 pub(crate) struct Tables {
     pub(crate) machines: BTreeMap<MachineId, Known>,
     macs: HashMap<Mac, MachineId>,
+    /// By the boot that is listened to.
+    boots: HashMap<BootId, MachineId>,
     /// Those that are to be power-cycled.
     pub(crate) due: BTreeSet<MachineId>,
     /// How many turns to decide were had, as far as it's known here.
@@ -172,6 +174,11 @@ impl Tables {
         self.macs.get(&mac).copied()
     }
 
+    /// The machine whose present boot this is, as far as it's known here.
+    pub(crate) fn by_boot(&self, boot: BootId) -> Option<&Known> {
+        self.machines.get(self.boots.get(&boot)?)
+    }
+
     pub(crate) fn records(&self) -> impl Iterator<Item = &Arc<Record>> {
         self.machines.values().map(|known| &known.record)
     }
@@ -194,6 +201,9 @@ impl Tables {
     fn take_machine(&mut self, id: MachineId, record: Option<Record>) {
         self.due.remove(&id);
         if let Some(before) = self.machines.remove(&id) {
+            if let Some(boot) = before.record.boot {
+                self.boots.remove(&boot);
+            }
             for mac in &before.record.macs {
                 if self.macs.get(mac) == Some(&id) {
                     self.macs.remove(mac);
@@ -202,6 +212,7 @@ impl Tables {
         }
         if let Some(record) = record {
             self.macs.extend(record.macs.iter().map(|mac| (*mac, id)));
+            self.boots.extend(record.boot.map(|boot| (boot, id)));
             if record.cycle_due && record.state == State::Releasing {
                 self.due.insert(id);
             }

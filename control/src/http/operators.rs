@@ -213,7 +213,7 @@ async fn events(
     let whose = off_thread(&control, move |c| c.whose(&caller, &name)).await?;
     let news = move |c: &Control| c.events(whose, waiting.after).map(|e| Some(e).filter(|e| !e.is_empty()));
     let news = match whose {
-        Whose::Machine(machine) => wait_for(&control, machine, waiting.wait, news).await?,
+        Whose::Machine(machine) => wait_for(&control, machine, waiting.wait, |_| true, news).await?,
         Whose::Stranger(_) => {
             // Nothing tells of strangers, and one may have become a machine meanwhile: the caller asks again.
             let found = off_thread(&control, news).await?;
