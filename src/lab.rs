@@ -12,6 +12,7 @@ use drophammer_lab::fuzz;
 use drophammer_lab::kit::Image;
 use drophammer_lab::package::{self, Profile};
 use drophammer_lab::qemu;
+use drophammer_lab::simulate;
 use drophammer_lab::socket::{self, PowerAction};
 use drophammer_lab::up::{self, ConsoleView, UpOptions};
 use drophammer_lab::verify;
@@ -49,13 +50,57 @@ enum Command {
     },
     /// Measure this beside what others use for it, on this machine, now (`cargo bench-all`).
     Bench {
-        /// Only the benchmarks whose names start with this: boot., erase., install., images., …
+        /// Only the benchmarks whose names start with this: boot., control., erase., install., …
         #[arg(default_value = "")]
         filter: String,
         /// Measure so many rounds instead of those that each benchmark takes by itself.
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
         rounds: Option<u16>,
         /// Print each row as a line of JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have thousands of machines talk to a real server, measure it, and see that none is lost or given out twice.
+    ///
+    /// The machines are simulated, and what they say is what real ones say: they ask for their boot script and take the ticket
+    /// out of the initramfs, enrol over TLS, send inventories and events, answer their erase order with certificates that are
+    /// signed and chained, and wait for orders; those that are allocated install, boot and phone home. The server is this
+    /// program's own, in a network and with a state of its own. It takes a few seconds for a hundred machines and a few
+    /// minutes for ten thousand; each needs an open file on either side.
+    ///
+    /// What is told: for every kind of call how often, how fast, and what went wrong in words; what the server and the
+    /// simulation took in memory and processor time; and in the end whether the server has every machine where it should be.
+    /// If not, that is an error.
+    Simulate {
+        /// How many machines.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        machines: u32,
+        /// The time that they're switched on in, evenly; 0 is all at once.
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        arrival: u64,
+        /// How many of a hundred something befalls: an erase that fails, a connection that is cut in the middle of a request, a
+        /// machine that vanishes and boots again; a third each.
+        #[arg(long, value_name = "PERCENT", default_value_t = 0)]
+        failures: u8,
+        /// How many of a hundred lose their power once while they wait.
+        #[arg(long, value_name = "PERCENT", default_value_t = 0)]
+        reboots: u8,
+        /// How long the server is watched while all machines wait.
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        wait: u64,
+        /// How many of a hundred are allocated.
+        #[arg(long, value_name = "PERCENT", default_value_t = 50)]
+        allocate: u8,
+        /// How many operators allocate at once.
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        clients: u16,
+        /// How long an install takes.
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        install: u64,
+        /// Have the server keep its state on three members of etcd, which are started for it.
+        #[arg(long)]
+        etcd: bool,
+        /// Print JSON instead of tables.
         #[arg(long)]
         json: bool,
     },
@@ -128,6 +173,9 @@ enum Command {
     /// The lab itself.
     #[command(hide = true)]
     RunDetached,
+    /// A simulation, in the network that it runs in.
+    #[command(hide = true, name = simulate::INSIDE_COMMAND)]
+    SimulateInside,
     /// What the benchmarks of TFTP put on a server.
     #[command(hide = true, name = tftp::LOAD_COMMAND)]
     TftpLoad { load: String },
@@ -206,6 +254,32 @@ pub(crate) fn run(args: Args) -> Result<()> {
             let load = serde_json::from_str(&load).context("reading what load is wanted")?;
             output::json(&tftp::run_load(&load)?)
         }
+        Command::Simulate {
+            machines,
+            arrival: arrival_s,
+            failures,
+            reboots,
+            wait: wait_s,
+            allocate,
+            clients,
+            install: install_s,
+            etcd,
+            json,
+        } => {
+            let options = simulate::Options {
+                machines,
+                arrival_s,
+                failures,
+                reboots,
+                wait_s,
+                allocate,
+                clients,
+                install_s,
+                etcd,
+            };
+            told(&simulate::simulate(&options)?, json)
+        }
+        Command::SimulateInside => simulate::inside(),
         Command::Package { output, dev } => {
             let profile = if dev { Profile::Dev } else { Profile::Release };
             let say = &mut |line: &str| eprintln!("{line}");
@@ -265,6 +339,19 @@ fn measure(filter: &str, rounds: Option<usize>, json: bool, say: &mut dyn FnMut(
         }
     }
     Ok(())
+}
+
+fn told(report: &simulate::Report, json: bool) -> Result<()> {
+    if json {
+        output::json(report)?;
+    } else {
+        output::table(simulate::Report::HEAD, &report.rows())?;
+        report.lines().iter().try_for_each(|line| output::line(line))?;
+    }
+    match report.verdict() {
+        Some(wrong) => bail!("{wrong}"),
+        None => Ok(()),
+    }
 }
 
 fn show(status: &socket::Status) -> Result<()> {

@@ -17,4 +17,5 @@ mod nothing_secret;
 mod nothing_unverified;
 mod road;
 mod secure_boot;
+mod simulation;
 mod tenant_keeps_its_data;

@@ -24,6 +24,7 @@ use crate::erasure;
 use crate::gpu;
 use crate::install;
 use crate::lifecycle::Input;
+use crate::pool::Known;
 use crate::records::{
     Boot, BootInventory, Enrolment, Erasing, Pending, PhoneHomeDue, Record, What, boot_key, inventories_prefix,
     inventory_key, machine_key,
@@ -77,6 +78,29 @@ impl Control {
             Ok(Enrolled { credential: credential.to_string() })
         })
         .inspect(|_| self.saw(machine, now))
+    }
+
+    /// Whose credential this is, if what is known in memory is enough to say so. It may be a moment behind what another
+    /// server wrote, so nothing follows from it but that the caller is listened to.
+    pub(crate) fn known_caller(&self, bearer: &str, now: u64) -> Option<MachineId> {
+        let token = Token::parse(bearer)?;
+        let machine = {
+            let tables = self.inner.pool.read();
+            let record = &tables.by_boot(BootId(token.holder))?.record;
+            authenticate(record, &token).ok()?;
+            record.id
+        };
+        self.saw(machine, now);
+        Some(machine)
+    }
+
+    /// Whether an order for the machine could be there: most of those who ask are told that there is none, again and again.
+    /// Whatever makes one wakes whoever waits for it, after it's seen here.
+    pub(crate) fn could_have_order(&self, machine: MachineId) -> bool {
+        let known = self.inner.pool.machine(machine);
+        known.is_none_or(|Known { record, .. }| {
+            record.order.is_some() || !matches!(record.state, State::Waiting | State::Quarantined)
+        })
     }
 
     /// Whose credential this is, if that boot still counts.

@@ -5,7 +5,7 @@
 //! been chosen is in a rack where the project has fewer machines with the same placement labels, or, among those, fewer
 //! machines at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use drophammer_protocol::id::MachineId;
@@ -62,10 +62,16 @@ pub(crate) struct Wish<'a> {
 
 /// Machines of one size in one partition.
 type Group<'a> = (&'a str, Option<&'a str>);
+/// A rack of a partition.
+type Place<'a> = (&'a str, Option<&'a str>);
 
 impl Spot {
     fn group(&self) -> Group<'_> {
         (&self.partition, self.size.as_deref())
+    }
+
+    fn place(&self) -> Place<'_> {
+        (&self.partition, self.rack.as_deref())
     }
 
     fn is_free(&self) -> bool {
@@ -94,6 +100,7 @@ impl Spot {
 pub(crate) fn choose(spots: &[Spot], wish: &Wish<'_>, reservations: &[&Reservation]) -> Result<usize, String> {
     let meant = || spots.iter().enumerate().filter(|(_, spot)| spot.is_meant(wish));
     let mut verdicts: BTreeMap<Group<'_>, Result<(), String>> = BTreeMap::new();
+    let racks = racks(spots, wish);
     let mut best: Option<(usize, Cost)> = None;
     for (place, spot) in meant() {
         let Status::Free { since_ms } = spot.status else { continue };
@@ -101,7 +108,8 @@ pub(crate) fn choose(spots: &[Spot], wish: &Wish<'_>, reservations: &[&Reservati
         if verdict.is_err() {
             continue;
         }
-        let cost = cost(spots, spot, wish, since_ms);
+        let (alike, all) = racks.get(&spot.place()).copied().unwrap_or_default();
+        let cost = (alike, all, since_ms, spot.id);
         if best.as_ref().is_none_or(|(_, least)| cost < *least) {
             best = Some((place, cost));
         }
@@ -118,18 +126,18 @@ pub(crate) fn choose(spots: &[Spot], wish: &Wish<'_>, reservations: &[&Reservati
 /// Machines of the project in the rack that have the same placement labels; all of them; then whoever waits longest.
 type Cost = (usize, usize, u64, MachineId);
 
-fn cost(spots: &[Spot], spot: &Spot, wish: &Wish<'_>, since_ms: u64) -> Cost {
+/// What the project has in each rack where it has any: machines with the same placement labels, and all of them.
+fn racks<'a>(spots: &'a [Spot], wish: &Wish<'_>) -> HashMap<Place<'a>, (usize, usize)> {
     let placement = &wish.select.placement;
-    let (mut alike, mut all) = (0, 0);
-    for other in spots.iter().filter(|other| other.partition == spot.partition && other.rack == spot.rack) {
-        let Some(taken) = other.taken().filter(|taken| taken.project.as_deref() == wish.project) else { continue };
-        all += 1;
+    let mut racks: HashMap<Place<'_>, (usize, usize)> = HashMap::new();
+    for spot in spots {
+        let Some(taken) = spot.taken().filter(|taken| taken.project.as_deref() == wish.project) else { continue };
+        let (alike, all) = racks.entry(spot.place()).or_default();
+        *all += 1;
         let same = |(key, value): (&String, &String)| taken.placement.get(key) == Some(value);
-        if !placement.is_empty() && placement.iter().all(same) {
-            alike += 1;
-        }
+        *alike += usize::from(!placement.is_empty() && placement.iter().all(same));
     }
-    (alike, all, since_ms, spot.id)
+    racks
 }
 
 /// Whether the project may have one more of a group.

@@ -264,7 +264,7 @@ impl Control {
 
     /// How a machine looks to whoever gives them out.
     pub(crate) fn spot(&self, known: &Known, now: u64) -> Spot {
-        let Known { record, size, rack } = known;
+        let Known { record, partition, labels, size, rack } = known;
         let status = match &record.allocation {
             Some(allocation) => Status::Taken(Taken {
                 project: allocation.project.as_deref().map(Arc::from),
@@ -278,10 +278,10 @@ impl Control {
         };
         Spot {
             id: record.id,
-            partition: record.partition.as_str().into(),
+            partition: Arc::clone(partition),
             size: size.clone(),
             rack: rack.clone(),
-            labels: Arc::new(record.labels.clone()),
+            labels: Arc::clone(labels),
             status,
         }
     }

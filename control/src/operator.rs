@@ -55,7 +55,7 @@ pub(crate) struct Matching {
 
 impl Matching {
     fn fits(&self, known: &Known) -> bool {
-        let Known { record, size, rack } = known;
+        let Known { record, size, rack, .. } = known;
         let is = |wanted: &Option<String>, has: Option<&str>| wanted.as_deref().is_none_or(|text| has == Some(text));
         let runs = record.allocation.as_ref().map(|allocation| allocation.image.as_str());
         let name = runs.and_then(|image| image.split_once('/')).map(|(name, _)| name);
@@ -91,17 +91,15 @@ fn brief(record: &Record) -> serde_json::Value {
 
 impl Control {
     /// Machines that the caller may see and that fit all of it, by what they are listed by.
-    pub(crate) fn matching(&self, caller: &Caller, wanted: &Matching) -> Result<Vec<(String, Machine)>, Denied> {
-        let mut found = Vec::new();
+    pub(crate) fn matching(&self, caller: &Caller, wanted: &Matching) -> Vec<(String, Known)> {
         let tables = self.inner.pool.read();
-        for known in tables.machines.values().filter(|known| wanted.fits(known) && caller.sees(&known.record, &tables))
-        {
-            let machine = self.in_short(known);
-            found.push((format!("{} {}", machine.name, machine.id), machine));
-        }
+        let fits = |known: &&Known| wanted.fits(known) && caller.sees(&known.record, &tables);
+        let found = tables.machines.values().filter(fits);
+        let named = |known: &Known| (format!("{} {}", known.record.name, known.record.id), known.clone());
+        let mut found: Vec<_> = found.map(named).collect();
         drop(tables);
-        found.sort_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(found)
+        found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        found
     }
 
     /// Whether somebody may have a machine given to whom the allocation says.
@@ -441,9 +439,13 @@ impl Control {
 
     /// As it's listed: without its inventory and its logs.
     pub(crate) fn in_short(&self, known: &Known) -> Machine {
-        let Known { record, size, rack } = known;
-        let sight = self.sight(record.id, size.as_deref(), rack.as_deref());
-        let mut machine = Record::clone(record).view(None, sight);
+        let Known { record, size, rack, .. } = known;
+        self.record_in_short(Record::clone(record), size.as_deref(), rack.as_deref())
+    }
+
+    pub(crate) fn record_in_short(&self, record: Record, size: Option<&str>, rack: Option<&str>) -> Machine {
+        let sight = self.sight(record.id, size, rack);
+        let mut machine = record.view(None, sight);
         machine.provisioning.log.clear();
         machine
     }

@@ -11,10 +11,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use drophammer_protocol::id::{Mac, MachineId};
+use drophammer_protocol::id::{BootId, Mac, MachineId};
 use drophammer_protocol::machine::State;
 use drophammer_protocol::resource::{
-    ImagePolicy, Kind, NamedLayout, Partition, Project, Reservation, Size, Stored, Tenant,
+    ImagePolicy, Kind, Labels, NamedLayout, Partition, Project, Reservation, Size, Stored, Tenant,
 };
 use tokio::sync::Notify;
 
@@ -78,6 +78,8 @@ pub(crate) type Table<T> = BTreeMap<String, Arc<Stored<T>>>;
 pub(crate) struct Tables {
     pub(crate) machines: BTreeMap<MachineId, Known>,
     macs: HashMap<Mac, MachineId>,
+    /// By the boot that is listened to.
+    boots: HashMap<BootId, MachineId>,
     /// Those that are to be power-cycled.
     pub(crate) due: BTreeSet<MachineId>,
     /// How many turns to decide were had, as far as it's known here.
@@ -95,6 +97,9 @@ pub(crate) struct Tables {
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
     pub(crate) record: Arc<Record>,
+    /// The record's own, to be shared by all who look at thousands of machines at once.
+    pub(crate) partition: Arc<str>,
+    pub(crate) labels: Arc<Labels>,
     /// `None` if it's of none, or nothing is known of what it's made of.
     pub(crate) size: Option<Arc<str>>,
     pub(crate) rack: Option<Arc<str>>,
@@ -169,6 +174,11 @@ impl Tables {
         self.macs.get(&mac).copied()
     }
 
+    /// The machine whose present boot this is, as far as it's known here.
+    pub(crate) fn by_boot(&self, boot: BootId) -> Option<&Known> {
+        self.machines.get(self.boots.get(&boot)?)
+    }
+
     pub(crate) fn records(&self) -> impl Iterator<Item = &Arc<Record>> {
         self.machines.values().map(|known| &known.record)
     }
@@ -182,14 +192,18 @@ impl Tables {
         let sizes = self.sizes.values().map(|stored| &stored.value);
         let size = record.hardware.as_ref().and_then(|hardware| size::of(sizes, hardware));
         let size = size.map(|size| Arc::from(size.name.as_str()));
-        let partition = self.partitions.get(&record.partition);
-        let rack = partition.and_then(|partition| rack::of(&partition.value, &record)).map(Arc::from);
-        Known { record, size, rack }
+        let declared = self.partitions.get(&record.partition);
+        let rack = declared.and_then(|partition| rack::of(&partition.value, &record)).map(Arc::from);
+        let (partition, labels) = (Arc::from(record.partition.as_str()), Arc::new(record.labels.clone()));
+        Known { record, partition, labels, size, rack }
     }
 
     fn take_machine(&mut self, id: MachineId, record: Option<Record>) {
         self.due.remove(&id);
         if let Some(before) = self.machines.remove(&id) {
+            if let Some(boot) = before.record.boot {
+                self.boots.remove(&boot);
+            }
             for mac in &before.record.macs {
                 if self.macs.get(mac) == Some(&id) {
                     self.macs.remove(mac);
@@ -198,6 +212,7 @@ impl Tables {
         }
         if let Some(record) = record {
             self.macs.extend(record.macs.iter().map(|mac| (*mac, id)));
+            self.boots.extend(record.boot.map(|boot| (boot, id)));
             if record.cycle_due && record.state == State::Releasing {
                 self.due.insert(id);
             }

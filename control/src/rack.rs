@@ -1,5 +1,7 @@
 //! Which rack a machine is in, as its partition says. Pure.
 
+use std::net::IpAddr;
+
 use drophammer_protocol::glob::glob;
 use drophammer_protocol::resource::{Partition, Rack};
 
@@ -7,19 +9,39 @@ use crate::records::Record;
 
 /// The first rack that fits.
 pub(crate) fn of<'a>(partition: &'a Partition, record: &Record) -> Option<&'a str> {
-    partition.racks.iter().find(|rack| has(rack, record)).map(|rack| rack.name.as_str())
+    let known = KnownBy::of(record);
+    partition.racks.iter().find(|rack| known.is_in(rack)).map(|rack| rack.name.as_str())
 }
 
-fn has(rack: &Rack, record: &Record) -> bool {
-    let like = |patterns: &[String], text: &str| {
-        let lower = text.to_ascii_lowercase();
-        patterns.iter().any(|pattern| glob(pattern.to_ascii_lowercase().as_bytes(), lower.as_bytes()))
-    };
-    like(&rack.machines, &record.id.to_string())
-        || record.serial.as_ref().is_some_and(|serial| like(&rack.machines, serial))
-        || record.macs.iter().any(|mac| like(&rack.machines, &mac.to_string()))
-        || record.switches.iter().any(|switch| like(&rack.switches, switch))
-        || record.address.is_some_and(|address| rack.networks.iter().any(|network| network.contains(&address)))
+/// What patterns are held against, in small letters: once for all racks, of which a partition may have hundreds.
+struct KnownBy {
+    names: Vec<String>,
+    switches: Vec<String>,
+    address: Option<IpAddr>,
+}
+
+impl KnownBy {
+    fn of(record: &Record) -> Self {
+        let names = [record.id.to_string()].into_iter().chain(record.serial.clone());
+        let names = names.chain(record.macs.iter().map(ToString::to_string));
+        Self {
+            names: names.map(|name| name.to_ascii_lowercase()).collect(),
+            switches: record.switches.iter().map(|switch| switch.to_ascii_lowercase()).collect(),
+            address: record.address,
+        }
+    }
+
+    fn is_in(&self, rack: &Rack) -> bool {
+        let like = |patterns: &[String], texts: &[String]| {
+            patterns.iter().any(|pattern| {
+                let pattern = pattern.to_ascii_lowercase();
+                texts.iter().any(|text| glob(pattern.as_bytes(), text.as_bytes()))
+            })
+        };
+        like(&rack.machines, &self.names)
+            || like(&rack.switches, &self.switches)
+            || self.address.is_some_and(|address| rack.networks.iter().any(|network| network.contains(&address)))
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
@@ -44,15 +44,20 @@ struct Member {
 impl Etcd {
     /// Of as many members; ready when it returns.
     pub fn start(members: usize) -> Result<Self> {
-        Self::start_with(members, None)
+        Self::start_with(members, None, &std::env::temp_dir())
+    }
+
+    /// The same with its data below `place`: on a disk, if that is.
+    pub(crate) fn start_in(members: usize, place: &Path) -> Result<Self> {
+        Self::start_with(members, None, place)
     }
 
     /// One member, which only talks to who has a certificate of the same authority as its own.
     pub fn start_secure(certificates: &Certificates) -> Result<Self> {
-        Self::start_with(1, Some(certificates.clone()))
+        Self::start_with(1, Some(certificates.clone()), &std::env::temp_dir())
     }
 
-    fn start_with(members: usize, certificates: Option<Certificates>) -> Result<Self> {
+    fn start_with(members: usize, certificates: Option<Certificates>, place: &Path) -> Result<Self> {
         let ports = free_ports(2 * members)?;
         let scheme = if certificates.is_some() { "https" } else { "http" };
         let members = ports.chunks(2).enumerate().map(|(index, ports)| Member {
@@ -61,7 +66,7 @@ impl Etcd {
             peer: ports.last().map(|port| format!("http://127.0.0.1:{port}")).unwrap_or_default(),
             process: None,
         });
-        let dir = tempfile::tempdir().context("making a directory for etcd")?;
+        let dir = tempfile::tempdir_in(place).context("making a directory for etcd")?;
         let mut etcd = Self { members: members.collect(), dir, certificates };
         for member in 0..etcd.members.len() {
             etcd.run(member)?;

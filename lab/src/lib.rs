@@ -13,7 +13,7 @@
 //! what it boots, [`setup`] gets what it needs from the host. Faults are methods: power cuts, a pulled cable, lost
 //! packets, bytes changed on a drive, a killed server; and drives that can't or won't erase, or that lose writes
 //! ([`qemu::DiskKind`]). [`bench`] runs the boot server beside other people's, and says how fast each is; [`fuzz`] looks for
-//! bytes that no parser expects.
+//! bytes that no parser expects. [`simulate`] has thousands of agents in one process talk to a real server.
 
 pub mod accel;
 pub mod bench;
@@ -28,11 +28,13 @@ mod live;
 pub mod nbd;
 pub mod net;
 pub mod package;
+mod process;
 pub mod qemu;
 mod qmp;
 pub mod rescue;
 pub mod server;
 pub mod setup;
+pub mod simulate;
 pub mod slots;
 pub mod socket;
 pub mod timeline;

@@ -26,7 +26,7 @@ pub const API_SOCKET: &str = "api.sock";
 const BOOT: &str = "server";
 const CONTROL: &str = "control";
 /// What a server says when everything is bound and about to be served.
-const READY: &str = " ready ";
+pub(crate) const READY: &str = " ready ";
 /// Where the control API is if it's a program of its own.
 const CONTROL_ADDRESS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 8443);
 const HOOK: &str = "power-hook";

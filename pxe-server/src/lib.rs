@@ -20,6 +20,7 @@ mod backups;
 mod behind;
 pub mod config;
 pub mod dhcp;
+mod files;
 #[cfg(fuzzing)]
 pub mod fuzz;
 mod health;

@@ -25,11 +25,15 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
+use crate::files;
 use crate::http::parcel::Parcel;
 use crate::http::{Answerer, Peer};
 use crate::plain::{self, Patience};
 
-const MOST_CONNECTIONS: usize = 8192;
+/// Of agents and operators: each agent that waits for an order has one, all the time.
+const MOST_TO_THE_API: usize = 32_768;
+/// Of everybody else, who come, fetch something and go.
+const MOST_PASSING: usize = 8192;
 /// For a TLS handshake, and for a request's head once the connection is there.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A machine that was switched off in the middle of a download is given up after this, and so is one that takes nothing.
@@ -63,7 +67,7 @@ pub(crate) async fn tcp(address: SocketAddr, what: &str, interface: &str) -> Res
 
 /// Serves `app` until `stop` says so or is gone.
 pub(crate) async fn serve(door: Door, app: Router, mut stop: watch::Receiver<bool>) -> Result<()> {
-    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let places = Arc::new(Semaphore::new(door.places(files::open_files()?)));
     let mut open = JoinSet::new();
     loop {
         let place = tokio::select! {
@@ -112,6 +116,15 @@ trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 impl Door {
+    /// How many connections are open at once. Strangers leave files for machines that are enrolled, and all of them some for
+    /// the state.
+    fn places(&self, open_files: u64) -> usize {
+        match self {
+            Self::Https(..) => eighths(6, open_files).min(MOST_TO_THE_API),
+            Self::Http(_) | Self::Socket(_) => eighths(1, open_files).min(MOST_PASSING),
+        }
+    }
+
     async fn accept(&self) -> io::Result<(Stream, Option<Peer>)> {
         match self {
             Self::Http(listener) => {
@@ -136,6 +149,10 @@ impl Door {
             }
         }
     }
+}
+
+fn eighths(many: u64, of: u64) -> usize {
+    usize::try_from(of / 8 * many).unwrap_or(usize::MAX)
 }
 
 fn tune(stream: &TcpStream) -> io::Result<()> {

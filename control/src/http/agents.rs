@@ -55,7 +55,10 @@ impl FromRequestParts<Control> for Agent {
     async fn from_request_parts(parts: &mut Parts, control: &Control) -> Result<Self, Denied> {
         let Bearer(token) = bearer(parts)?;
         let claimed = token.clone();
-        let machine = off_thread(control, move |c| c.caller(&claimed, unix_ms())).await?;
+        let machine = match control.known_caller(&token, unix_ms()) {
+            Some(machine) => machine,
+            None => off_thread(control, move |c| c.caller(&claimed, unix_ms())).await?,
+        };
         Ok(Self { token, machine })
     }
 }
@@ -90,7 +93,8 @@ async fn order(
     Agent { token, machine }: Agent,
     waiting: Waiting,
 ) -> Result<Response, Denied> {
-    let order = wait_for(&control, machine, waiting.wait, move |c| c.take_order(&token, unix_ms())).await?;
+    let could_be = move |c: &Control| c.could_have_order(machine);
+    let order = wait_for(&control, machine, waiting.wait, could_be, move |c| c.take_order(&token, unix_ms())).await?;
     Ok(match order {
         Some(order) => Json(order).into_response(),
         None => StatusCode::NO_CONTENT.into_response(),

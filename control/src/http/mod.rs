@@ -73,11 +73,12 @@ pub(crate) async fn off_thread<R: Send + 'static>(
 }
 
 /// Asks until there is something, for as long as the caller wants to wait. Looks again whenever there is news of the
-/// machine.
+/// machine, if there could be something by what is known in memory.
 async fn wait_for<R: Send + 'static>(
     control: &Control,
     machine: MachineId,
     wait: u64,
+    could_be: impl Fn(&Control) -> bool,
     ask: impl Fn(&Control) -> Result<Option<R>, Denied> + Clone + Send + 'static,
 ) -> Result<Option<R>, Denied> {
     let deadline = Instant::now() + Duration::from_secs(wait).min(MAX_WAIT);
@@ -85,9 +86,11 @@ async fn wait_for<R: Send + 'static>(
         let news = control.inner.wakes.of(machine);
         let mut news = std::pin::pin!(news.notified());
         news.as_mut().enable();
-        let ask = ask.clone();
-        if let Some(found) = off_thread(control, move |c| ask(c)).await? {
-            return Ok(Some(found));
+        if could_be(control) {
+            let ask = ask.clone();
+            if let Some(found) = off_thread(control, move |c| ask(c)).await? {
+                return Ok(Some(found));
+            }
         }
         if timeout_at(deadline, news).await.is_err() {
             return Ok(None);

@@ -156,8 +156,8 @@ async fn machines(
     matching: Matching,
 ) -> Result<Json<Page<Machine>>, Denied> {
     let list = move |c: &Control| {
-        let found = c.matching(&caller, &matching.into())?;
-        Ok(paging.page(found.iter().map(|(key, machine)| (key.as_str(), machine)), Machine::clone))
+        let found = c.matching(&caller, &matching.into());
+        Ok(paging.page(found.iter().map(|(key, known)| (key.as_str(), known)), |known| c.in_short(known)))
     };
     off_thread(&control, list).await.map(Json)
 }
@@ -214,7 +214,7 @@ async fn events(
     let whose = off_thread(&control, move |c| c.whose(&caller, &name)).await?;
     let news = move |c: &Control| c.events(whose, waiting.after).map(|e| Some(e).filter(|e| !e.is_empty()));
     let news = match whose {
-        Whose::Machine(machine) => wait_for(&control, machine, waiting.wait, news).await?,
+        Whose::Machine(machine) => wait_for(&control, machine, waiting.wait, |_| true, news).await?,
         Whose::Stranger(_) => {
             // Nothing tells of strangers, and one may have become a machine meanwhile: the caller asks again.
             let found = off_thread(&control, news).await?;

@@ -133,7 +133,7 @@ impl Filter {
                 self.shown.insert(id);
                 let known = self.control.inner.pool.machine(id);
                 let (size, rack) = known.map(|Known { size, rack, .. }| (size, rack)).unwrap_or_default();
-                let machine = self.control.in_short(&Known { record: record.into(), size, rack });
+                let machine = self.control.record_in_short(record, size.as_deref(), rack.as_deref());
                 Some(serde_json::to_value(machine).ok()?)
             }
             // It's gone, or somebody else's now.

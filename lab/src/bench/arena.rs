@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::perfdhcp::{self, Exchange, Length, Load, Report};
 use super::tftp;
 use crate::net::{Namespace, Process, spawn};
-use crate::{console, up};
+use crate::{console, process, up};
 
 const SERVER: [u8; 4] = [10, 64, 0, 1];
 const SERVER_TEXT: &str = "10.64.0.1";
@@ -249,11 +249,7 @@ pub(super) struct Running {
 impl Running {
     /// A line of /proc/PID/status that is in kB, in MB.
     pub(super) fn memory(&self, line: &str) -> Result<f64> {
-        let path = format!("/proc/{}/status", self.process.id());
-        let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let said = status.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(':')?.trim().strip_suffix(" kB"));
-        let kib: f64 = said.and_then(|n| n.parse().ok()).with_context(|| format!("{path} has no {line}"))?;
-        Ok(kib * 1024.0 / 1e6)
+        process::memory(self.process.id(), line)
     }
 
     fn last_words(&self) -> String {

@@ -11,13 +11,14 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use drophammer_images::cache_dir;
 use drophammer_images::debian::Programs;
 use tempfile::TempDir;
 
 use super::{Contest, Side};
 use crate::net::{BRIDGE, Namespace, Process, spawn};
+use crate::process::seconds_of_all;
 use crate::up;
 
 const LENGTH: u64 = 256 << 20;
@@ -101,9 +102,9 @@ impl Arena {
             Side::Ours => (&self.ours, OURS),
             Side::Rival => (&self.nginx, NGINX),
         };
-        let before = seconds(process.id())?;
+        let before = seconds_of_all(process.id())?;
         self.put(address, load)?;
-        let took = seconds(process.id())? - before;
+        let took = seconds_of_all(process.id())? - before;
         ensure!(took > 0.0, "the server at {address} did nothing");
         #[expect(clippy::cast_precision_loss, reason = "gigabytes")]
         let megabytes = (load.requests * load.bytes) as f64 / 1e6;
@@ -210,20 +211,4 @@ pub(super) fn written(dir: &Path, name: &str, text: &str) -> Result<std::path::P
     let path = dir.join(name);
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     Ok(path)
-}
-
-/// Of processor time, of a process and its children.
-fn seconds(pid: u32) -> Result<f64> {
-    let read = |path: String| fs::read_to_string(&path).with_context(|| format!("reading {path}"));
-    let stat = read(format!("/proc/{pid}/stat"))?;
-    // The name, in parentheses, may hold anything.
-    let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
-    // proc_pid_stat(5): the 14th and 15th field, and the third is the first here. In hundredths, on every machine there is.
-    let ticks: Vec<f64> = fields.skip(11).take(2).filter_map(|ticks| ticks.parse().ok()).collect();
-    let [user, system] = ticks[..] else { bail!("/proc/{pid}/stat has no times") };
-    let mut seconds = (user + system) / 100.0;
-    for child in read(format!("/proc/{pid}/task/{pid}/children"))?.split_whitespace() {
-        seconds += self::seconds(child.parse().context("reading a child's pid")?)?;
-    }
-    Ok(seconds)
 }

@@ -218,3 +218,21 @@ fn request() -> impl Strategy<Value = String> {
             format!("{method} {target} {version}{end}{lines}{end}{body}")
         })
 }
+
+#[tokio::test]
+async fn a_door_has_room_for_its_part_of_the_open_files() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let unix = UnixListener::bind(dir.path().join("socket")).expect("bound");
+    let tcp = async || TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let certificate = rcgen::CertificateParams::new(vec![]).and_then(|p| p.self_signed(&key)).expect("a certificate");
+    let identity = crate::tls::Identity::new(key.serialized_der(), &certificate.pem(), &certificate.pem());
+    let tls = crate::tls::server(identity.expect("an identity"), &certificate.pem()).expect("TLS");
+    let (http, https, socket) = (Door::Http(tcp().await), Door::Https(tcp().await, tls), Door::Socket(unix));
+    for (open_files, for_agents, for_others) in
+        [(1024, 768, 128), (20_000, 15_000, 2500), (65_536, 32_768, 8192), (1 << 20, 32_768, 8192), (0, 0, 0)]
+    {
+        assert_eq!(https.places(open_files), for_agents, "{open_files}");
+        assert_eq!([http.places(open_files), socket.places(open_files)], [for_others; 2], "{open_files}");
+    }
+}

@@ -12,7 +12,6 @@ use axum::body::Bytes;
 use drophammer_protocol::event::{Phase, Step};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
 use super::files::Files;
@@ -22,6 +21,7 @@ use super::report::Ended;
 use super::table::{Admission, Asked, Full, MOST_PER_HOST, MOST_TRANSFERS, Table};
 use super::transfer::{Action, End, Transfer};
 use super::wire::{Listener, Port, Received};
+use crate::files;
 use crate::live::Live;
 use crate::observe::{Observer, Told};
 
@@ -71,7 +71,7 @@ impl Tftp {
         let transfers = Transfers {
             live,
             epoll,
-            table: Table::new(most_transfers(open_files()?)),
+            table: Table::new(most_transfers(files::open_files()?)),
             refusals: Pace::new(1, LOG_EVERY, now),
             notes: Pace::new(NOTES_PER_SECOND, Duration::from_secs(1), now),
         };
@@ -314,16 +314,6 @@ fn client(token: u64) -> Option<SocketAddrV4> {
 fn milliseconds(until: Instant, now: Instant) -> EpollTimeout {
     let left = until.saturating_duration_since(now) + Duration::from_micros(999);
     EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO)
-}
-
-/// Raises the limit of open files if there is need, and says what it is.
-fn open_files() -> Result<u64> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("asking for the limit of open files")?;
-    let wanted = (2 * MOST_TRANSFERS as u64).min(hard);
-    if soft < wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok() {
-        return Ok(wanted);
-    }
-    Ok(soft)
 }
 
 /// Strangers can't take more than half of the files that the whole server may open.
