@@ -12,7 +12,7 @@ use drophammer_lab::fuzz;
 use drophammer_lab::kit::Image;
 use drophammer_lab::package::{self, Profile};
 use drophammer_lab::qemu;
-use drophammer_lab::simulate;
+use drophammer_lab::simulate::{self, Drill};
 use drophammer_lab::socket::{self, PowerAction};
 use drophammer_lab::up::{self, ConsoleView, UpOptions};
 use drophammer_lab::verify;
@@ -100,6 +100,10 @@ enum Command {
         /// Have the server keep its state on three members of etcd, which are started for it.
         #[arg(long)]
         etcd: bool,
+        /// What befalls the server while machines come, and once more while they are allocated: server-killed, clock-jumps; with
+        /// --etcd also leader-killed, member-cut-off, quorum-lost. What comes of it is the same as without.
+        #[arg(long)]
+        drill: Option<Drill>,
         /// Print JSON instead of tables.
         #[arg(long)]
         json: bool,
@@ -264,6 +268,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             clients,
             install: install_s,
             etcd,
+            drill,
             json,
         } => {
             let options = simulate::Options {
@@ -276,6 +281,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
                 clients,
                 install_s,
                 etcd,
+                drill,
             };
             told(&simulate::simulate(&options)?, json)
         }

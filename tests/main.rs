@@ -6,6 +6,7 @@ mod common;
 mod by_hand;
 mod command_line;
 mod crash_only;
+mod drills;
 mod erase_cannot_lie;
 mod failures_in_words;
 mod firmware;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -14,9 +14,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::net::{Process, outside};
+use crate::net::{self, Namespace, Process, outside};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Members that have networks of their own have addresses from here on.
+const FIRST_HOME: u8 = 240;
 
 #[derive(Debug)]
 pub struct Etcd {
@@ -38,7 +40,15 @@ struct Member {
     name: String,
     client: String,
     peer: String,
+    /// The network that it's in, if that isn't this process's own.
+    home: Option<Home>,
     process: Option<Process>,
+}
+
+#[derive(Debug)]
+struct Home {
+    network: Namespace,
+    address: Ipv4Addr,
 }
 
 impl Etcd {
@@ -47,9 +57,22 @@ impl Etcd {
         Self::start_with(members, None, &std::env::temp_dir())
     }
 
-    /// The same with its data below `place`: on a disk, if that is.
-    pub(crate) fn start_in(members: usize, place: &Path) -> Result<Self> {
-        Self::start_with(members, None, place)
+    /// The same with its data below `place`, and each member in a network of its own on a bridge of the network that this
+    /// process is in.
+    pub(crate) fn start_apart(members: usize, place: &Path, bridge: &str) -> Result<Self> {
+        let here = Namespace::own()?;
+        let member = |index: usize| -> Result<Member> {
+            let [a, b, c, _] = net::SERVER_ADDRESS;
+            let address = Ipv4Addr::new(a, b, c, FIRST_HOME + u8::try_from(index)?);
+            let cable = format!("etcd{index}");
+            let network = here.joined([&cable, "eth0"]).context("making a network for a member of etcd")?;
+            here.ip(&format!("link set {cable} master {bridge}\nlink set {cable} up\n"))?;
+            network
+                .ip(&format!("link set lo up\naddress add {address}/{} dev eth0\nlink set eth0 up\n", net::PREFIX))?;
+            let (client, peer) = (format!("http://{address}:2379"), format!("http://{address}:2380"));
+            Ok(Member { name: format!("m{index}"), client, peer, home: Some(Home { network, address }), process: None })
+        };
+        Self::of((0..members).map(member).collect::<Result<_>>()?, None, place)
     }
 
     /// One member, which only talks to who has a certificate of the same authority as its own.
@@ -64,10 +87,15 @@ impl Etcd {
             name: format!("m{index}"),
             client: ports.first().map(|port| format!("{scheme}://127.0.0.1:{port}")).unwrap_or_default(),
             peer: ports.last().map(|port| format!("http://127.0.0.1:{port}")).unwrap_or_default(),
+            home: None,
             process: None,
         });
+        Self::of(members.collect(), certificates, place)
+    }
+
+    fn of(members: Vec<Member>, certificates: Option<Certificates>, place: &Path) -> Result<Self> {
         let dir = tempfile::tempdir_in(place).context("making a directory for etcd")?;
-        let mut etcd = Self { members: members.collect(), dir, certificates };
+        let mut etcd = Self { members, dir, certificates };
         for member in 0..etcd.members.len() {
             etcd.run(member)?;
         }
@@ -105,8 +133,12 @@ impl Etcd {
                 secure.extend([option.into(), file.as_os_str().to_owned()]);
             }
         }
+        let mut command = match &it.home {
+            Some(home) => home.network.command("etcd"),
+            None => outside("etcd"),
+        };
         let process = Process::start(
-            outside("etcd")
+            command
                 .args(secure)
                 .args(["--name", &it.name, "--initial-cluster", &cluster, "--initial-cluster-state", "new"])
                 .args(["--listen-client-urls", &it.client, "--advertise-client-urls", &it.client])
@@ -140,6 +172,24 @@ impl Etcd {
             Some(process) => Ok(kill(Pid::from_raw(i32::try_from(process.id())?), signal).context("signalling etcd")?),
             None => bail!("etcd member {member} doesn't run"),
         }
+    }
+
+    /// Takes a member's way to the others, and leaves it the way to whoever else there is.
+    pub(crate) fn cut_off(&self, member: usize) -> Result<()> {
+        self.ways_to_the_others(member, "add")
+    }
+
+    pub(crate) fn rejoin(&self, member: usize) -> Result<()> {
+        self.ways_to_the_others(member, "del")
+    }
+
+    fn ways_to_the_others(&self, member: usize, verb: &str) -> Result<()> {
+        let home = |member: &Member| member.home.as_ref().map(|home| (home.network.clone(), home.address));
+        let (network, _) = self.members.get(member).and_then(home).context("this member has no network of its own")?;
+        let others = self.members.iter().enumerate().filter(|(index, _)| *index != member);
+        let others = others.filter_map(|(_, other)| home(other));
+        let nowhere = others.map(|(_, address)| format!("route {verb} blackhole {address}/32\n"));
+        network.ip(&nowhere.collect::<String>())
     }
 
     /// The member that leads the others.

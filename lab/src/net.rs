@@ -63,6 +63,11 @@ impl Namespace {
         Ok(Self(Arc::new(Handles { user, net: open(&place.net)? })))
     }
 
+    /// The one that this process is in.
+    pub(crate) fn own() -> Result<Self> {
+        Self::of(&Place { user: None, net: "/proc/self/ns/net".into() })
+    }
+
     /// Where other processes find this namespace while this one lives.
     pub fn place(&self) -> Place {
         let path = |fd: &OwnedFd| PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()));

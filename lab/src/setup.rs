@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use drophammer_images::debian;
 use nix::unistd::getuid;
 
-use crate::qemu;
+use crate::{qemu, simulate};
 
 /// One package of Debian or Ubuntu, and how to see whether it's there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,7 @@ pub const TEST_NEEDS: &[Need] = &[
     need("file", Proof::Program("file"), "judging swap areas"),
     need("g++", Proof::Program("g++"), "building libFuzzer"),
     need("gdisk", Proof::Program("sgdisk"), "judging partition tables"),
+    need("libfaketime", Proof::File(simulate::FAKE_TIME), "a server's clock that jumps"),
     need("lz4", Proof::Program("lz4"), "images as metal-stack has them"),
     need("lvm2", Proof::Program("lvm"), "judging volume groups"),
     need("mdadm", Proof::Program("mdadm"), "judging arrays"),

@@ -129,5 +129,6 @@ fn options(machines: u32, on: On) -> Options {
         clients: 1,
         install_s: INSTALL_S,
         etcd: on == On::Etcd,
+        drill: None,
     }
 }

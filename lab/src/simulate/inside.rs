@@ -14,6 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::calls::Call;
 use super::crowd::Crowd;
+use super::drill::Drill;
 use super::machine;
 use super::operator::Operators;
 use super::verdict::discrepancies;
@@ -145,6 +146,9 @@ struct Simulation {
     began: Instant,
 }
 
+/// Of a machine that nobody knew would be on its way.
+const UNANSWERED: Duration = Duration::from_secs(30);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 /// How often lists are asked for in a whole run.
 const LOOKS: usize = 30;
 /// What an election takes, and as long again.
@@ -154,7 +158,7 @@ const BEFORE_FAILOVER: Duration = Duration::from_secs(2);
 impl Simulation {
     fn start(runtime: &Runtime, options: Options, is_open: bool) -> Result<Self> {
         files::raise(options.machines)?;
-        let world = World::start(options.etcd)?;
+        let world = World::start(options.etcd, options.drill == Some(Drill::ClockJumps))?;
         let ca = world.ca()?;
         let tls = believing(&ca)?;
         let crowd = Arc::new(Crowd::new(options, ca, tls, is_open));
@@ -168,7 +172,11 @@ impl Simulation {
 
     fn whole(&mut self, runtime: &Runtime) -> Result<Report> {
         let options = self.crowd.options.clone();
-        runtime.block_on(self.crowd.all_wait());
+        let (crowd, operators) = (Arc::clone(&self.crowd), Arc::clone(&self.operators));
+        self.meanwhile(|_| {
+            runtime.block_on(crowd.all_wait());
+            Ok(())
+        })?;
         self.world.must_run()?;
         let waiting_cpu_percent = match options.wait_s {
             0 => None,
@@ -181,9 +189,14 @@ impl Simulation {
         })?;
         let waiting = self.crowd.tally().get("waiting").copied().unwrap_or(0);
         let many = options.machines as usize * usize::from(options.allocate) / 100;
-        runtime.block_on(self.operators.allocate(many.min(waiting), options.clients.into()))?;
+        let many = many.min(waiting);
+        self.meanwhile(|is_over| match options.drill {
+            None => runtime.block_on(operators.allocate(many, options.clients.into())).map(drop),
+            Some(_) => runtime.block_on(operators.allocate_slowly(many, is_over)),
+        })?;
         runtime.block_on(self.crowd.all_settled());
         self.world.must_run()?;
+        let discrepancies = self.lasting_discrepancies(runtime)?;
         Ok(Report {
             machines: options.machines,
             etcd: options.etcd,
@@ -194,8 +207,40 @@ impl Simulation {
             waiting_cpu_percent,
             server: self.world.usage()?,
             simulator: own_usage()?,
-            discrepancies: self.discrepancies(runtime)?,
+            discrepancies,
         })
+    }
+
+    /// Does `work` while the drill strikes, if there is one. It's told whether that is over.
+    fn meanwhile(&mut self, work: impl FnOnce(&AtomicBool) -> Result<()>) -> Result<()> {
+        let Some(drill) = self.crowd.options.drill else { return work(&AtomicBool::new(true)) };
+        let (world, is_over) = (&mut self.world, AtomicBool::new(false));
+        thread::scope(|s| {
+            let strike = s.spawn(|| {
+                let struck = drill.strike(world);
+                is_over.store(true, Ordering::Relaxed);
+                struck
+            });
+            let worked = work(&is_over);
+            match strike.join() {
+                Ok(struck) => struck.with_context(|| format!("the drill {drill}")).and(worked),
+                Err(_) => bail!("the drill {drill} panicked"),
+            }
+        })
+    }
+
+    /// An allocation whose answer was lost may be on its way to a machine that nobody waited for.
+    fn lasting_discrepancies(&self, runtime: &Runtime) -> Result<Vec<String>> {
+        let since = Instant::now();
+        loop {
+            let wrong = self.discrepancies(runtime)?;
+            let unanswered = !self.operators.asked().unanswered.is_empty();
+            if wrong.is_empty() || !unanswered || since.elapsed() > UNANSWERED {
+                return Ok(wrong);
+            }
+            thread::sleep(BETWEEN_LOOKS);
+            runtime.block_on(self.crowd.all_settled());
+        }
     }
 
     fn discrepancies(&self, runtime: &Runtime) -> Result<Vec<String>> {

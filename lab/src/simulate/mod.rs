@@ -10,11 +10,13 @@
 //!
 //! The machines speak the agents' real protocol, and what they say is signed and chained as an agent does it; only the
 //! hardware is made up. Measured is what they and the operators see ([`calls`]); in the end the server is asked for
-//! everything, and what isn't where it should be is an error ([`verdict`]). Server, machines and operators are one child
+//! everything, and what isn't where it should be is an error ([`verdict`]), whatever has befallen the server meanwhile
+//! ([`drill`]). Server, machines and operators are one child
 //! process in a network of their own ([`inside`]), which the benchmarks use as well ([`Simulator`]).
 
 mod calls;
 mod crowd;
+mod drill;
 mod files;
 mod hardware;
 mod inside;
@@ -35,10 +37,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use self::calls::Figures;
+pub use self::drill::Drill;
 pub use self::inside::inside;
 pub(crate) use self::inside::{Answer, Ask};
 pub use self::report::Report;
-pub use self::world::Usage;
+pub use self::world::{FAKE_TIME, Usage};
 use crate::net::{Namespace, Process};
 use crate::up;
 
@@ -69,6 +72,8 @@ pub struct Options {
     pub install_s: u64,
     /// The server's state is on three members of etcd.
     pub etcd: bool,
+    /// What befalls the server while machines come, and once more while they are allocated.
+    pub drill: Option<Drill>,
 }
 
 impl Options {
@@ -88,6 +93,9 @@ impl Options {
             "--clients is 1 to {MOST_CLIENTS}, and not {}",
             self.clients
         );
+        if let Some(drill) = self.drill.filter(|drill| drill.is_of_etcd() && !self.etcd) {
+            bail!("{drill} is something that befalls etcd: say --etcd");
+        }
         Ok(())
     }
 
@@ -172,6 +180,7 @@ mod tests {
         clients: 20,
         install_s: 0,
         etcd: false,
+        drill: None,
     };
 
     #[test]
@@ -183,6 +192,11 @@ mod tests {
             ("more than all fail", Options { failures: 101, ..OPTIONS }, Some("--failures is in percent")),
             ("more than all reboot", Options { reboots: 101, ..OPTIONS }, Some("--reboots is in percent")),
             ("more than all are given", Options { allocate: 101, ..OPTIONS }, Some("--allocate is in percent")),
+            (
+                "no etcd",
+                Options { drill: Some(Drill::QuorumLost), ..OPTIONS },
+                Some("quorum-lost is something that befalls etcd"),
+            ),
             ("no operator", Options { clients: 0, ..OPTIONS }, Some("--clients is 1 to 1000, and not 0")),
         ] {
             let error = options.check().err().map(|error| error.to_string());

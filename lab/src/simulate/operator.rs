@@ -23,6 +23,7 @@ use super::verdict::{self, Listed};
 use super::wire::{Asked, NoAnswer, Wire};
 use super::{hardware, world};
 
+const BETWEEN_ALLOCATIONS: Duration = Duration::from_millis(150);
 const AFTER_AN_ERROR: Duration = Duration::from_millis(200);
 /// Tries to have a question answered that changes nothing.
 const TRIES: usize = 5;
@@ -72,6 +73,25 @@ impl Operators {
     /// The same until it's told to stop.
     pub(super) async fn allocate_until(self: &Arc<Self>, stop: Arc<AtomicBool>, clients: usize) -> Result<()> {
         self.clients(clients, move || !stop.load(Ordering::Relaxed)).await
+    }
+
+    /// One after the other, until as many were asked for and something else `is_over`.
+    pub(super) async fn allocate_slowly(self: &Arc<Self>, many: usize, is_over: &AtomicBool) -> Result<()> {
+        let asked = || {
+            let asked = lock(&self.asked);
+            asked.given.len() + asked.unanswered.len()
+        };
+        let mut wire = None;
+        loop {
+            let left = asked() < many;
+            if !left && is_over.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            if left {
+                self.allocate_one(&mut wire).await;
+            }
+            sleep(BETWEEN_ALLOCATIONS).await;
+        }
     }
 
     async fn clients(

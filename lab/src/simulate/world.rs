@@ -19,6 +19,7 @@ use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
+use super::drill::MEMBERS;
 use crate::etcd::Etcd;
 use crate::net::{BRIDGE, PREFIX, Process, SERVER_ADDRESS, outside};
 use crate::server::READY;
@@ -27,7 +28,11 @@ use crate::{console, process, up};
 const START_LIMIT: Duration = Duration::from_secs(60);
 const HTTP: u16 = 80;
 const HTTPS: u16 = 443;
-const MEMBERS: usize = 3;
+const CONFIG: &str = "config.toml";
+const LOG: &str = "log";
+const CLOCK: &str = "clock";
+/// Debian's libfaketime, for programs with threads.
+pub const FAKE_TIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 /// What machines are given.
 pub(super) const IMAGE: &str = "simulated";
 pub(super) const PARTITION: &str = "default";
@@ -36,8 +41,11 @@ const MAX_FAILURES: u32 = 10;
 
 #[derive(Debug)]
 pub(super) struct World {
-    server: Process,
+    /// `None` while it's killed.
+    server: Option<Process>,
     pub(super) etcd: Option<Etcd>,
+    /// Its server has a clock that can be set.
+    has_own_clock: bool,
     /// After what has its files open.
     dir: TempDir,
 }
@@ -62,36 +70,69 @@ impl Usage {
 
 impl World {
     /// In the network that this process is in. It answers when this returns.
-    pub(super) fn start(on_etcd: bool) -> Result<Self> {
+    pub(super) fn start(on_etcd: bool, has_own_clock: bool) -> Result<Self> {
         // Where commits are really written to a disk; /tmp may be memory.
         let place = cache_dir()?.join("simulate");
         fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
         let dir = tempfile::tempdir_in(&place).with_context(|| format!("making a directory in {}", place.display()))?;
-        let etcd = if on_etcd { Some(Etcd::start_in(MEMBERS, &place).context("starting etcd")?) } else { None };
+        let etcd = on_etcd.then(|| Etcd::start_apart(MEMBERS, &place, BRIDGE)).transpose().context("starting etcd")?;
         let config = config(dir.path(), etcd.as_ref())?;
+        let mut world = Self { server: None, etcd, has_own_clock, dir };
         let text = toml::to_string(&config).context("writing the server's configuration")?;
-        let path = dir.path().join("config.toml");
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-        let log = dir.path().join("log");
-        let stderr = File::create(&log).with_context(|| format!("making {}", log.display()))?;
-        let stdout = stderr.try_clone().context("sharing a log")?;
-        let mut command = outside(up::program()?);
-        command.args(["serve", "--config"]).arg(&path).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
-        let server = Process::start(&mut command).context("starting `drophammer serve`")?;
-        let mut world = Self { server, etcd, dir };
-        let deadline = Instant::now() + START_LIMIT;
-        while !world.log().lines().any(|line| line.contains(READY)) {
-            world.must_run()?;
-            ensure!(Instant::now() < deadline, "the server doesn't answer; its last words:\n  {}", world.last_words());
-            thread::sleep(Duration::from_millis(50));
-        }
+        world.write(CONFIG, &text)?;
+        world.set_clock(0)?;
+        world.start_server()?;
         Ok(world)
     }
 
+    /// It answers when this returns.
+    pub(super) fn start_server(&mut self) -> Result<()> {
+        let path = self.dir.path().join(LOG);
+        let log = File::options().create(true).append(true).open(&path);
+        let stderr = log.with_context(|| format!("opening {}", path.display()))?;
+        let before = stderr.metadata().with_context(|| format!("looking at {}", path.display()))?.len();
+        let stdout = stderr.try_clone().context("sharing a log")?;
+        let mut command = outside(up::program()?);
+        command.args(["serve", "--config"]).arg(self.dir.path().join(CONFIG));
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        if self.has_own_clock {
+            // Of a clock that is set, what counts from the start goes on as it was.
+            let clock = self.dir.path().join(CLOCK);
+            command.env("LD_PRELOAD", FAKE_TIME).env("FAKETIME_TIMESTAMP_FILE", clock);
+            command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
+        self.server = Some(Process::start(&mut command).context("starting `drophammer serve`")?);
+        let deadline = Instant::now() + START_LIMIT;
+        let is_ready = |log: &[u8]| console::plain(log).lines().any(|line| line.contains(READY));
+        while !is_ready(self.raw_log().get(usize::try_from(before)?..).unwrap_or_default()) {
+            self.must_run()?;
+            ensure!(Instant::now() < deadline, "the server doesn't answer; its last words:\n  {}", self.last_words());
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// SIGKILL: it gets no chance to save anything.
+    pub(super) fn kill_server(&mut self) {
+        self.server = None;
+    }
+
+    /// By how much the server's clock is ahead of this host's.
+    pub(super) fn set_clock(&self, ahead_s: i64) -> Result<()> {
+        ensure!(ahead_s == 0 || self.has_own_clock, "this server has the host's clock");
+        self.write(CLOCK, &format!("{ahead_s:+}\n"))
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.dir.path().join(name);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    }
+
     pub(super) fn must_run(&mut self) -> Result<()> {
-        match self.server.status() {
-            None => Ok(()),
-            Some(status) => bail!("the server ended with {status}; its last words:\n  {}", self.last_words()),
+        match self.server.as_mut().map(Process::status) {
+            Some(None) => Ok(()),
+            Some(Some(status)) => bail!("the server ended with {status}; its last words:\n  {}", self.last_words()),
+            None => bail!("the server was killed and not started again"),
         }
     }
 
@@ -100,7 +141,11 @@ impl World {
     }
 
     fn log(&self) -> String {
-        console::plain(&fs::read(self.dir.path().join("log")).unwrap_or_default())
+        console::plain(&self.raw_log())
+    }
+
+    fn raw_log(&self) -> Vec<u8> {
+        fs::read(self.dir.path().join(LOG)).unwrap_or_default()
     }
 
     /// Lines of its log that say that something went wrong there.
@@ -126,7 +171,7 @@ impl World {
     }
 
     pub(super) fn usage(&self) -> Result<Usage> {
-        Usage::of(self.server.id())
+        Usage::of(self.server.as_ref().context("the server was killed")?.id())
     }
 }
 
