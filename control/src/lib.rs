@@ -90,8 +90,10 @@ use drophammer_protocol::erase;
 use drophammer_protocol::id::{BootServerId, MachineId, OrderId};
 use drophammer_protocol::machine::State;
 use drophammer_protocol::provisioning::ProvisioningEvent;
+use drophammer_protocol::resource::Partition;
 use drophammer_protocol::sign::PublicKey;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 pub use crate::auth::{Auth, Role};
@@ -340,6 +342,16 @@ impl Control {
     pub fn follow(&self, policy: Policy) {
         self.inner.images.trust(policy.image_keys.clone(), policy.imports.clone());
         *self.inner.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+    }
+
+    /// What is declared about a partition.
+    pub fn partition(&self, name: &str) -> Option<Partition> {
+        self.inner.pool.read().partitions.get(name).map(|stored| stored.value.clone())
+    }
+
+    /// Changes with what boot servers do by what is declared.
+    pub fn declared(&self) -> watch::Receiver<()> {
+        self.inner.pool.declared()
     }
 
     /// For whoever imports images for this server.

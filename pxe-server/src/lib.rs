@@ -153,6 +153,7 @@ impl Server {
                 (Behind::Here(control), ca_pem, identity)
             }
         };
+        follow(&live, &behind);
         let tls = tls::server(identity, &ca_pem)?;
         let metrics = Metrics::default();
         let observer = Observer::new(behind.clone(), metrics.clone());
@@ -226,12 +227,16 @@ impl Server {
             );
         }
 
+        let mut declarations = self.behind.declarations();
+        // There may have been some since everything was bound.
+        declarations.mark_changed();
         let mut shutdown = pin!(shutdown);
         let early = loop {
             tokio::select! {
                 () = shutdown.as_mut() => break None,
                 Some(ended) = parts.join_next() => break Some(ended),
                 Some(ended) = background.join_next() => break Some(ended),
+                Ok(()) = declarations.changed() => follow(&self.live, &self.behind),
                 Some(settings) = reloads.recv() => match reload(&self.live, &self.behind, settings).await {
                     Ok(()) => info!("the configuration was taken up"),
                     Err(error) => error!("the configuration was not taken up: {error:#}"),
@@ -259,6 +264,18 @@ impl Server {
         }
         first.map_or(Ok(()), Err)
     }
+}
+
+/// Takes up what is declared by now, if it's anything else than before.
+fn follow(live: &watch::Sender<Arc<Loaded>>, behind: &Behind) {
+    live.send_if_modified(|present| {
+        let declared = behind.declared(&present.settings.partition);
+        let changed = present.declared != declared;
+        if changed {
+            *present = Arc::new(Loaded { declared, ..Loaded::clone(present) });
+        }
+        changed
+    });
 }
 
 /// All of it or nothing.

@@ -1,5 +1,6 @@
 //! The control API as agents and operators meet it: real routers, real sockets, real signatures.
 
+mod boot_servers;
 mod drives;
 mod fuzzed;
 mod gate;

@@ -297,6 +297,14 @@ impl Rig {
         ask(verb, self.running().operators, path, Some(token), body).map(|body| body.unwrap_or(Value::Null))
     }
 
+    /// Serves something else as well.
+    pub(crate) fn serve(&self, router: axum::Router) -> SocketAddr {
+        let listener = self.running().runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("binds");
+        let at = listener.local_addr().expect("bound");
+        self.running().runtime.spawn(axum::serve(listener, router).into_future());
+        at
+    }
+
     /// Where operators come to, over HTTP.
     pub(crate) fn operators(&self) -> SocketAddr {
         self.running().operators
@@ -417,7 +425,7 @@ pub(crate) fn phone_home(rig: &Rig, n: u8, token: &str) -> Result<(), Problem> {
     rig.agent::<()>(Verb::POST, AGENT_PHONE_HOME, token, &body).map(|_| ())
 }
 
-fn ask<T: DeserializeOwned>(
+pub(crate) fn ask<T: DeserializeOwned>(
     verb: Verb,
     server: SocketAddr,
     path: &str,

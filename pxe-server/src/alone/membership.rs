@@ -34,7 +34,7 @@ pub(super) struct Membership {
     /// Where that certificate is good for.
     #[serde(default)]
     addresses: Vec<IpAddr>,
-    /// What it was told when it registered last.
+    /// What it was told last.
     pub(super) briefing: Option<Briefing>,
 }
 
@@ -141,16 +141,21 @@ impl Alone {
     pub(super) async fn register(&self, state_dir: &Path) -> Result<(), CallError> {
         let registration = self.registration.borrow().clone();
         let briefing = self.link.register(&registration).await?;
-        {
-            let mut membership = self.membership();
-            if membership.briefing.as_ref() != Some(&briefing) {
-                membership.briefing = Some(briefing);
-                let saved = membership.save(state_dir).err().map(|error| format!("{error:#}"));
-                self.trouble("keeping what the control API said", saved);
-            }
-        }
+        self.take_briefing(briefing, state_dir);
         self.registered.send_replace(true);
         Ok(())
+    }
+
+    pub(super) fn take_briefing(&self, briefing: Briefing, state_dir: &Path) {
+        let mut membership = self.membership();
+        if membership.briefing.as_ref() == Some(&briefing) {
+            return;
+        }
+        membership.briefing = Some(briefing);
+        let saved = membership.save(state_dir).err().map(|error| format!("{error:#}"));
+        drop(membership);
+        self.trouble("keeping what the control API said", saved);
+        self.briefed.send_replace(());
     }
 
     /// A new certificate, if it's time or machines find this boot server at other addresses than before.

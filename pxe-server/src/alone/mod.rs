@@ -35,6 +35,7 @@ use uuid::Uuid;
 use self::ledger::{Ledger, Ticket};
 use self::link::Link;
 use self::membership::Membership;
+use crate::behind::Declared;
 use crate::config::{ControlAt, Settings};
 use crate::tls::Identity;
 
@@ -53,6 +54,8 @@ pub(crate) struct Alone {
     registration: watch::Sender<Registration>,
     /// Whether the control API has heard it since the start.
     registered: watch::Sender<bool>,
+    /// Changes with what the control API said last.
+    briefed: watch::Sender<()>,
     own_disks: RwLock<HashSet<MachineId>>,
     ledger: Ledger,
     /// Seen, and not on disk yet.
@@ -87,6 +90,7 @@ impl Alone {
             membership: Mutex::new(membership),
             registration: watch::Sender::new(registration),
             registered: watch::Sender::new(false),
+            briefed: watch::Sender::new(()),
             own_disks: RwLock::new(own_disks),
             delivered: watch::Sender::new(ledger.delivered()),
             written: watch::Sender::new(ledger.last()),
@@ -142,6 +146,17 @@ impl Alone {
 
     pub(crate) fn boots_own_disk(&self, machine: MachineId) -> bool {
         self.own_disks.read().unwrap_or_else(PoisonError::into_inner).contains(&machine)
+    }
+
+    /// As the control API said it last.
+    pub(crate) fn declared(&self) -> Declared {
+        let membership = self.membership();
+        let briefing = membership.briefing.as_ref();
+        briefing.map(|Briefing { dns, ntp, .. }| Declared { dns: dns.clone(), ntp: ntp.clone() }).unwrap_or_default()
+    }
+
+    pub(crate) fn briefed(&self) -> watch::Receiver<()> {
+        self.briefed.subscribe()
     }
 
     pub(crate) fn ticket(&self, boot: BootId) -> Result<Option<BootTicket>> {
