@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use drophammer_protocol::id::{Mac, MachineId};
 use drophammer_protocol::machine::State;
 use drophammer_protocol::resource::{
-    ImagePolicy, Kind, NamedLayout, Partition, Project, Reservation, Size, Stored, Tenant,
+    ImagePolicy, ImageSource, Kind, NamedLayout, Partition, Project, Reservation, Size, Stored, Tenant,
 };
 use tokio::sync::{Notify, watch};
 
@@ -89,6 +89,7 @@ pub(crate) struct Tables {
     pub(crate) layouts: Table<NamedLayout>,
     pub(crate) reservations: Table<Reservation>,
     pub(crate) image_policies: Table<ImagePolicy>,
+    pub(crate) image_sources: Table<ImageSource>,
     pub(crate) tenants: Table<Tenant>,
     pub(crate) projects: Table<Project>,
 }
@@ -140,6 +141,7 @@ declared! {
     NamedLayout => layouts,
     Reservation => reservations,
     ImagePolicy => image_policies,
+    ImageSource => image_sources,
     Tenant => tenants,
     Project => projects,
 }
@@ -356,7 +358,7 @@ impl Shared {
             let mut parts = text.split('/');
             let (kind, machine) = (parts.next(), parts.next().and_then(|id| id.parse::<MachineId>().ok()));
             sorts_changed |= matches!(kind, Some(Size::NAME | Partition::NAME));
-            declared |= matches!(kind, Some(Partition::NAME));
+            declared |= matches!(kind, Some(Partition::NAME | ImageSource::NAME));
             concerned.extend(machine.filter(|machine| !concerned.contains(machine)));
         }
         if sorts_changed {

@@ -10,6 +10,7 @@ mod reinstall;
 mod rest;
 pub(crate) mod rig;
 mod rights;
+mod sources;
 mod whole;
 
 use std::fs;

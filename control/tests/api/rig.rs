@@ -90,8 +90,8 @@ impl Rig {
                 projects: [("strict".to_owned(), erase::Policy::RekeyOnly)].into(),
             },
         };
-        publish(&config.images_dir, "12.1", 100, &key);
-        publish(&config.images_dir, "12.2", 200, &key);
+        publish(&config.images_dir, "debian/12.1", 100, &key);
+        publish(&config.images_dir, "debian/12.2", 200, &key);
         adjust(&mut config, dir.path());
         let mut rig = Self { dir, config, running: None, _etcd: etcd };
         rig.start();
@@ -518,9 +518,10 @@ pub(crate) fn inventory(n: u8) -> Inventory {
     Inventory { id: Some(machine(n)), system, ..fixtures::inventory(disks) }
 }
 
-fn publish(images: &Path, version: &str, created: u64, key: &SigningKey) {
-    let dir = images.join("debian").join(version);
-    let manifest = Manifest { created, installed_bytes: 1 << 30, ..fixtures::manifest("debian", version) };
+pub(crate) fn publish(images: &Path, reference: &str, created: u64, key: &SigningKey) {
+    let dir = images.join(reference);
+    let (name, version) = reference.split_once('/').expect("NAME/VERSION");
+    let manifest = Manifest { created, installed_bytes: 1 << 30, ..fixtures::manifest(name, version) };
     for dir in [&dir, &images.join(PACKS)] {
         fs::create_dir_all(dir).expect("creates");
     }
