@@ -7,7 +7,7 @@ use anyhow::Result;
 use drophammer_control::Control;
 use drophammer_protocol::boot_server::Seen;
 use drophammer_protocol::id::{BootId, Mac, MachineId};
-use drophammer_protocol::resource::Partition;
+use drophammer_protocol::resource::{ImageSource, Partition};
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach};
 use tokio::sync::watch;
 
@@ -19,6 +19,8 @@ pub(crate) struct Declared {
     /// Name and time servers of its partition.
     pub(crate) dns: Vec<IpAddr>,
     pub(crate) ntp: Vec<String>,
+    /// Where images come from. None for a boot server that runs alone: it has them all from its control API.
+    pub(crate) images: Vec<ImageSource>,
 }
 
 #[derive(Clone, Debug)]
@@ -61,7 +63,7 @@ impl Behind {
         match self {
             Self::Here(control) => {
                 let Partition { dns, ntp, .. } = control.partition(partition).unwrap_or_default();
-                Declared { dns, ntp }
+                Declared { dns, ntp, images: control.image_sources() }
             }
             Self::Alone(alone) => alone.declared(),
         }

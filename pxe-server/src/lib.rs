@@ -9,7 +9,7 @@
 //! | [`plain`](serve) | how most of that goes out: files by sendfile |
 //! | [`listen`](serve) | the control API for agents and operators, over TLS and a local socket |
 //! | [`observe`], `metrics` | what all of these see of a boot: as one timeline, as counts |
-//! | `imports` | others' images, compiled here |
+//! | `imports` | images that come from elsewhere: mirrored, or compiled here |
 //! | `behind` | who decides: the control API in the same process, or |
 //! | `alone` | what stands in for one that is elsewhere |
 //!
@@ -305,7 +305,7 @@ async fn reload(live: &watch::Sender<Arc<Loaded>>, behind: &Behind, settings: Se
 fn policy(settings: &Settings) -> Result<Policy> {
     Ok(Policy {
         image_keys: settings.image_keys.clone(),
-        imports: imports::trusted(settings)?,
+        imports: Some(imports::trusted(settings)?),
         install_cmdline: settings.install_cmdline.clone(),
         reboot_models: settings.reboot_models.clone(),
         max_failures: settings.max_failures,

@@ -42,7 +42,7 @@ impl Loaded {
 
     /// The networks, with the partition's servers for clients of those that are configured with none.
     pub(crate) fn networks(&self) -> Vec<Network> {
-        let Declared { dns, ntp } = &self.declared;
+        let Declared { dns, ntp, .. } = &self.declared;
         let v4 = |address: IpAddr| match address {
             IpAddr::V4(address) => Some(address),
             IpAddr::V6(_) => None,

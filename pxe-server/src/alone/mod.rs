@@ -151,8 +151,8 @@ impl Alone {
     /// As the control API said it last.
     pub(crate) fn declared(&self) -> Declared {
         let membership = self.membership();
-        let briefing = membership.briefing.as_ref();
-        briefing.map(|Briefing { dns, ntp, .. }| Declared { dns: dns.clone(), ntp: ntp.clone() }).unwrap_or_default()
+        let Some(Briefing { dns, ntp, .. }) = &membership.briefing else { return Declared::default() };
+        Declared { dns: dns.clone(), ntp: ntp.clone(), images: vec![] }
     }
 
     pub(crate) fn briefed(&self) -> watch::Receiver<()> {
