@@ -23,6 +23,8 @@ use super::link::{CallError, Link};
 use crate::config::{ControlAt, Settings};
 use crate::tls;
 
+const KEEPING: &str = "keeping what the control API said";
+
 /// Everything by which a boot server and its control API know each other.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Membership {
@@ -148,13 +150,14 @@ impl Alone {
 
     pub(super) fn take_briefing(&self, briefing: Briefing, state_dir: &Path) {
         let mut membership = self.membership();
-        if membership.briefing.as_ref() == Some(&briefing) {
+        // What couldn't be kept is tried again with the next heartbeat.
+        if membership.briefing.as_ref() == Some(&briefing) && !self.has_trouble(KEEPING) {
             return;
         }
         membership.briefing = Some(briefing);
-        let saved = membership.save(state_dir).err().map(|error| format!("{error:#}"));
+        let failed = membership.save(state_dir).err().map(|error| format!("{error:#}"));
         drop(membership);
-        self.trouble("keeping what the control API said", saved);
+        self.trouble(KEEPING, failed);
         self.briefed.send_replace(());
     }
 

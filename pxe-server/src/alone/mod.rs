@@ -184,8 +184,7 @@ impl Alone {
 
     /// Whether the control API heard the last heartbeat.
     pub(crate) fn is_known(&self) -> bool {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        *self.registered.borrow() && !trouble.iter().any(|(what, _)| *what == errands::TELLING)
+        *self.registered.borrow() && !self.has_trouble(errands::TELLING)
     }
 
     /// Puts what is pending on disk, and `asked` with its ticket behind it. If that fails, nothing is lost but `asked`.
@@ -249,6 +248,10 @@ impl Alone {
 
     fn pending(&self) -> MutexGuard<'_, VecDeque<Report>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_trouble(&self, what: &str) -> bool {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(name, _)| *name == what)
     }
 
     /// Says it in the log when it begins and when it ends, and to operators as long as it lasts.
