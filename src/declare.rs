@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use drophammer_control::client::{Client, Put};
 use drophammer_protocol::resource::{
-    ImagePolicy, Kind as _, NamedLayout, Partition, Project, Reservation, Size, Tenant,
+    ImagePolicy, ImageSource, Kind as _, NamedLayout, Partition, Project, Reservation, Size, Tenant,
 };
 use serde_json::{Map, Value};
 
@@ -28,6 +28,8 @@ pub(crate) enum Kind {
     Size,
     #[value(alias = "layouts")]
     Layout,
+    #[value(alias = "image-sources")]
+    ImageSource,
     #[value(alias = "image-policies")]
     ImagePolicy,
     #[value(alias = "reservations")]
@@ -35,8 +37,16 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 7] =
-        [Self::Tenant, Self::Project, Self::Partition, Self::Size, Self::Layout, Self::ImagePolicy, Self::Reservation];
+    const ALL: [Self; 8] = [
+        Self::Tenant,
+        Self::Project,
+        Self::Partition,
+        Self::Size,
+        Self::Layout,
+        Self::ImageSource,
+        Self::ImagePolicy,
+        Self::Reservation,
+    ];
 
     fn name(self) -> &'static str {
         self.names().0
@@ -53,6 +63,7 @@ impl Kind {
             Self::Partition => (Partition::NAME, Partition::PLURAL),
             Self::Size => (Size::NAME, Size::PLURAL),
             Self::Layout => (NamedLayout::NAME, NamedLayout::PLURAL),
+            Self::ImageSource => (ImageSource::NAME, ImageSource::PLURAL),
             Self::ImagePolicy => (ImagePolicy::NAME, ImagePolicy::PLURAL),
             Self::Reservation => (Reservation::NAME, Reservation::PLURAL),
         }
@@ -103,6 +114,18 @@ const EXAMPLE: &str = r#"A file may hold several documents, and what needs other
     drive: [{name: system, partitions: [{name: esp, kind: esp}, {name: root, size: rest}]}]
     filesystem: [{on: system/root, format: ext4, mount: /}]
   ---
+  kind: image-source                       # brought here by each server; `drophammer image list` says how far it is
+  name: debian
+  image: debian-12                         # the newest, and newer ones later; or debian-12/12.8
+  store: s3://images/prod                  # of `image publish`: its signature has to be of one of the server's image_keys
+  ---
+  kind: image-source
+  name: metal-debian
+  image: metal-debian/12.20250101          # what this tarball is compiled to, by each server for itself
+  url: https://images.example.org/metal-os/20250101/debian/12/img.tar.lz4
+  # sha256: …                              # instead of the .sha256 or .md5 beside it; or unchecked: true
+  cmdline: console=ttyS0,115200
+  ---
   kind: image-policy
   name: old-debian
   images: {image: debian-11}
@@ -141,6 +164,10 @@ pub(crate) struct Get {
 }
 
 /// Withdraw what was declared.
+///
+/// What something else still needs stays. Of an image-source nothing more is fetched or compiled, and no file is deleted:
+/// machines keep what they run, what came from a store can still be installed, and what was compiled of a url can't, until
+/// it's declared again.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Delete {
     #[command(flatten)]
@@ -293,7 +320,10 @@ mod tests {
         let yaml: String =
             EXAMPLE.lines().filter_map(|line| line.strip_prefix("  ")).map(|l| format!("{l}\n")).collect();
         let documents = parse(&yaml).expect("YAML");
-        assert_eq!(documents.len(), Kind::ALL.len());
+        let mut kinds: Vec<_> = documents.iter().map(|(kind, ..)| *kind).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        assert_eq!(kinds, Kind::ALL);
         for (kind, name, body) in documents {
             let body = Value::Object(body);
             let faults = match kind {
@@ -302,6 +332,7 @@ mod tests {
                 Kind::Partition => check::<Partition>(body),
                 Kind::Size => check::<Size>(body),
                 Kind::Layout => check::<NamedLayout>(body),
+                Kind::ImageSource => check::<ImageSource>(body),
                 Kind::ImagePolicy => check::<ImagePolicy>(body),
                 Kind::Reservation => check::<Reservation>(body),
             };

@@ -99,7 +99,8 @@ const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_ke
   [projects.bank]                          # whom machines can be allocated for, with --project
   erase_policy = "rekey-only"              # at least this when it's through with them; default: erase_policy
 
-  [[import]]                               # somebody else's image, fetched and compiled by this server once
+  [[import]]                               # somebody else's image, fetched and compiled by this server once; or while it runs:
+                                           # an image-source, for which see `drophammer apply --help`
   url = "https://images.example.org/metal-os/20250101/debian/12/img.tar.lz4" # with its .sha256 or .md5 beside it
   # name = "debian-12"                     # default: what metal-stack's addresses say
   # version = "20250101"
@@ -124,7 +125,7 @@ const EXAMPLE: &str = r#"A complete configuration; only [[network]] and image_ke
   lease_seconds = 3600
   probe_ms = 100                           # listen for others on an address before it is offered; 0: don't
   router = "10.0.1.254"
-  dns = ["10.0.1.254"]
+  dns = ["10.0.1.254"]                     # default for both: the partition's, as they are declared
   ntp = ["10.0.1.254"]
   mtu = 9000
   search = ["rack1.example.org", "example.org"]

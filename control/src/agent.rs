@@ -325,15 +325,12 @@ impl Control {
 
     /// With the name and time servers of its partition where it has none of its own.
     fn in_its_partition(&self, record: &Record, mut system: System) -> System {
-        let tables = self.inner.pool.read();
-        let Some(partition) = tables.partitions.get(&record.partition).map(|stored| &stored.value) else {
-            return system;
-        };
+        let Some(partition) = self.partition(&record.partition) else { return system };
         if system.dns.is_empty() {
-            system.dns.clone_from(&partition.dns);
+            system.dns = partition.dns;
         }
         if system.ntp.is_empty() {
-            system.ntp.clone_from(&partition.ntp);
+            system.ntp = partition.ntp;
         }
         system
     }

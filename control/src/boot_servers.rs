@@ -10,6 +10,7 @@ use drophammer_protocol::boot_server::{
     Registration, Report,
 };
 use drophammer_protocol::id::{BootServerId, MachineId};
+use drophammer_protocol::resource::Partition;
 use ring::digest;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -191,16 +192,26 @@ impl Control {
             Ok(())
         })?;
         self.inner.presence.saw_boot_server(id, now, None);
-        Ok(Briefing {
+        Ok(self.briefing(id, &wish.partition))
+    }
+
+    fn briefing(&self, id: BootServerId, partition: &str) -> Briefing {
+        let Partition { dns, ntp, .. } = self.partition(partition).unwrap_or_default();
+        Briefing {
             id,
             ca: self.ca_pem().to_owned(),
             image_keys: self.policy().all_image_keys(),
             boot_key: self.inner.key.boot_key(id).to_hex(),
-        })
+            dns,
+            ntp,
+        }
     }
 
-    pub(crate) fn take_health(&self, id: BootServerId, health: Health, now: u64) {
+    /// What the boot server has to know by now.
+    pub(crate) fn take_health(&self, id: BootServerId, health: Health, now: u64) -> Result<Briefing, Denied> {
         self.inner.presence.saw_boot_server(id, now, Some(health));
+        let record: Record = self.store().get(&record_key(id))?.ok_or_else(|| gone(id))?;
+        Ok(self.briefing(id, &record.registration.partition))
     }
 
     /// For the boot server in this process. An error says which other one is in its way.
@@ -211,7 +222,7 @@ impl Control {
     }
 
     pub fn embedded_health(&self, health: Health) {
-        self.take_health(self.inner.id, health, unix_ms());
+        self.inner.presence.saw_boot_server(self.inner.id, unix_ms(), Some(health));
     }
 
     /// There is no boot server in this process.

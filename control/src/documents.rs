@@ -7,15 +7,16 @@ use std::sync::Arc;
 
 use axum::http::StatusCode;
 use drophammer_protocol::faults::{Fault, Faults};
+use drophammer_protocol::machine::State;
 use drophammer_protocol::resource::{
-    ImagePolicy, Kind, Meta, NamedLayout, Partition, Project, Reservation, Size, Stored, Tenant,
+    ImagePolicy, ImageSource, Kind, Meta, NamedLayout, Partition, Project, Reservation, Size, Stored, Tenant,
 };
 
-use crate::Control;
 use crate::audit::{self, Change, Who};
 use crate::denied::Denied;
 use crate::pool::{Declared, Tables, Turn, document_key};
 use crate::size;
+use crate::{Control, Policy};
 
 /// What has to be true of a document that is to be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +45,8 @@ impl Given {
 
 /// How kinds have to agree with each other.
 pub(crate) trait Agree: Declared {
-    /// What speaks against it, given everything else.
-    fn against(&self, tables: &Tables) -> Option<Fault>;
+    /// What speaks against it, given everything else that is declared or configured.
+    fn against(&self, tables: &Tables, policy: &Policy) -> Option<Fault>;
     /// What still needs the one of this name.
     fn needed(name: &str, tables: &Tables) -> Option<String>;
 }
@@ -71,7 +72,7 @@ impl Control {
             if let Some(before) = before.as_ref().filter(|before| before.value == *value) {
                 return Ok(before.clone());
             }
-            if let Some(fault) = value.against(&self.inner.pool.read()) {
+            if let Some(fault) = value.against(&self.inner.pool.read(), &self.policy()) {
                 return Err(Denied::disagrees(fault));
             }
             let created_ms = before.as_ref().map_or(now, |before| before.meta.created_ms);
@@ -132,7 +133,7 @@ fn named<T: Declared>(tables: &Tables, is: impl Fn(&T) -> bool) -> Option<&str> 
 }
 
 impl Agree for Partition {
-    fn against(&self, _: &Tables) -> Option<Fault> {
+    fn against(&self, _: &Tables, _: &Policy) -> Option<Fault> {
         None
     }
 
@@ -145,7 +146,7 @@ impl Agree for Partition {
 }
 
 impl Agree for Size {
-    fn against(&self, tables: &Tables) -> Option<Fault> {
+    fn against(&self, tables: &Tables, _: &Policy) -> Option<Fault> {
         let others = tables.sizes.values().map(|stored| &stored.value).filter(|other| other.name != self.name);
         let other = others.into_iter().find(|other| size::overlap(self, other))?;
         Some(Fault {
@@ -161,7 +162,7 @@ impl Agree for Size {
 }
 
 impl Agree for NamedLayout {
-    fn against(&self, _: &Tables) -> Option<Fault> {
+    fn against(&self, _: &Tables, _: &Policy) -> Option<Fault> {
         None
     }
 
@@ -172,7 +173,7 @@ impl Agree for NamedLayout {
 }
 
 impl Agree for ImagePolicy {
-    fn against(&self, _: &Tables) -> Option<Fault> {
+    fn against(&self, _: &Tables, _: &Policy) -> Option<Fault> {
         None
     }
 
@@ -181,8 +182,34 @@ impl Agree for ImagePolicy {
     }
 }
 
+impl Agree for ImageSource {
+    /// One image from two places would be whichever came first.
+    fn against(&self, tables: &Tables, policy: &Policy) -> Option<Fault> {
+        let other = named(tables, |other: &Self| other.name != self.name && other.clashes(self));
+        let other = other.map(|other| format!("image source {other} may bring the same image; withdraw it first"));
+        let configured = || policy.imports.iter().flat_map(|imports| &imports.references);
+        let configured = || configured().find(|reference| self.may_bring(reference));
+        let why = other.or_else(|| {
+            let reference = configured()?;
+            Some(format!("this server's configuration has an [[import]] of {reference}; remove it there first"))
+        });
+        why.map(|why| Fault { at: "image".into(), why })
+    }
+
+    /// What is installed stays so, but what is allocated has to be found yet.
+    fn needed(name: &str, tables: &Tables) -> Option<String> {
+        let image = tables.image_sources.get(name)?.value.compiled()?;
+        let is_for = |record: &crate::records::Record| {
+            record.state == State::Allocated
+                && record.allocation.as_ref().is_some_and(|allocation| allocation.image == image)
+        };
+        let machine = tables.records().find(|record| is_for(record))?;
+        Some(format!("{image} is about to be installed on machine {}", machine.name))
+    }
+}
+
 impl Agree for Reservation {
-    fn against(&self, tables: &Tables) -> Option<Fault> {
+    fn against(&self, tables: &Tables, _: &Policy) -> Option<Fault> {
         let partitions = self.partitions.iter();
         missing::<Project>("project", &self.project, tables)
             .or_else(|| missing::<Size>("size", &self.size, tables))
@@ -195,7 +222,7 @@ impl Agree for Reservation {
 }
 
 impl Agree for Tenant {
-    fn against(&self, _: &Tables) -> Option<Fault> {
+    fn against(&self, _: &Tables, _: &Policy) -> Option<Fault> {
         None
     }
 
@@ -206,7 +233,7 @@ impl Agree for Tenant {
 }
 
 impl Agree for Project {
-    fn against(&self, tables: &Tables) -> Option<Fault> {
+    fn against(&self, tables: &Tables, _: &Policy) -> Option<Fault> {
         missing::<Tenant>("tenant", &self.tenant, tables)
     }
 

@@ -1,7 +1,7 @@
 //! The images that can be installed: a directory of published ones, each believed by its signature alone, and none that was
 //! ever seen to be revoked.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
@@ -37,7 +37,7 @@ impl Image {
 pub(crate) struct Images {
     dir: PathBuf,
     trusted: RwLock<Trusted>,
-    known: Mutex<HashMap<PathBuf, (Stamp, Option<Image>)>>,
+    known: Mutex<HashMap<PathBuf, Seen>>,
     /// Where what was ever revoked is kept: a list that is removed, or an older one in its place, brings no image back.
     store: Store,
     /// Of the list that was read last: nothing if there was none.
@@ -61,11 +61,21 @@ struct Trusted {
 }
 
 impl Trusted {
-    /// Who may have signed the image that belongs into `dir`.
-    fn for_image(&self, dir: &Path) -> Vec<PublicKey> {
-        let imported = |imports: &&Imports| imports.references.iter().any(|reference| dir.ends_with(reference));
+    /// Who may have signed the image that belongs into `dir`, given which are `declared` to be compiled here.
+    fn for_image(&self, dir: &Path, declared: &BTreeSet<String>) -> Vec<PublicKey> {
+        let imported =
+            |imports: &&Imports| imports.references.iter().chain(declared).any(|reference| dir.ends_with(reference));
         self.keys.iter().copied().chain(self.imports.iter().filter(imported).map(|imports| imports.key)).collect()
     }
+}
+
+/// What a directory was found to be.
+#[derive(Debug)]
+struct Seen {
+    stamp: Stamp,
+    /// Who might have signed it.
+    keys: Vec<PublicKey>,
+    image: Option<Image>,
 }
 
 /// What changes when one of the files of an image does.
@@ -86,23 +96,21 @@ impl Images {
 
     /// From here on these keys are believed and no others.
     pub(crate) fn trust(&self, keys: Vec<PublicKey>, imports: Option<Imports>) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         *self.trusted.write().unwrap_or_else(PoisonError::into_inner) = Trusted { keys, imports };
-        known.clear();
         *self.list.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// All images that can be installed, by name, newest first. What can't be is logged with the reason, once.
-    pub(crate) fn all(&self) -> Result<Vec<Image>> {
+    pub(crate) fn all(&self, declared: &BTreeSet<String>) -> Result<Vec<Image>> {
         let revoked = self.revocations()?;
-        let mut images = self.whole()?;
+        let mut images = self.whole(declared)?;
         images.retain(|image| revoked.of(&image.manifest_sha256).is_none());
         Ok(images)
     }
 
     /// Why an image of which [`find`] knows nothing was revoked, if that is why.
-    pub(crate) fn revoked(&self, reference: &str) -> Option<Revoked> {
-        let image = pick(&self.whole().ok()?, reference)?.manifest_sha256.clone();
+    pub(crate) fn revoked(&self, reference: &str, declared: &BTreeSet<String>) -> Option<Revoked> {
+        let image = pick(&self.whole(declared).ok()?, reference)?.manifest_sha256.clone();
         self.revocations().ok()?.of(&image).cloned()
     }
 
@@ -158,7 +166,7 @@ impl Images {
     }
 
     /// Those that were revoked among them.
-    fn whole(&self) -> Result<Vec<Image>> {
+    fn whole(&self, declared: &BTreeSet<String>) -> Result<Vec<Image>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let trusted = self.trusted.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut present = HashMap::new();
@@ -169,9 +177,10 @@ impl Images {
                 Err(e) if e.kind() == ErrorKind::NotFound => continue,
                 Err(e) => return Err(e).with_context(|| format!("looking at the image in {}", dir.display())),
             };
+            let keys = trusted.for_image(&dir, declared);
             let image = match known.remove(&dir) {
-                Some((then, image)) if then == stamp => image,
-                _ => match read(&dir, &trusted.for_image(&dir)) {
+                Some(then) if then.stamp == stamp && then.keys == keys => then.image,
+                _ => match read(&dir, &keys) {
                     Ok(image) => Some(image),
                     Err(why) => {
                         tracing::error!(image = %dir.display(), "image can't be installed: {why:#}");
@@ -179,9 +188,9 @@ impl Images {
                     }
                 },
             };
-            present.insert(dir, (stamp, image));
+            present.insert(dir, Seen { stamp, keys, image });
         }
-        let mut images: Vec<Image> = present.values().filter_map(|(_, image)| image.clone()).collect();
+        let mut images: Vec<Image> = present.values().filter_map(|seen| seen.image.clone()).collect();
         *known = present;
         images.sort_by(|a, b| {
             (&a.summary.name, b.summary.created, &b.summary.version).cmp(&(
@@ -318,6 +327,11 @@ mod tests {
         Manifest { created, ..fixtures::manifest(name, version) }
     }
 
+    /// With none that is declared to be compiled here.
+    fn all(images: &Images) -> Result<Vec<Image>> {
+        images.all(&BTreeSet::new())
+    }
+
     fn store(dir: &Path) -> Store {
         Store::open(&dir.join("state")).expect("opens")
     }
@@ -352,7 +366,7 @@ mod tests {
         fs::create_dir_all(path.join("empty/1")).expect("creates");
         publish(path, ".staging/1", &manifest("staging", "1", 100), &ours);
         let images = Images::new(path.to_owned(), vec![PublicKey::of(&ours)], None, store(path));
-        let list = || images.all().expect("lists").iter().map(Image::reference).collect::<Vec<_>>();
+        let list = || all(&images).expect("lists").iter().map(Image::reference).collect::<Vec<_>>();
         assert_eq!(list(), ["alpine/3", "debian/12.10", "debian/12.9"]);
         let old = Manifest { expires: Some(1000), ..manifest("debian", "12.11", 250) };
         publish(path, "debian/12.11", &old, &ours);
@@ -365,10 +379,10 @@ mod tests {
             ("of an unknown key", "evil/1", None),
             ("no path tricks", "../images/debian", None),
         ] {
-            let got = find(images.all().expect("lists"), reference, 1_000_000).map(|i| i.reference());
+            let got = find(all(&images).expect("lists"), reference, 1_000_000).map(|i| i.reference());
             assert_eq!(got.as_deref(), want, "{name}");
         }
-        let before = find(images.all().expect("lists"), "debian", 999_999).map(|i| i.reference());
+        let before = find(all(&images).expect("lists"), "debian", 999_999).map(|i| i.reference());
         assert_eq!(before.as_deref(), Some("debian/12.11"), "not yet too old");
         fs::remove_dir_all(path.join("debian/12.11")).expect("removes");
         publish(path, "debian/13", &manifest("debian", "13", 300), &ours);
@@ -394,19 +408,27 @@ mod tests {
             imports(&["debian/1", "debian/3"]),
             store(dir.path()),
         );
-        let list = || images.all().expect("lists").iter().map(Image::reference).collect::<Vec<_>>();
+        let list = || all(&images).expect("lists").iter().map(Image::reference).collect::<Vec<_>>();
         assert_eq!(list(), ["debian/1"]);
         images.trust(vec![PublicKey::of(&ours)], imports(&["debian/2"]));
         assert_eq!(list(), ["debian/2"]);
+        let declared = |reference: &str| {
+            let all = images.all(&BTreeSet::from([reference.to_owned()])).expect("lists");
+            all.iter().map(Image::reference).collect::<BTreeSet<_>>()
+        };
+        let set = |references: &[&str]| references.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+        assert_eq!(declared("debian/11"), set(&["debian/11", "debian/2"]));
+        assert_eq!(declared("xdebian/1"), set(&["debian/2", "xdebian/1"]), "at once, and the other one no more");
         images.trust(vec![PublicKey::of(&ours)], None);
         assert!(list().is_empty());
+        assert!(declared("debian/11").is_empty(), "without a key of its own it compiles nothing");
     }
 
     #[test]
     fn no_directory_is_no_images() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let images = Images::new("/nonexistent/images".into(), vec![], None, store(dir.path()));
-        assert_eq!(images.all().expect("lists"), []);
+        assert_eq!(all(&images).expect("lists"), []);
     }
 
     fn list(sequence: u64, hashes: &[&str]) -> Revocations {
@@ -443,9 +465,9 @@ mod tests {
         publish(path, "debian/12.2", &manifest("debian", "12.2", 200), &ours);
         let keys = vec![PublicKey::of(&ours)];
         let images = Images::new(path.to_owned(), keys.clone(), None, store(path));
-        let newest = || find(images.all().expect("lists"), "debian", 0).map(|i| i.reference());
+        let newest = || find(all(&images).expect("lists"), "debian", 0).map(|i| i.reference());
         let sha256 = |version: &str| {
-            let found = images.whole().expect("lists");
+            let found = images.whole(&BTreeSet::new()).expect("lists");
             pick(&found, version).expect("there").manifest_sha256.clone()
         };
         let (first, second) = (sha256("debian/12.1"), sha256("debian/12.2"));
@@ -472,14 +494,14 @@ mod tests {
             }
             assert_eq!(newest().as_deref(), want, "{name}");
         }
-        let why = images.revoked("debian/12.2").map(|revoked| revoked.reason);
+        let why = images.revoked("debian/12.2", &BTreeSet::new()).map(|revoked| revoked.reason);
         assert_eq!(why.as_deref(), Some("it has a back door"));
-        assert!(images.all().expect("lists").is_empty());
+        assert!(all(&images).expect("lists").is_empty());
         drop(images);
         // And after a restart, whoever is trusted then.
         let again = Images::new(path.to_owned(), keys, None, store(path));
-        assert!(again.all().expect("lists").is_empty());
+        assert!(all(&again).expect("lists").is_empty());
         again.trust(vec![PublicKey::of(&ours), PublicKey::of(&theirs)], None);
-        assert!(again.all().expect("lists").is_empty());
+        assert!(all(&again).expect("lists").is_empty());
     }
 }

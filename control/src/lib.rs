@@ -92,8 +92,10 @@ use drophammer_protocol::erase;
 use drophammer_protocol::id::{BootServerId, MachineId, OrderId};
 use drophammer_protocol::machine::State;
 use drophammer_protocol::provisioning::ProvisioningEvent;
+use drophammer_protocol::resource::{ImageSource, Partition};
 use drophammer_protocol::sign::PublicKey;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 pub use crate::auth::{Auth, Role};
@@ -178,9 +180,9 @@ pub struct Policy {
 /// Images that this server signs itself, for they were others' before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Imports {
-    /// Believed for these images alone.
+    /// Believed for these images, and for those that are declared to be compiled, alone.
     pub key: PublicKey,
-    /// `name/version` of each.
+    /// `name/version` of each that the configuration has.
     pub references: Vec<String>,
 }
 
@@ -347,6 +349,21 @@ impl Control {
     pub fn follow(&self, policy: Policy) {
         self.inner.images.trust(policy.image_keys.clone(), policy.imports.clone());
         *self.inner.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+    }
+
+    /// What is declared about a partition.
+    pub fn partition(&self, name: &str) -> Option<Partition> {
+        self.inner.pool.read().partitions.get(name).map(|stored| stored.value.clone())
+    }
+
+    /// Where images are declared to come from.
+    pub fn image_sources(&self) -> Vec<ImageSource> {
+        self.inner.pool.read().image_sources.values().map(|stored| stored.value.clone()).collect()
+    }
+
+    /// Changes with what boot servers do by what is declared.
+    pub fn declared(&self) -> watch::Receiver<()> {
+        self.inner.pool.declared()
     }
 
     /// For whoever imports images for this server.

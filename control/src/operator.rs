@@ -1,6 +1,6 @@
 //! What people ask and order.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use axum::http::StatusCode;
 use drophammer_protocol::api::{
@@ -175,7 +175,14 @@ impl Control {
     fn judged_images(&self) -> anyhow::Result<Vec<Image>> {
         let policies: Vec<ImagePolicy> =
             self.inner.pool.read().image_policies.values().map(|stored| stored.value.clone()).collect();
-        Ok(self.inner.images.all()?.into_iter().map(|image| images::judged(image, &policies)).collect())
+        let all = self.inner.images.all(&self.compiled())?;
+        Ok(all.into_iter().map(|image| images::judged(image, &policies)).collect())
+    }
+
+    /// The images that are declared to be compiled here.
+    fn compiled(&self) -> BTreeSet<String> {
+        let tables = self.inner.pool.read();
+        tables.image_sources.values().filter_map(|stored| stored.value.compiled()).map(str::to_owned).collect()
     }
 
     /// `name/version`, or `name` for its newest version that is neither expired nor meant for those alone who name it.
@@ -415,7 +422,7 @@ impl Control {
                 return format!("image {reference} has no version that is for everybody: name one, such as {one}");
             }
         }
-        if let Some(revoked) = self.inner.images.revoked(reference) {
+        if let Some(revoked) = self.inner.images.revoked(reference, &self.compiled()) {
             let (since, why) = (day(revoked.at), revoked.reason);
             return format!("image {reference} was revoked on {since}: {why}; choose another version");
         }

@@ -14,9 +14,9 @@ use anyhow::{Context, Result, ensure};
 use drophammer_protocol::id::{BootId, Mac, MachineId};
 use drophammer_protocol::machine::State;
 use drophammer_protocol::resource::{
-    ImagePolicy, Kind, Labels, NamedLayout, Partition, Project, Reservation, Size, Stored, Tenant,
+    ImagePolicy, ImageSource, Kind, Labels, NamedLayout, Partition, Project, Reservation, Size, Stored, Tenant,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::own_disks::Watched;
 use crate::presence::{PRESENCE, Presence};
@@ -67,6 +67,8 @@ struct Shared {
     presence: Arc<Presence>,
     /// There are machines that are to be power-cycled.
     due: Notify,
+    /// Changes with what boot servers do by what is declared.
+    declared: watch::Sender<()>,
     followed: Arc<Followed>,
     closed: AtomicBool,
 }
@@ -89,6 +91,7 @@ pub(crate) struct Tables {
     pub(crate) layouts: Table<NamedLayout>,
     pub(crate) reservations: Table<Reservation>,
     pub(crate) image_policies: Table<ImagePolicy>,
+    pub(crate) image_sources: Table<ImageSource>,
     pub(crate) tenants: Table<Tenant>,
     pub(crate) projects: Table<Project>,
 }
@@ -143,6 +146,7 @@ declared! {
     NamedLayout => layouts,
     Reservation => reservations,
     ImagePolicy => image_policies,
+    ImageSource => image_sources,
     Tenant => tenants,
     Project => projects,
 }
@@ -242,6 +246,7 @@ impl Pool {
             own_disks,
             presence,
             due: Notify::new(),
+            declared: watch::Sender::new(()),
             followed: store.followed(),
             closed: AtomicBool::new(false),
         });
@@ -285,6 +290,11 @@ impl Pool {
     /// Enable a `notified()` of it before looking at [`Tables::due`], so that nothing falls in between.
     pub(crate) fn due(&self) -> &Notify {
         &self.shared.due
+    }
+
+    /// Changes with what boot servers do by what is declared.
+    pub(crate) fn declared(&self) -> watch::Receiver<()> {
+        self.shared.declared.subscribe()
     }
 
     /// Which of the machines that are known this is.
@@ -338,6 +348,7 @@ fn load(store: &Store, shared: &Arc<Shared>, anew: &mpsc::Sender<()>) -> Result<
         }),
     )?;
     shared.wakes.wake_all();
+    shared.declared.send_replace(());
     Ok(())
 }
 
@@ -349,7 +360,7 @@ impl Shared {
     fn follow(&self, changes: &Changes) {
         let mut tables = self.write();
         let mut concerned: Vec<MachineId> = Vec::new();
-        let mut sorts_changed = false;
+        let (mut sorts_changed, mut declared) = (false, false);
         for (key, value) in changes {
             let text = String::from_utf8_lossy(key);
             let done = match value {
@@ -362,6 +373,7 @@ impl Shared {
             let mut parts = text.split('/');
             let (kind, machine) = (parts.next(), parts.next().and_then(|id| id.parse::<MachineId>().ok()));
             sorts_changed |= matches!(kind, Some(Size::NAME | Partition::NAME));
+            declared |= matches!(kind, Some(Partition::NAME | ImageSource::NAME));
             concerned.extend(machine.filter(|machine| !concerned.contains(machine)));
         }
         if sorts_changed {
@@ -374,6 +386,9 @@ impl Shared {
             self.own_disks.is(*machine, tables.machines.get(machine).map(|known| &*known.record));
         }
         drop(tables);
+        if declared {
+            self.declared.send_replace(());
+        }
         concerned.into_iter().for_each(|machine| self.wakes.wake(machine));
     }
 }

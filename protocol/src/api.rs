@@ -242,11 +242,11 @@ pub struct ImageSummary {
     pub minimum: Option<Minimum>,
 }
 
-/// An image that a server makes from somebody else's, as its configuration says.
+/// An image that a server brings here or makes from somebody else's, as its configuration or an image source says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ImportStatus {
-    /// `name/version` of the image that comes of it.
+    /// `name/version` of the image that comes of it, or `name` for the newest of a store.
     pub reference: String,
     /// Where it's from.
     pub url: String,

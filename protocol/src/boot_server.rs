@@ -21,7 +21,7 @@ pub const JOIN: &str = "/boot-server/v1/join";
 pub const CERTIFICATE: &str = "/boot-server/v1/certificate";
 /// `PUT` [`Registration`] → [`Briefing`]. 409 if another boot server gives out the same addresses.
 pub const REGISTRATION: &str = "/boot-server/v1/registration";
-/// `POST` [`Health`] → 204. Sent all the time: it's the heartbeat.
+/// `POST` [`Health`] → [`Briefing`], as it is now. Sent all the time: it's the heartbeat.
 pub const HEALTH: &str = "/boot-server/v1/health";
 /// `GET ?after=version&wait=seconds` → 200 [`OwnDisks`], or 204 if there is no news of it.
 pub const OWN_DISKS: &str = "/boot-server/v1/own-disks";
@@ -99,6 +99,11 @@ pub struct Briefing {
     pub image_keys: Vec<PublicKey>,
     /// What the boot server makes its machines' boot tokens from: 64 hex digits, its own and secret.
     pub boot_key: String,
+    /// Name and time servers of its partition, for clients in networks that are configured with none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<IpAddr>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ntp: Vec<String>,
 }
 
 /// How a boot server is. What can't be found out is left out.

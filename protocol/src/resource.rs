@@ -5,6 +5,7 @@
 //! on is the control API's to see to.
 
 mod image;
+mod image_source;
 mod layout;
 mod partition;
 mod project;
@@ -17,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use self::image::{Classification, ImagePolicy, ImageRule, version_order};
+pub use self::image_source::ImageSource;
 pub use self::layout::{LayoutConstraints, NamedLayout};
 pub use self::partition::{MOST_DNS, MOST_NTP, Partition, Rack};
 pub use self::project::{Project, Right, Tenant};

@@ -7,9 +7,21 @@ use anyhow::Result;
 use drophammer_control::Control;
 use drophammer_protocol::boot_server::Seen;
 use drophammer_protocol::id::{BootId, Mac, MachineId};
+use drophammer_protocol::resource::{ImageSource, Partition};
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach};
+use tokio::sync::watch;
 
 use crate::alone::Alone;
+
+/// What operators declared that a boot server follows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Declared {
+    /// Name and time servers of its partition.
+    pub(crate) dns: Vec<IpAddr>,
+    pub(crate) ntp: Vec<String>,
+    /// Where images come from. None for a boot server that runs alone: it has them all from its control API.
+    pub(crate) images: Vec<ImageSource>,
+}
 
 #[derive(Clone, Debug)]
 pub(crate) enum Behind {
@@ -43,6 +55,25 @@ impl Behind {
         match self {
             Self::Here(control) => control.ticket(boot),
             Self::Alone(alone) => alone.ticket(boot),
+        }
+    }
+
+    /// What is declared by now, for a boot server of this partition.
+    pub(crate) fn declared(&self, partition: &str) -> Declared {
+        match self {
+            Self::Here(control) => {
+                let Partition { dns, ntp, .. } = control.partition(partition).unwrap_or_default();
+                Declared { dns, ntp, images: control.image_sources() }
+            }
+            Self::Alone(alone) => alone.declared(),
+        }
+    }
+
+    /// Changes when [`Behind::declared`] may have.
+    pub(crate) fn declarations(&self) -> watch::Receiver<()> {
+        match self {
+            Self::Here(control) => control.declared(),
+            Self::Alone(alone) => alone.briefed(),
         }
     }
 

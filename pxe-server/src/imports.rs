@@ -1,8 +1,17 @@
-//! Others' images that this server compiles itself, as `[[import]]` says: each once, in the background, behind everything
-//! that machines wait for.
+//! Images that this server gets by itself, as `[[import]]` and image sources say: in the background, behind everything that
+//! machines wait for.
 //!
-//! It signs them with a key of its own, which nobody needs to hand out: the control API believes it for these images alone.
-//! What fails is tried again, and is no reason not to serve.
+//! | file | what it is about |
+//! |---|---|
+//! | `imports` | when, and what is said of it |
+//! | `order` | what is to be got, from where. Pure |
+//! | `mirror` | what others published |
+//!
+//! What it compiles it signs with a key of its own, which nobody needs to hand out: the control API believes it for these
+//! images alone. What fails is tried again, and is no reason not to serve.
+
+mod mirror;
+mod order;
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -11,34 +20,36 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use drophammer_control::ImportBoard;
-use drophammer_images::{PackOptions, Stage, import, inspect};
+use drophammer_images::{Hash, PackOptions, Stage, import, inspect};
 use drophammer_protocol::api::{ImportState, ImportStatus};
+use drophammer_protocol::manifest::Checked;
 use drophammer_protocol::sign::PublicKey;
 use drophammer_protocol::words;
 use ed25519_dalek::SigningKey;
 use tracing::{error, info};
 
+use self::order::{Order, Work};
 use crate::config::{ImportOrder, Settings};
-use crate::live::Live;
+use crate::live::{Live, Loaded};
 
 /// In the state directory.
 const KEY: &str = "imports.key";
 const DOWNLOADS: &str = "imports";
 /// After one that failed.
 const AGAIN_AFTER: Duration = Duration::from_secs(600);
+/// How often stores are asked for newer images, and for what they revoked.
+const NEWS_AFTER: Duration = Duration::from_secs(3600);
 /// How soon a changed configuration or the server's end is noticed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// nice(2): whatever else wants the processor has it first.
 const NICENESS: i32 = 19;
 
-/// Who signs imports, and which they are, for the control API to believe.
-pub(crate) fn trusted(settings: &Settings) -> Result<Option<drophammer_control::Imports>> {
-    if settings.imports.is_empty() {
-        return Ok(None);
-    }
+/// Who signs imports, and which the configuration has, for the control API to believe. It's told even if there are none:
+/// machines are given the key when they boot, and one that is declared later is for them as well.
+pub(crate) fn trusted(settings: &Settings) -> Result<drophammer_control::Imports> {
     let key = PublicKey::of(&key(&settings.state_dir)?);
     let references = settings.imports.iter().map(|order| order.import.reference()).collect();
-    Ok(Some(drophammer_control::Imports { key, references }))
+    Ok(drophammer_control::Imports { key, references })
 }
 
 /// Made when it's first needed.
@@ -68,8 +79,8 @@ fn run(board: &ImportBoard, mut live: Live) {
         error!("images are imported at the priority of everything else: {error}");
     }
     loop {
-        let settings = live.borrow_and_update().settings.clone();
-        let again = round(board, &settings).then(|| Instant::now() + AGAIN_AFTER);
+        let loaded = live.borrow_and_update().clone();
+        let again = round(board, &loaded, &|| live.has_changed().unwrap_or(true)).map(|pause| Instant::now() + pause);
         loop {
             thread::sleep(LOOK_EVERY);
             match live.has_changed() {
@@ -81,12 +92,18 @@ fn run(board: &ImportBoard, mut live: Live) {
     }
 }
 
-/// Imports what isn't there. Whether anything failed.
-fn round(board: &ImportBoard, settings: &Settings) -> bool {
-    let mut statuses: Vec<ImportStatus> = settings.imports.iter().map(waiting).collect();
+/// Gets what isn't there, until something else is wanted. After which pause there is more to do.
+fn round(board: &ImportBoard, loaded: &Loaded, is_over: &dyn Fn() -> bool) -> Option<Duration> {
+    let settings = &loaded.settings;
+    let orders = order::all(settings, &loaded.declared.images);
+    let before = board.read();
+    let mut statuses: Vec<ImportStatus> = orders.iter().map(|order| first_status(order, &before)).collect();
     board.put(statuses.clone());
-    let mut failed = false;
-    for (n, order) in settings.imports.iter().enumerate() {
+    let mut pause = orders.iter().any(|order| matches!(order.work, Ok(Work::Mirror(_)))).then_some(NEWS_AFTER);
+    for (n, order) in orders.iter().enumerate() {
+        if is_over() {
+            break;
+        }
         let told = Mutex::new(&mut statuses);
         let tell = |state, words: String| {
             let mut statuses = told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,38 +113,56 @@ fn round(board: &ImportBoard, settings: &Settings) -> bool {
                 board.put(statuses.clone());
             }
         };
-        match one(order, settings, &|stage| tell(ImportState::Working, said(stage))) {
-            Ok(()) => tell(ImportState::There, "it is there".into()),
+        let say = |stage| tell(ImportState::Working, said(stage));
+        let done = match &order.work {
+            Ok(Work::Compile(order)) => compile(order, settings, &say),
+            Ok(Work::Mirror(store)) => mirror::bring(store, &order.image, settings, &say),
+            Err(why) => Err(anyhow::Error::msg(why.clone())),
+        };
+        match done {
+            Ok(words) => tell(ImportState::There, words),
             Err(why) => {
-                failed = true;
+                pause = Some(AGAIN_AFTER);
                 let again = words::count(usize::try_from(AGAIN_AFTER.as_secs() / 60).unwrap_or(0), "minute");
-                error!(image = order.import.reference(), "image wasn't imported: {why:#}");
+                error!(image = order.image, "image isn't here: {why:#}");
                 tell(ImportState::Failed, format!("{why:#}; tried again in {again}"));
             }
         }
     }
-    failed
+    pause
 }
 
-fn waiting(order: &ImportOrder) -> ImportStatus {
-    ImportStatus {
-        reference: order.import.reference(),
-        url: order.import.from.to_string(),
+/// What was there before is looked at again, and not waited for.
+fn first_status(order: &Order, before: &[ImportStatus]) -> ImportStatus {
+    let there = |status: &&ImportStatus| {
+        status.state == ImportState::There && (&status.reference, &status.url) == (&order.image, &order.from)
+    };
+    before.iter().find(there).cloned().unwrap_or_else(|| ImportStatus {
+        reference: order.image.clone(),
+        url: order.from.clone(),
         state: ImportState::Waiting,
         words: "it is waiting for its turn".into(),
-    }
+    })
 }
 
-fn one(order: &ImportOrder, settings: &Settings, say: &(dyn Fn(Stage) + Sync)) -> Result<()> {
+/// Somebody's tarball. In words, what came of it.
+fn compile(order: &ImportOrder, settings: &Settings, say: &(dyn Fn(Stage) + Sync)) -> Result<String> {
+    const THERE: &str = "it is there";
     let (wanted, store) = (&order.import, &settings.images_dir);
     let key = key(&settings.state_dir)?;
     // A version never changes: one that is there needs nobody who could be asked about it.
     let there = inspect(&store.join(wanted.reference()), &[PublicKey::of(&key)]).is_ok_and(|manifest| {
-        let from = manifest.source.as_ref().map(|source| source.url.clone());
-        from == Some(wanted.from.to_string()) && manifest.boot.cmdline == order.cmdline
+        let is_it = manifest.source.as_ref().is_some_and(|source| {
+            let checked = match &wanted.hash {
+                Hash::Sha256(digest) => (source.checked, &source.digest) == (Checked::Sha256, digest),
+                Hash::Beside | Hash::None => true,
+            };
+            source.url == wanted.from.to_string() && checked
+        });
+        is_it && manifest.boot.cmdline == order.cmdline
     });
     if there {
-        return Ok(());
+        return Ok(THERE.into());
     }
     let options = PackOptions::new(&wanted.name, &wanted.version, &order.cmdline);
     let started = Instant::now();
@@ -137,7 +172,7 @@ fn one(order: &ImportOrder, settings: &Settings, say: &(dyn Fn(Stage) + Sync)) -
         let took = words::count(usize::try_from(started.elapsed().as_secs()).unwrap_or(usize::MAX), "second");
         info!(image = wanted.reference(), "imported in {took} from {source}");
     }
-    Ok(())
+    Ok(THERE.into())
 }
 
 fn said(stage: Stage) -> String {
@@ -157,7 +192,9 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::behind::Declared;
     use crate::config::Config;
+    use crate::tftp;
 
     /// A system that UEFI could start.
     fn root() -> Vec<u8> {
@@ -192,7 +229,9 @@ mod tests {
         fs::create_dir_all(&settings.state_dir).expect("made");
         fs::create_dir_all(&settings.images_dir).expect("made");
         let board = ImportBoard::default();
-        assert!(round(&board, &settings), "one failed");
+        let loaded = Loaded { settings, files: tftp::Files::none(), declared: Declared::default() };
+        let settings = &loaded.settings;
+        assert_eq!(round(&board, &loaded, &|| false), Some(AGAIN_AFTER), "one failed");
         let statuses = board.read();
         let states: Vec<_> = statuses.iter().map(|status| (status.reference.as_str(), status.state)).collect();
         assert_eq!(states, [("gone/1", ImportState::Failed), ("good/1", ImportState::There)]);
@@ -202,12 +241,12 @@ mod tests {
             "{words}"
         );
 
-        let trusted = trusted(&settings).expect("a key").expect("imports");
+        let trusted = trusted(settings).expect("a key");
         assert_eq!(trusted.references, ["gone/1", "good/1"]);
         drophammer_images::verify(&settings.images_dir.join("good/1"), &[trusted.key]).expect("signed by that key");
-        assert_eq!(super::trusted(&settings).expect("a key"), Some(trusted), "the same after a restart");
+        assert_eq!(super::trusted(settings).expect("a key"), trusted, "the same after a restart");
         fs::remove_file(path("good.tar")).expect("removed");
-        round(&board, &settings);
+        round(&board, &loaded, &|| false);
         assert_eq!(board.read()[1].state, ImportState::There, "what is there needs nothing any more");
     }
 }

@@ -9,7 +9,7 @@
 //! | [`plain`](serve) | how most of that goes out: files by sendfile |
 //! | [`listen`](serve) | the control API for agents and operators, over TLS and a local socket |
 //! | [`observe`], `metrics` | what all of these see of a boot: as one timeline, as counts |
-//! | `imports` | others' images, compiled here |
+//! | `imports` | images that come from elsewhere: mirrored, or compiled here |
 //! | `behind` | who decides: the control API in the same process, or |
 //! | `alone` | what stands in for one that is elsewhere |
 //!
@@ -155,6 +155,7 @@ impl Server {
                 (Behind::Here(control), ca_pem, identity)
             }
         };
+        follow(&live, &behind);
         let tls = tls::server(identity, &ca_pem)?;
         let metrics = Metrics::default();
         let observer = Observer::new(behind.clone(), metrics.clone());
@@ -229,12 +230,16 @@ impl Server {
             );
         }
 
+        let mut declarations = self.behind.declarations();
+        // There may have been some since everything was bound.
+        declarations.mark_changed();
         let mut shutdown = pin!(shutdown);
         let early = loop {
             tokio::select! {
                 () = shutdown.as_mut() => break None,
                 Some(ended) = parts.join_next() => break Some(ended),
                 Some(ended) = background.join_next() => break Some(ended),
+                Ok(()) = declarations.changed() => follow(&self.live, &self.behind),
                 Some(settings) = reloads.recv() => match reload(&self.live, &self.behind, settings).await {
                     Ok(()) => info!("the configuration was taken up"),
                     Err(error) => error!("the configuration was not taken up: {error:#}"),
@@ -264,6 +269,18 @@ impl Server {
     }
 }
 
+/// Takes up what is declared by now, if it's anything else than before.
+fn follow(live: &watch::Sender<Arc<Loaded>>, behind: &Behind) {
+    live.send_if_modified(|present| {
+        let declared = behind.declared(&present.settings.partition);
+        let changed = present.declared != declared;
+        if changed {
+            *present = Arc::new(Loaded { declared, ..Loaded::clone(present) });
+        }
+        changed
+    });
+}
+
 /// All of it or nothing.
 async fn reload(live: &watch::Sender<Arc<Loaded>>, behind: &Behind, settings: Settings) -> Result<()> {
     let present = Arc::clone(&live.borrow());
@@ -291,7 +308,7 @@ async fn reload(live: &watch::Sender<Arc<Loaded>>, behind: &Behind, settings: Se
 fn policy(settings: &Settings) -> Result<Policy> {
     Ok(Policy {
         image_keys: settings.image_keys.clone(),
-        imports: imports::trusted(settings)?,
+        imports: Some(imports::trusted(settings)?),
         install_cmdline: settings.install_cmdline.clone(),
         reboot_models: settings.reboot_models.clone(),
         max_failures: settings.max_failures,

@@ -1,19 +1,22 @@
 //! What a running server takes up when its configuration is read again: pools, options, reservations, boot files, kernel
-//! arguments, keys. What it's bound to stays as it is until a restart.
+//! arguments, keys; and what operators declare. What it's bound to stays as it is until a restart.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use tokio::sync::watch;
 
-use crate::config::{Network, Settings};
+use crate::behind::Declared;
+use crate::config::{Dhcp, MOST_SERVERS, Network, Settings};
 use crate::tftp;
 
-/// A configuration and the boot files that it names, as they were when it was read.
-#[derive(Debug)]
+/// A configuration and the boot files that it names, as they were when it was read, and what is declared.
+#[derive(Clone, Debug)]
 pub(crate) struct Loaded {
     pub(crate) settings: Settings,
     pub(crate) files: tftp::Files,
+    pub(crate) declared: Declared,
 }
 
 /// For whoever looks at the present one each time that it's needed.
@@ -25,7 +28,7 @@ impl Loaded {
         // A control API for boot servers elsewhere boots nobody itself.
         let files =
             if settings.networks.is_empty() { tftp::Files::none() } else { tftp::Files::read(&settings.boot_dir)? };
-        Ok(Self { settings, files })
+        Ok(Self { settings, files, declared: Declared::default() })
     }
 
     /// The same server with a new configuration, if it can be taken up.
@@ -34,7 +37,29 @@ impl Loaded {
         if !bound.is_empty() {
             bail!("{} can only change with a restart; everything stays as it was", bound.join(", "));
         }
-        Self::new(new)
+        Ok(Self { declared: self.declared.clone(), ..Self::new(new)? })
+    }
+
+    /// The networks, with the partition's servers for clients of those that are configured with none.
+    pub(crate) fn networks(&self) -> Vec<Network> {
+        let Declared { dns, ntp, .. } = &self.declared;
+        let v4 = |address: IpAddr| match address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        };
+        let dns: Vec<_> = dns.iter().copied().filter_map(v4).take(MOST_SERVERS).collect();
+        // RFC 2132 §8.3 has no room for names, and looking them up here would make answers depend on yet another server.
+        let ntp: Vec<_> = ntp.iter().filter_map(|server| server.parse::<Ipv4Addr>().ok()).take(MOST_SERVERS).collect();
+        let mut networks = self.settings.networks.clone();
+        for network in &mut networks {
+            let Dhcp::Server(leasing) = &mut network.dhcp else { continue };
+            for (its, partitions) in [(&mut leasing.dns, &dns), (&mut leasing.ntp, &ntp)] {
+                if its.is_empty() {
+                    its.clone_from(partitions);
+                }
+            }
+        }
+        networks
     }
 }
 

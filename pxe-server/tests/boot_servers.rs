@@ -7,20 +7,15 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use drophammer_control::client::Client;
 use drophammer_protocol::boot_server::BootServer;
-use drophammer_pxe_server::{ControlAt, Settings, config, serve};
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use drophammer_pxe_server::{ControlAt, Settings, serve};
 
-use common::{configure, in_a_network, run, start, try_curl};
+use common::{CONTROL, configure, in_a_network, operate, run, start, start_control, try_curl};
 
 #[test]
 fn boot_servers_join_once_and_share_a_segment() {
     in_a_network("boot_servers_join_once_and_share_a_segment", || {}, inside());
 }
-
-const CONTROL: &str = "https://127.0.0.1:8443";
 
 async fn inside() {
     let dir = tempfile::tempdir().expect("temporary directory");
@@ -31,9 +26,9 @@ async fn inside() {
         run(&format!("ip link set server{n} up"));
         run(&format!("ip address add {address}/24 dev server{n}"));
     }
-    let (_stop_control, _control) = start_control(dir).await;
+    let _control = start_control(dir).await;
 
-    let token = operate(dir, |client| client.join_token().expect("a token").token).await;
+    let token = operate(&dir.join("control"), |client| client.join_token().expect("a token").token).await;
     let mut tampered = token.clone();
     tampered.pop();
     tampered.push(if token.ends_with('0') { '1' } else { '0' });
@@ -55,7 +50,7 @@ async fn inside() {
 
     let failed = format!("{:#}", serve(alone(dir, 2, "", Some(&token)), async {}).await.expect_err("used"));
     assert!(failed.contains("this join token isn't known: it's used"), "{failed}");
-    let another = operate(dir, |client| client.join_token().expect("a token").token).await;
+    let another = operate(&dir.join("control"), |client| client.join_token().expect("a token").token).await;
     let failed = format!("{:#}", serve(alone(dir, 2, "", Some(&another)), async {}).await.expect_err("overlaps"));
     let want = "network server2 would give out 10.77.0.100 to 10.77.0.199 in partition default, 10.77.0.0/24, as boot \
                 server boot1";
@@ -67,7 +62,7 @@ async fn inside() {
     assert!(servers.iter().all(|server| server.up && !server.embedded), "{servers:?}");
 
     second.stop().await;
-    operate(dir, move |client| client.remove_boot_server(servers[1].id).expect("removed")).await;
+    operate(&dir.join("control"), move |client| client.remove_boot_server(servers[1].id).expect("removed")).await;
     assert_eq!(names(&list(dir).await), ["boot1"]);
     let failed = serve(alone(dir, 2, "share = { part = 2, of = 2 }", None), async {}).await.expect_err("removed");
     assert!(format!("{failed:#}").contains("this boot server isn't known: it was removed"), "{failed:#}");
@@ -125,24 +120,6 @@ async fn carried() {
     }
 }
 
-/// A control API without machines of its own.
-async fn start_control(dir: &Path) -> (oneshot::Sender<()>, JoinHandle<anyhow::Result<()>>) {
-    let path = dir.join("control.toml");
-    let state = dir.join("control");
-    fs::write(&path, format!("state_dir = {state:?}\nlisten = [\"127.0.0.1:8443\"]")).expect("written");
-    let settings = config::read(&path).expect("is understood");
-    let (stop, stopped) = oneshot::channel::<()>();
-    let server = tokio::spawn(serve(settings, async { drop(stopped.await) }));
-    for _ in 0..200 {
-        if server.is_finished() || try_curl(&["--insecure", CONTROL]).await.status.success() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    assert!(!server.is_finished(), "{:?}", server.await);
-    (stop, server)
-}
-
 /// Boot server `n`, with a pool that is the same for all.
 fn alone(dir: &Path, n: u8, more: &str, join: Option<&str>) -> Settings {
     let dir = dir.join(format!("boot{n}"));
@@ -160,16 +137,9 @@ fn alone(dir: &Path, n: u8, more: &str, join: Option<&str>) -> Settings {
 }
 
 async fn list(dir: &Path) -> Vec<BootServer> {
-    operate(dir, |client| client.boot_servers().expect("a list")).await
+    operate(&dir.join("control"), |client| client.boot_servers().expect("a list")).await
 }
 
 fn names(servers: &[BootServer]) -> Vec<&str> {
     servers.iter().map(|server| server.registration.name.as_str()).collect()
-}
-
-/// Off the runtime's threads: the servers run on them.
-async fn operate<R: Send + 'static>(dir: &Path, work: impl FnOnce(Client) -> R + Send + 'static) -> R {
-    let socket = format!("unix:{}", dir.join("control/control.sock").display());
-    let work = move || work(Client::connect(&socket, None, None).expect("a client"));
-    tokio::task::spawn_blocking(work).await.expect("no panic")
 }

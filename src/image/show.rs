@@ -106,10 +106,12 @@ pub(super) fn list(images: &[ImageSummary], json: bool) -> Result<()> {
             Some(Checked::Md5) => "import, weak (MD5)",
             Some(Checked::Nothing) => "import, unchecked",
         };
-        [format!("{}/{}", i.name, i.version), download, installed, source.to_owned(), i.description.clone()]
+        let expires = i.expires.map(|seconds| output::date(seconds.saturating_mul(1000))).unwrap_or_default();
+        let (image, class) = (format!("{}/{}", i.name, i.version), i.classification.name().to_owned());
+        [image, download, installed, source.to_owned(), class, expires, i.description.clone()]
     };
     output::table(
-        ["IMAGE", "DOWNLOAD", "INSTALLED", "SOURCE", "DESCRIPTION"],
+        ["IMAGE", "DOWNLOAD", "INSTALLED", "SOURCE", "CLASS", "EXPIRES", "DESCRIPTION"],
         &images.iter().map(row).collect::<Vec<_>>(),
     )
 }

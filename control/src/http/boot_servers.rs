@@ -79,9 +79,12 @@ async fn registration(
     off_thread(&control, move |c| c.register(id, &body, unix_ms())).await.map(Json)
 }
 
-async fn health(State(control): State<Control>, Caller(id): Caller, Body(body): Body<Health>) -> StatusCode {
-    control.take_health(id, body, unix_ms());
-    StatusCode::NO_CONTENT
+async fn health(
+    State(control): State<Control>,
+    Caller(id): Caller,
+    Body(body): Body<Health>,
+) -> Result<Json<Briefing>, Denied> {
+    off_thread(&control, move |c| c.take_health(id, body, unix_ms())).await.map(Json)
 }
 
 async fn own_disks(State(control): State<Control>, _: Caller, waiting: Waiting) -> Response {

@@ -14,7 +14,7 @@ use axum::{Extension, Json};
 use drophammer_protocol::api::Page;
 use drophammer_protocol::faults::{Fault, Faults};
 use drophammer_protocol::resource::{
-    ImagePolicy, NamedLayout, Partition, Project, Reservation, Right, Size, Stored, Tenant,
+    ImagePolicy, ImageSource, NamedLayout, Partition, Project, Reservation, Right, Size, Stored, Tenant,
 };
 use schemars::JsonSchema;
 use serde_json::Value;
@@ -28,7 +28,7 @@ use crate::pool::Tables;
 use crate::{Control, unix_ms};
 
 pub(super) fn routes(router: ApiRouter<Control>) -> ApiRouter<Control> {
-    let router = of::<Partition>(of::<Size>(of::<NamedLayout>(router)));
+    let router = of::<Partition>(of::<Size>(of::<NamedLayout>(of::<ImageSource>(router))));
     of::<Tenant>(of::<Project>(of::<Reservation>(of::<ImagePolicy>(router))))
 }
 
@@ -68,6 +68,13 @@ impl Guarded for Partition {}
 impl Guarded for Size {}
 impl Guarded for NamedLayout {}
 impl Guarded for ImagePolicy {}
+
+impl Guarded for ImageSource {
+    /// An address may have in it what only operators need to know.
+    fn is_visible(&self, caller: &Caller, _: &Tables) -> bool {
+        caller.may_see_all()
+    }
+}
 
 impl Guarded for Reservation {
     fn is_visible(&self, caller: &Caller, tables: &Tables) -> bool {

@@ -115,6 +115,7 @@ impl Filter {
         let object = match kind {
             "machine" => return self.machine(name.parse().ok()?, key, value),
             "partition" | "size" | "layout" | "image-policy" => value,
+            "image-source" if self.caller.may_see_all() => value,
             "tenant" | "project" | "reservation" if self.sees(kind, name, value) => value,
             _ => return None,
         };

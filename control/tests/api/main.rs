@@ -1,6 +1,7 @@
 //! The control API as agents and operators meet it: real routers, real sockets, real signatures.
 
 mod backup;
+mod boot_servers;
 mod drives;
 mod fuzzed;
 mod gate;
@@ -10,6 +11,7 @@ mod reinstall;
 mod rest;
 pub(crate) mod rig;
 mod rights;
+mod sources;
 mod whole;
 
 use std::fs;

@@ -90,8 +90,8 @@ impl Rig {
                 projects: [("strict".to_owned(), erase::Policy::RekeyOnly)].into(),
             },
         };
-        publish(&config.images_dir, "12.1", 100, &key);
-        publish(&config.images_dir, "12.2", 200, &key);
+        publish(&config.images_dir, "debian/12.1", 100, &key);
+        publish(&config.images_dir, "debian/12.2", 200, &key);
         adjust(&mut config, dir.path());
         let mut rig = Self { dir, config, running: None, _etcd: etcd };
         rig.start();
@@ -301,6 +301,14 @@ impl Rig {
         ask(verb, self.running().operators, path, Some(token), body).map(|body| body.unwrap_or(Value::Null))
     }
 
+    /// Serves something else as well.
+    pub(crate) fn serve(&self, router: axum::Router) -> SocketAddr {
+        let listener = self.running().runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("binds");
+        let at = listener.local_addr().expect("bound");
+        self.running().runtime.spawn(axum::serve(listener, router).into_future());
+        at
+    }
+
     /// Where operators come to, over HTTP.
     pub(crate) fn operators(&self) -> SocketAddr {
         self.running().operators
@@ -421,7 +429,7 @@ pub(crate) fn phone_home(rig: &Rig, n: u8, token: &str) -> Result<(), Problem> {
     rig.agent::<()>(Verb::POST, AGENT_PHONE_HOME, token, &body).map(|_| ())
 }
 
-fn ask<T: DeserializeOwned>(
+pub(crate) fn ask<T: DeserializeOwned>(
     verb: Verb,
     server: SocketAddr,
     path: &str,
@@ -514,9 +522,10 @@ pub(crate) fn inventory(n: u8) -> Inventory {
     Inventory { id: Some(machine(n)), system, ..fixtures::inventory(disks) }
 }
 
-fn publish(images: &Path, version: &str, created: u64, key: &SigningKey) {
-    let dir = images.join("debian").join(version);
-    let manifest = Manifest { created, installed_bytes: 1 << 30, ..fixtures::manifest("debian", version) };
+pub(crate) fn publish(images: &Path, reference: &str, created: u64, key: &SigningKey) {
+    let dir = images.join(reference);
+    let (name, version) = reference.split_once('/').expect("NAME/VERSION");
+    let manifest = Manifest { created, installed_bytes: 1 << 30, ..fixtures::manifest(name, version) };
     for dir in [&dir, &images.join(PACKS)] {
         fs::create_dir_all(dir).expect("creates");
     }

@@ -38,6 +38,7 @@ fn declare(rig: &Rig) {
     );
     let reservation = |project: &str| json!({"name": project, "project": project, "size": "any", "partitions": ["default"], "amount": 1});
     put("partitions/default", json!({"name": "default"}));
+    put("image-sources/prod", json!({"name": "prod", "image": "debian", "store": "s3://images/prod"}));
     put("reservations/other", reservation("other"));
     put("reservations/web", reservation("web"));
 }
@@ -125,6 +126,15 @@ fn everybody_may_what_they_may_and_no_more() {
             "y 403 403 403 403 403 403 403",
         ),
         ("withdrawing", &delete, "/v1/sizes/x".into(), Value::Null, "y 403 403 403 403 403 403 403"),
+        ("where images are from", &get, "/v1/image-sources/prod".into(), Value::Null, "y y 404 404 404 404 404 404"),
+        (
+            "another image",
+            &put,
+            "/v1/image-sources/tar".into(),
+            json!({"name": "tar", "image": "tar/1", "url": "https://images.example.org/a.tar"}),
+            "y 403 403 403 403 403 403 403",
+        ),
+        ("no image", &delete, "/v1/image-sources/tar".into(), Value::Null, "y 403 403 403 403 403 403 403"),
         ("its project", &get, "/v1/projects/web".into(), Value::Null, "y y y y y y 404 y"),
         ("another project", &get, "/v1/projects/other".into(), Value::Null, "y y 404 404 404 404 404 404"),
         ("its reservation", &get, "/v1/reservations/web".into(), Value::Null, "y y y y y y 404 y"),

@@ -19,6 +19,8 @@ pub struct Partition {
     /// For the machines' firmware, their agents and their systems, unless a network or a machine has others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<IpAddr>,
+    /// The same for time; agents have that from their boot server. Names reach installed systems only: DHCP has room for
+    /// addresses alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ntp: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -145,8 +145,17 @@ impl Alone {
             }
             let renewed = self.renew(settings).await.err().map(|error| format!("{error:#}"));
             self.trouble(RENEWING, renewed);
-            let told = self.link.health(&self.health(settings, others)).await.err();
-            self.trouble(TELLING, told.map(|error| format!("{:#}", anyhow::Error::new(error))));
+            let told = match self.link.health(&self.health(settings, others)).await {
+                Ok(briefing) => {
+                    // Before it has registered, what it's told may be for what it was.
+                    if *self.registered.borrow() {
+                        self.take_briefing(briefing, &settings.state_dir);
+                    }
+                    None
+                }
+                Err(error) => Some(format!("{:#}", anyhow::Error::new(error))),
+            };
+            self.trouble(TELLING, told);
             sleep(HEARTBEAT).await;
         }
     }

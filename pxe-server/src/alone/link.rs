@@ -70,8 +70,8 @@ impl Link {
         self.call(self.http.put(self.url(REGISTRATION)).json(registration)).await
     }
 
-    pub(super) async fn health(&self, health: &Health) -> Result<(), CallError> {
-        self.send(self.http.post(self.url(HEALTH)).timeout(ANSWER).json(health)).await.map(drop)
+    pub(super) async fn health(&self, health: &Health) -> Result<Briefing, CallError> {
+        self.call(self.http.post(self.url(HEALTH)).json(health)).await
     }
 
     pub(super) async fn report(&self, reports: &Reports) -> Result<ReportsStored, CallError> {

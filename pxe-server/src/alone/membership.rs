@@ -23,6 +23,8 @@ use super::link::{CallError, Link};
 use crate::config::{ControlAt, Settings};
 use crate::tls;
 
+const KEEPING: &str = "keeping what the control API said";
+
 /// Everything by which a boot server and its control API know each other.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Membership {
@@ -34,7 +36,7 @@ pub(super) struct Membership {
     /// Where that certificate is good for.
     #[serde(default)]
     addresses: Vec<IpAddr>,
-    /// What it was told when it registered last.
+    /// What it was told last.
     pub(super) briefing: Option<Briefing>,
 }
 
@@ -141,16 +143,22 @@ impl Alone {
     pub(super) async fn register(&self, state_dir: &Path) -> Result<(), CallError> {
         let registration = self.registration.borrow().clone();
         let briefing = self.link.register(&registration).await?;
-        {
-            let mut membership = self.membership();
-            if membership.briefing.as_ref() != Some(&briefing) {
-                membership.briefing = Some(briefing);
-                let saved = membership.save(state_dir).err().map(|error| format!("{error:#}"));
-                self.trouble("keeping what the control API said", saved);
-            }
-        }
+        self.take_briefing(briefing, state_dir);
         self.registered.send_replace(true);
         Ok(())
+    }
+
+    pub(super) fn take_briefing(&self, briefing: Briefing, state_dir: &Path) {
+        let mut membership = self.membership();
+        // What couldn't be kept is tried again with the next heartbeat.
+        if membership.briefing.as_ref() == Some(&briefing) && !self.has_trouble(KEEPING) {
+            return;
+        }
+        membership.briefing = Some(briefing);
+        let failed = membership.save(state_dir).err().map(|error| format!("{error:#}"));
+        drop(membership);
+        self.trouble(KEEPING, failed);
+        self.briefed.send_replace(());
     }
 
     /// A new certificate, if it's time or machines find this boot server at other addresses than before.

@@ -35,6 +35,7 @@ use uuid::Uuid;
 use self::ledger::{Ledger, Ticket};
 use self::link::Link;
 use self::membership::Membership;
+use crate::behind::Declared;
 use crate::config::{ControlAt, Settings};
 use crate::tls::Identity;
 
@@ -53,6 +54,8 @@ pub(crate) struct Alone {
     registration: watch::Sender<Registration>,
     /// Whether the control API has heard it since the start.
     registered: watch::Sender<bool>,
+    /// Changes with what the control API said last.
+    briefed: watch::Sender<()>,
     own_disks: RwLock<HashSet<MachineId>>,
     ledger: Ledger,
     /// Seen, and not on disk yet.
@@ -87,6 +90,7 @@ impl Alone {
             membership: Mutex::new(membership),
             registration: watch::Sender::new(registration),
             registered: watch::Sender::new(false),
+            briefed: watch::Sender::new(()),
             own_disks: RwLock::new(own_disks),
             delivered: watch::Sender::new(ledger.delivered()),
             written: watch::Sender::new(ledger.last()),
@@ -144,6 +148,17 @@ impl Alone {
         self.own_disks.read().unwrap_or_else(PoisonError::into_inner).contains(&machine)
     }
 
+    /// As the control API said it last.
+    pub(crate) fn declared(&self) -> Declared {
+        let membership = self.membership();
+        let Some(Briefing { dns, ntp, .. }) = &membership.briefing else { return Declared::default() };
+        Declared { dns: dns.clone(), ntp: ntp.clone(), images: vec![] }
+    }
+
+    pub(crate) fn briefed(&self) -> watch::Receiver<()> {
+        self.briefed.subscribe()
+    }
+
     pub(crate) fn ticket(&self, boot: BootId) -> Result<Option<BootTicket>> {
         let ticket = self.ledger.ticket(boot, unix_ms())?;
         ticket.map(|ticket| self.write_ticket(boot, &ticket)).transpose()
@@ -169,8 +184,7 @@ impl Alone {
 
     /// Whether the control API heard the last heartbeat.
     pub(crate) fn is_known(&self) -> bool {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        *self.registered.borrow() && !trouble.iter().any(|(what, _)| *what == errands::TELLING)
+        *self.registered.borrow() && !self.has_trouble(errands::TELLING)
     }
 
     /// Puts what is pending on disk, and `asked` with its ticket behind it. If that fails, nothing is lost but `asked`.
@@ -234,6 +248,10 @@ impl Alone {
 
     fn pending(&self) -> MutexGuard<'_, VecDeque<Report>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_trouble(&self, what: &str) -> bool {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(name, _)| *name == what)
     }
 
     /// Says it in the log when it begins and when it ends, and to operators as long as it lasts.

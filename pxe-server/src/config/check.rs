@@ -22,7 +22,7 @@ use super::{
 use crate::dhcp::leases::Pool;
 
 /// Every answer has to fit into the 576 bytes that any DHCP client takes (RFC 2131 §2), with a boot URL in it.
-const MOST_SERVERS: usize = 8;
+pub(crate) const MOST_SERVERS: usize = 8;
 const MOST_ROUTES: usize = 8;
 const LONGEST_SEARCH: usize = 100;
 

@@ -22,6 +22,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub(crate) use check::MOST_SERVERS;
 pub use complaint::Complaints;
 pub use settings::{Backup, ControlAt, Dhcp, ImportOrder, Leasing, Network, RelayMatch, Reservation, Settings, Who};
 
@@ -277,6 +278,7 @@ pub struct NetworkConfig {
     pub probe_ms: u16,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router: Option<Ipv4Addr>,
+    /// Default: those of the partition, if it's declared with some. So for `ntp`.
     #[serde(default)]
     pub dns: Vec<Ipv4Addr>,
     #[serde(default)]

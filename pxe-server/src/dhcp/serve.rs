@@ -31,7 +31,7 @@ use super::request::{Kind, Request};
 use super::saving::{Outcome, Unsaved, Writer};
 use super::store::Store;
 use super::wire::Wire;
-use crate::config::{Dhcp as Mode, Network, Settings};
+use crate::config::{Dhcp as Mode, Network};
 use crate::live::{Live, Loaded};
 use crate::observe::Observer;
 
@@ -95,7 +95,7 @@ impl Dhcp {
     /// `None` if DHCP is off in every network.
     pub(crate) fn bind(loaded: &Loaded, live: Live) -> Result<Option<Self>> {
         let settings = &loaded.settings;
-        let networks = networks(settings);
+        let networks = networks(loaded);
         if networks.is_empty() {
             return Ok(None);
         }
@@ -177,7 +177,7 @@ impl Dhcp {
             return;
         }
         let loaded = Arc::clone(&self.live.borrow_and_update());
-        self.networks = networks(&loaded.settings);
+        self.networks = networks(&loaded);
         self.sites = sites(&self.networks, &loaded);
         for (network, leases) in self.networks.iter().zip(&mut self.leases) {
             if let Mode::Server(leasing) = &network.dhcp {
@@ -384,12 +384,12 @@ impl Dhcp {
     }
 }
 
-fn networks(settings: &Settings) -> Vec<Network> {
-    settings.networks.iter().filter(|n| n.dhcp != Mode::Off).cloned().collect()
+fn networks(loaded: &Loaded) -> Vec<Network> {
+    loaded.networks().into_iter().filter(|n| n.dhcp != Mode::Off).collect()
 }
 
 fn sites(networks: &[Network], loaded: &Loaded) -> Vec<Site> {
-    let Loaded { settings, files } = loaded;
+    let Loaded { settings, files, .. } = loaded;
     let uki = settings.boot_dir.join(drophammer_initramfs::UKI).exists();
     let site = |n: &Network| Site::new(n.address, settings.ports.http, files.loaders.clone(), uki);
     networks.iter().map(site).collect()

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use drophammer_control::client::Client;
 use drophammer_pxe_server::{Settings, config, serve_reloading};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -76,19 +77,40 @@ impl Server {
 
 /// A server that is ready to be talked to.
 pub(crate) async fn start(settings: &Settings) -> Server {
+    start_and_ask(settings, &[&format!("http://{}/boot/vmlinuz", settings.networks[0].address)]).await
+}
+
+async fn start_and_ask(settings: &Settings, ask: &[&str]) -> Server {
     let (stop, stopped) = oneshot::channel::<()>();
     let (reload, reloads) = mpsc::channel(1);
-    let url = format!("http://{}/boot/vmlinuz", settings.networks[0].address);
     let server = tokio::spawn(serve_reloading(settings.clone(), reloads, async { drop(stopped.await) }));
     // Ports are bound one after the other and the socket is served last.
     for _ in 0..200 {
-        if server.is_finished() || try_curl(&[&url]).await.status.success() {
+        if server.is_finished() || try_curl(ask).await.status.success() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(!server.is_finished(), "{:?}", server.await);
     Server { stop, server, reload }
+}
+
+/// Where [`start_control`] serves it.
+pub(crate) const CONTROL: &str = "https://127.0.0.1:8443";
+
+/// A control API without machines of its own, below `control` in `dir`.
+pub(crate) async fn start_control(dir: &Path) -> Server {
+    let path = dir.join("control.toml");
+    let state = dir.join("control");
+    fs::write(&path, format!("state_dir = {state:?}\nlisten = [\"127.0.0.1:8443\"]")).expect("written");
+    start_and_ask(&config::read(&path).expect("is understood"), &["--insecure", CONTROL]).await
+}
+
+/// An operator at the socket of the server whose state is in `state`, off the runtime's threads: servers run on them.
+pub(crate) async fn operate<R: Send + 'static>(state: &Path, work: impl FnOnce(Client) -> R + Send + 'static) -> R {
+    let socket = format!("unix:{}", state.join("control.sock").display());
+    let work = move || work(Client::connect(&socket, None, None).expect("a client"));
+    tokio::task::spawn_blocking(work).await.expect("no panic")
 }
 
 pub(crate) async fn curl(arguments: &[&str]) -> Vec<u8> {
