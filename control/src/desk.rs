@@ -5,7 +5,7 @@
 //! one is done again.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use axum::http::StatusCode;
@@ -26,6 +26,7 @@ use crate::denied::Denied;
 use crate::images::Image;
 use crate::install;
 use crate::lifecycle::Input;
+use crate::line::Line;
 use crate::pool::{Known, Turn};
 use crate::provisioning;
 use crate::records::{BootInventory, Record, inventory_key, machine_key};
@@ -40,14 +41,7 @@ const MOST_TRIED: usize = 16;
 
 #[derive(Debug, Default)]
 pub(crate) struct Desk {
-    line: Mutex<Vec<Waiting>>,
-    serving: Mutex<()>,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    wish: Arc<Asked>,
-    answer: mpsc::Sender<Result<MachineId, Denied>>,
+    line: Line<Asked, Result<MachineId, Denied>>,
 }
 
 /// Everything that can be known before it's one's turn.
@@ -78,45 +72,21 @@ impl Control {
     }
 
     fn stand_in_line(&self, asked: Asked) -> Result<MachineId, Denied> {
-        let (answer, answered) = mpsc::channel();
-        lock(&self.inner.desk.line).push(Waiting { wish: Arc::new(asked), answer });
-        // Whoever gets here first serves all who came meanwhile.
-        let serving = lock(&self.inner.desk.serving);
-        loop {
-            if let Ok(mine) = answered.try_recv() {
-                return mine;
+        let serve = |wishes: Vec<Asked>| match self.serve(&wishes) {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                let theirs = || match error.downcast_ref::<Unanswered>() {
+                    Some(unanswered) => anyhow::Error::new(unanswered.clone()),
+                    None => anyhow!("{error:#}"),
+                };
+                wishes.iter().map(|_| Err(Denied::Broken(theirs()))).collect()
             }
-            let round: Vec<Waiting> = {
-                let mut line = lock(&self.inner.desk.line);
-                let many = line.len().min(MOST_AT_ONCE);
-                line.drain(..many).collect()
-            };
-            if round.is_empty() {
-                drop(serving);
-                return answered.recv().context("waiting for an allocation that nobody serves")?;
-            }
-            let wishes: Vec<Arc<Asked>> = round.iter().map(|waiting| Arc::clone(&waiting.wish)).collect();
-            match self.serve(&wishes) {
-                Ok(outcomes) => {
-                    for (waiting, outcome) in round.into_iter().zip(outcomes) {
-                        // Somebody who went away has it all the same.
-                        let _ = waiting.answer.send(outcome);
-                    }
-                }
-                Err(error) => {
-                    for waiting in round {
-                        let theirs = match error.downcast_ref::<Unanswered>() {
-                            Some(unanswered) => anyhow::Error::new(unanswered.clone()),
-                            None => anyhow!("{error:#}"),
-                        };
-                        let _ = waiting.answer.send(Err(Denied::Broken(theirs)));
-                    }
-                }
-            }
-        }
+        };
+        let served = self.inner.desk.line.have_done(asked, MOST_AT_ONCE, serve);
+        served.context("waiting for an allocation that nobody serves")?
     }
 
-    fn serve(&self, wishes: &[Arc<Asked>]) -> Result<Vec<Result<MachineId, Denied>>> {
+    fn serve(&self, wishes: &[Asked]) -> Result<Vec<Result<MachineId, Denied>>> {
         self.store().transact(|txn| {
             let turn = Turn::begin(txn, &self.inner.pool)?;
             let (mut spots, reservations, layouts) = {
@@ -354,8 +324,4 @@ pub(crate) fn capacity(reservations: &[&Reservation], spots: impl Iterator<Item 
         count
     });
     counted.collect()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -20,6 +20,7 @@
 //! | `drives` | the secrets on drives' labels |
 //! | `pool`, `size` | all machines in memory, and which size each is of |
 //! | `timeline`, `observed` | one history per machine |
+//! | `line` | how many who come at once are served in one go |
 //! | `duty`, `every`, `presence`, `janitor` | what several servers on one store have to agree on |
 //! | `records`, `store`, [`StateFile`], `secret` | what is kept, how, and how secrets aren't |
 //! | `http` | paths and bodies, as [`drophammer_protocol::api`] has them |
@@ -56,6 +57,7 @@ mod janitor;
 pub mod keep;
 pub mod lifecycle;
 mod limits;
+mod line;
 mod names;
 mod notary;
 mod observed;

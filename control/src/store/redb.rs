@@ -4,13 +4,14 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition};
 
 use super::{Changes, Committed, Engine, Entry, Expected, Hold, News, Revision, Tell};
+use crate::line::Line;
 use crate::state_file::StateFile;
 
 /// Values carry the revision of their commit in their first eight bytes.
@@ -27,7 +28,7 @@ pub(super) struct File(Arc<Inner>);
 
 struct Inner {
     file: StateFile,
-    waiting: Mutex<Vec<Waiting>>,
+    waiting: Line<Commit, Done>,
     /// Whoever has it writes.
     writing: Mutex<Audience>,
     /// Nobody else has the file, so it's known here what is held.
@@ -65,7 +66,7 @@ impl File {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = Self(Arc::new(Inner {
             file: StateFile::open(path)?,
-            waiting: Mutex::default(),
+            waiting: Line::default(),
             writing: Mutex::default(),
             held: Mutex::default(),
         }));
@@ -94,8 +95,27 @@ impl File {
         }
     }
 
+    /// Everything that waits, and who wants news hears of it before whoever did it.
+    fn commit_and_tell(&self, waiting: Vec<Commit>) -> Vec<Done> {
+        let mut audience = lock(&self.0.writing);
+        let done = self.0.file.with(|db| Self::commit_all(db, &waiting)).map_err(|e| format!("{e:#}"));
+        let mut all = Vec::with_capacity(waiting.len());
+        for (index, Commit { changes, .. }) in waiting.into_iter().enumerate() {
+            let its = done.as_ref().map(|d| d.get(index).copied()).map_err(Clone::clone);
+            match its {
+                Ok(Some(Committed::Durable(revision))) if revision == audience.told + 1 => {
+                    audience.tell(revision, &changes);
+                }
+                Ok(Some(Committed::Durable(revision))) if revision > audience.told => self.catch_up(&mut audience),
+                _ => {}
+            }
+            all.push(its);
+        }
+        all
+    }
+
     /// Everything that waits, in one durable commit.
-    fn commit_all(database: &Database, waiting: &[Waiting]) -> Result<Vec<Committed>, redb::Error> {
+    fn commit_all(database: &Database, waiting: &[Commit]) -> Result<Vec<Committed>, redb::Error> {
         let mut txn = database.begin_write()?;
         txn.set_durability(Durability::Immediate)?;
         let mut done = Vec::with_capacity(waiting.len());
@@ -104,7 +124,7 @@ impl File {
             let mut history = txn.open_table(HISTORY)?;
             let mut meta = txn.open_table(META)?;
             let mut revision = meta.get(REVISION)?.map_or(0, |v| v.value());
-            for Waiting { expect, changes, .. } in waiting {
+            for Commit { expect, changes } in waiting {
                 if !holds(&entries, expect)? {
                     done.push(Committed::Conflict);
                     continue;
@@ -218,29 +238,10 @@ impl Engine for File {
     }
 
     fn commit(&self, expect: Expected, changes: Changes) -> Result<Committed> {
-        let (answer, answered) = mpsc::channel();
-        lock(&self.0.waiting).push(Waiting { expect, changes, answer });
-        // Whoever gets here first commits for all who came while the commit before was on its way to the disk.
-        let mut audience = lock(&self.0.writing);
-        let waiting = std::mem::take(&mut *lock(&self.0.waiting));
-        if !waiting.is_empty() {
-            let done = self.0.file.with(|db| Self::commit_all(db, &waiting)).map_err(|e| format!("{e:#}"));
-            for (index, Waiting { changes, answer, .. }) in waiting.into_iter().enumerate() {
-                let mine = done.as_ref().map(|d| d.get(index).copied()).map_err(Clone::clone);
-                match mine {
-                    Ok(Some(Committed::Durable(revision))) if revision == audience.told + 1 => {
-                        audience.tell(revision, &changes);
-                    }
-                    Ok(Some(Committed::Durable(revision))) if revision > audience.told => self.catch_up(&mut audience),
-                    _ => {}
-                }
-                // The receiver is on the stack of a thread that waits for the lock we hold.
-                let _ = answer.send(mine);
-            }
-        }
-        drop(audience);
+        let done =
+            self.0.waiting.have_done(Commit { expect, changes }, usize::MAX, |waiting| self.commit_and_tell(waiting));
         let doing = || format!("writing the state file {}", self.0.file.path().display());
-        let done = answered.recv().context("the commit has no end").and_then(|done| done.map_err(Error::msg));
+        let done = done.context("the commit has no end").and_then(|done| done.map_err(Error::msg));
         done.with_context(doing)?.context("a commit without an answer")
     }
 
@@ -290,11 +291,13 @@ impl Drop for Held {
 
 /// A commit that somebody waits for.
 #[derive(Debug)]
-struct Waiting {
+struct Commit {
     expect: Expected,
     changes: Changes,
-    answer: mpsc::Sender<Result<Option<Committed>, String>>,
 }
+
+/// What became of it, or why it isn't known.
+type Done = Result<Option<Committed>, String>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

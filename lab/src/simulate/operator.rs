@@ -63,9 +63,9 @@ impl Operators {
 
     /// So many allocations by so many clients at once, each as soon as its last one is answered. How long it took.
     pub(super) async fn allocate(self: &Arc<Self>, many: usize, clients: usize) -> Result<Duration> {
-        let left = Arc::new(AtomicUsize::new(many));
+        let asked = Arc::new(AtomicUsize::new(0));
         let began = Instant::now();
-        let goes_on = move || left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+        let goes_on = move || asked.fetch_add(1, Ordering::Relaxed) < many;
         self.clients(clients, goes_on).await?;
         Ok(began.elapsed())
     }
