@@ -1,6 +1,6 @@
 //! What agents ask and tell. Each call speaks for one boot of one machine, and only the machine's present boot counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::http::StatusCode;
 use drophammer_protocol::api::{Enrol, Enrolled, Events, EventsStored, IMAGES, InventoryTold, PhonedHome};
@@ -134,8 +134,8 @@ impl Control {
                 keep_inventory(txn, record.id, &told)?;
             }
             let neighbours = inventory.nics.iter().flat_map(|nic| &nic.lldp);
-            record.switches = neighbours.filter_map(|neighbour| neighbour.system_name.clone()).collect();
-            record.switches.dedup();
+            let switches: BTreeSet<String> = neighbours.filter_map(|neighbour| neighbour.system_name.clone()).collect();
+            record.switches = switches.into_iter().collect();
             record.hardware = Some(Hardware::of(inventory, gpu::of));
             record.serial = serial(inventory.system.serial.as_deref());
             record.name = record.serial.clone().or(record.mac.map(|m| m.to_string())).unwrap_or(record.id.to_string());

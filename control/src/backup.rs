@@ -35,8 +35,9 @@ use crate::records::{MACHINES, Record};
 use crate::store::{Store, unpacked};
 use crate::{Control, StateAt, unix_ms};
 
-/// What belongs to the state and isn't in it. Tokens are there if nobody has removed their files.
-const FILES: [&str; 6] = ["admin.token", "ca.key", "ca.pem", "certificate.key", "server.key", "viewer.token"];
+/// What belongs to the state and isn't in it, as far as it's there.
+const FILES: [&str; 7] =
+    ["admin.token", "ca.key", "ca.pem", "certificate.key", "imports.key", "server.key", "viewer.token"];
 
 /// [`Restored`], until somebody says that all is right.
 pub(crate) const RESTORED: &str = "restored";
