@@ -62,16 +62,10 @@ pub(crate) struct Wish<'a> {
 
 /// Machines of one size in one partition.
 type Group<'a> = (&'a str, Option<&'a str>);
-/// A rack of a partition.
-type Place<'a> = (&'a str, Option<&'a str>);
 
 impl Spot {
     fn group(&self) -> Group<'_> {
         (&self.partition, self.size.as_deref())
-    }
-
-    fn place(&self) -> Place<'_> {
-        (&self.partition, self.rack.as_deref())
     }
 
     fn is_free(&self) -> bool {
@@ -85,30 +79,76 @@ impl Spot {
         }
     }
 
-    /// Whether the wish is for such a machine, free or not.
-    fn is_meant(&self, wish: &Wish<'_>) -> bool {
-        let Select { partition, size, labels, .. } = wish.select;
-        let has = |(key, value)| self.labels.get(key) == Some(value);
-        wish.machine.is_none_or(|id| id == self.id)
-            && partition.as_ref().is_none_or(|partition| **partition == *self.partition)
+    /// Whether the wish is for machines of its group.
+    fn is_in_group_of(&self, wish: &Wish<'_>) -> bool {
+        let Select { partition, size, .. } = wish.select;
+        partition.as_ref().is_none_or(|partition| **partition == *self.partition)
             && size.as_ref().is_none_or(|size| self.size.as_deref() == Some(size))
-            && labels.iter().all(has)
+    }
+
+    /// Whether the wish is for such a machine of its group, free or not.
+    fn is_itself_meant(&self, wish: &Wish<'_>) -> bool {
+        let has = |(key, value)| self.labels.get(key) == Some(value);
+        wish.machine.is_none_or(|id| id == self.id) && wish.select.labels.iter().all(has)
+    }
+}
+
+/// Which group and which rack each machine is of, by numbers: thousands of machines are looked at for each wish, and few
+/// names are different.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Floor {
+    at: Vec<(usize, usize)>,
+    /// A machine of each.
+    groups: Vec<usize>,
+    racks: usize,
+}
+
+impl Floor {
+    pub(crate) fn of(spots: &[Spot]) -> Self {
+        let (mut groups, mut racks) = (HashMap::new(), HashMap::new());
+        let mut floor = Self::default();
+        for (place, spot) in spots.iter().enumerate() {
+            let next = groups.len();
+            let group = *groups.entry(spot.group()).or_insert(next);
+            if group == next {
+                floor.groups.push(place);
+            }
+            let next = racks.len();
+            let rack = *racks.entry((&spot.partition, &spot.rack)).or_insert(next);
+            floor.at.push((group, rack));
+        }
+        floor.racks = racks.len();
+        floor
     }
 }
 
 /// The place of the machine that is chosen, or a sentence on why there is none.
-pub(crate) fn choose(spots: &[Spot], wish: &Wish<'_>, reservations: &[&Reservation]) -> Result<usize, String> {
-    let meant = || spots.iter().enumerate().filter(|(_, spot)| spot.is_meant(wish));
-    let mut verdicts: BTreeMap<Group<'_>, Result<(), String>> = BTreeMap::new();
-    let racks = racks(spots, wish);
+pub(crate) fn choose(
+    spots: &[Spot],
+    floor: &Floor,
+    wish: &Wish<'_>,
+    reservations: &[&Reservation],
+) -> Result<usize, String> {
+    let looked_for: Vec<bool> =
+        floor.groups.iter().map(|place| spots.get(*place).is_some_and(|spot| spot.is_in_group_of(wish))).collect();
+    let meant = || {
+        let all = spots.iter().zip(&floor.at).enumerate();
+        all.filter(|(_, (spot, (group, _)))| looked_for.get(*group) == Some(&true) && spot.is_itself_meant(wish))
+    };
+    let mut verdicts: BTreeMap<usize, Result<(), String>> = BTreeMap::new();
+    let racks = racks(spots, floor, wish);
     let mut best: Option<(usize, Cost)> = None;
-    for (place, spot) in meant() {
+    for (place, (spot, (group, rack))) in meant() {
         let Status::Free { since_ms } = spot.status else { continue };
-        let verdict = verdicts.entry(spot.group()).or_insert_with(|| may_have(spots, spot.group(), wish, reservations));
+        let verdict = verdicts.entry(*group).or_insert_with(|| {
+            let its: Vec<&Spot> =
+                spots.iter().zip(&floor.at).filter(|(_, at)| at.0 == *group).map(|(s, _)| s).collect();
+            may_have(&its, spot.group(), wish, reservations)
+        });
         if verdict.is_err() {
             continue;
         }
-        let (alike, all) = racks.get(&spot.place()).copied().unwrap_or_default();
+        let (alike, all) = racks.get(*rack).copied().unwrap_or_default();
         let cost = (alike, all, since_ms, spot.id);
         if best.as_ref().is_none_or(|(_, least)| cost < *least) {
             best = Some((place, cost));
@@ -117,7 +157,7 @@ pub(crate) fn choose(spots: &[Spot], wish: &Wish<'_>, reservations: &[&Reservati
     match best {
         Some((place, _)) => Ok(place),
         None => Err(why_not(
-            &meant().map(|(_, spot)| spot).collect::<Vec<_>>(),
+            &meant().map(|(_, (spot, _))| spot).collect::<Vec<_>>(),
             verdicts.into_values().find_map(Result::err),
         )),
     }
@@ -126,13 +166,13 @@ pub(crate) fn choose(spots: &[Spot], wish: &Wish<'_>, reservations: &[&Reservati
 /// Machines of the project in the rack that have the same placement labels; all of them; then whoever waits longest.
 type Cost = (usize, usize, u64, MachineId);
 
-/// What the project has in each rack where it has any: machines with the same placement labels, and all of them.
-fn racks<'a>(spots: &'a [Spot], wish: &Wish<'_>) -> HashMap<Place<'a>, (usize, usize)> {
+/// What the project has in each rack: machines with the same placement labels, and all of them.
+fn racks(spots: &[Spot], floor: &Floor, wish: &Wish<'_>) -> Vec<(usize, usize)> {
     let placement = &wish.select.placement;
-    let mut racks: HashMap<Place<'_>, (usize, usize)> = HashMap::new();
-    for spot in spots {
+    let mut racks = vec![(0, 0); floor.racks];
+    for (spot, (_, rack)) in spots.iter().zip(&floor.at) {
         let Some(taken) = spot.taken().filter(|taken| taken.project.as_deref() == wish.project) else { continue };
-        let (alike, all) = racks.entry(spot.place()).or_default();
+        let Some((alike, all)) = racks.get_mut(*rack) else { continue };
         *all += 1;
         let same = |(key, value): (&String, &String)| taken.placement.get(key) == Some(value);
         *alike += usize::from(!placement.is_empty() && placement.iter().all(same));
@@ -140,8 +180,8 @@ fn racks<'a>(spots: &'a [Spot], wish: &Wish<'_>) -> HashMap<Place<'a>, (usize, u
     racks
 }
 
-/// Whether the project may have one more of a group.
-fn may_have(spots: &[Spot], group: Group<'_>, wish: &Wish<'_>, reservations: &[&Reservation]) -> Result<(), String> {
+/// Whether the project may have one more of a group, which is these machines.
+fn may_have(spots: &[&Spot], group: Group<'_>, wish: &Wish<'_>, reservations: &[&Reservation]) -> Result<(), String> {
     let (partition, size) = group;
     let ours: Vec<&Reservation> = of_group(reservations, group);
     if let Some(name) = &wish.select.reservation {
@@ -155,8 +195,8 @@ fn may_have(spots: &[Spot], group: Group<'_>, wish: &Wish<'_>, reservations: &[&
             let (of, at) = (&reservation.size, reservation.partitions.join(", "));
             return Err(format!("reservation {name} is for machines of size {of} in {at}"));
         }
-        let by_name = |spot: &&Spot| spot.taken().is_some_and(|taken| taken.reservation.as_deref() == Some(name));
-        let used = spots.iter().filter(|spot| spot.group() == group).filter(by_name).count();
+        let by_name = |taken: &&Taken| taken.reservation.as_deref() == Some(name);
+        let used = spots.iter().filter_map(|spot| spot.taken()).filter(by_name).count();
         if used >= reservation.amount as usize {
             return Err(format!(
                 "reservation {name} is used up: it's for {} in {partition}",
@@ -164,13 +204,13 @@ fn may_have(spots: &[Spot], group: Group<'_>, wish: &Wish<'_>, reservations: &[&
             ));
         }
     }
-    let free = spots.iter().filter(|spot| spot.group() == group && spot.is_free()).count();
+    let free = spots.iter().filter(|spot| spot.is_free()).count();
     let more = Taken {
         project: wish.project.map(Arc::from),
         reservation: wish.select.reservation.as_deref().map(Arc::from),
         placement: Arc::default(),
     };
-    let taken = || spots.iter().filter(|spot| spot.group() == group).filter_map(Spot::taken);
+    let taken = || spots.iter().filter_map(|spot| spot.taken());
     let unused = |taken: Vec<&Taken>| usage(&ours, &taken).values().map(|(amount, used)| amount - used).sum::<usize>();
     let before = unused(taken().collect());
     let after = unused(taken().chain([&more]).collect());
@@ -344,7 +384,7 @@ mod tests {
             for (step, (project, named, want)) in wishes.into_iter().enumerate() {
                 let select = select("s", named, &[]);
                 let wish = Wish { select: &select, machine: None, project: Some(project) };
-                match choose(&spots, &wish, &reservations) {
+                match choose(&spots, &Floor::of(&spots), &wish, &reservations) {
                     Ok(place) if want.is_empty() => take(&mut spots, place, &wish),
                     Err(why) if !want.is_empty() => assert!(why.contains(want), "{name} {step}: {why}"),
                     got => panic!("{name} {step}: {got:?} instead of {want:?}"),
@@ -371,7 +411,7 @@ mod tests {
                 let placement: &[(&str, &str)] = if role.is_empty() { &[] } else { &[("role", role)] };
                 let select = select("s", None, placement);
                 let wish = Wish { select: &select, machine: None, project: Some("a") };
-                let place = choose(&spots, &wish, &[]).expect("free");
+                let place = choose(&spots, &Floor::of(&spots), &wish, &[]).expect("free");
                 take(&mut spots, place, &wish);
             }
         }
@@ -396,7 +436,7 @@ mod tests {
             ("a partition", &in_p, None, Err("of 1 machine that would do, none waits: 1 locked")),
         ] {
             let machine = machine.map(|n| MachineId(Uuid::from_u128(n)));
-            let got = choose(&spots, &Wish { select, machine, project: None }, &[]);
+            let got = choose(&spots, &Floor::of(&spots), &Wish { select, machine, project: None }, &[]);
             match (got, want) {
                 (Ok(got), Ok(want)) => assert_eq!(got, want, "{name}"),
                 (Err(got), Err(want)) => assert!(got.contains(want), "{name}: {got}"),
@@ -495,14 +535,17 @@ mod tests {
                 };
                 let wish = Wish { select: &select, machine: None, project: Some(PROJECTS[project]) };
                 let could = could_all_be_served(&spots, &reservations);
-                let chosen = choose(&spots, &wish, &all);
+                let chosen = choose(&spots, &Floor::of(&spots), &wish, &all);
                 // What would be right: tried one by one.
                 let with = |place: usize| {
                     let mut after = spots.clone();
                     take(&mut after, place, &wish);
                     after
                 };
-                let open: Vec<usize> = (0..spots.len()).filter(|place| spots[*place].is_free() && spots[*place].is_meant(&wish)).collect();
+                let open: Vec<usize> = (0..spots.len()).filter(|place| {
+                    let spot = &spots[*place];
+                    spot.is_free() && spot.is_in_group_of(&wish) && spot.is_itself_meant(&wish)
+                }).collect();
                 if could && named.is_none() {
                     let right: Vec<usize> = open.iter().copied().filter(|place| could_all_be_served(&with(*place), &reservations)).collect();
                     prop_assert_eq!(chosen.is_ok(), !right.is_empty(), "{:?} of {:?}", chosen, right);

@@ -20,7 +20,7 @@ use drophammer_protocol::provisioning::Liveliness;
 use drophammer_protocol::resource::{NamedLayout, Reservation};
 
 use crate::Control;
-use crate::allot::{self, Spot, Status, Taken, Unusable, Wish};
+use crate::allot::{self, Floor, Spot, Status, Taken, Unusable, Wish};
 use crate::audit::{self, Change, Who};
 use crate::denied::Denied;
 use crate::images::Image;
@@ -99,9 +99,10 @@ impl Control {
             };
             let reservations: Vec<&Reservation> = reservations.iter().map(|stored| &stored.value).collect();
             let layouts: Vec<&NamedLayout> = layouts.iter().map(|stored| &stored.value).collect();
+            let floor = Floor::of(&spots);
             let mut outcomes = Vec::with_capacity(wishes.len());
             for asked in wishes {
-                let outcome = txn.attempt(|txn| self.give(txn, asked, &mut spots, &reservations, &layouts));
+                let outcome = txn.attempt(|txn| self.give(txn, asked, (&mut spots, &floor), &reservations, &layouts));
                 outcomes.push(match outcome {
                     // What doesn't work for one doesn't work for the others either.
                     Err(Denied::Broken(error)) => return Err(error),
@@ -119,7 +120,7 @@ impl Control {
         &self,
         txn: &mut Txn<'_>,
         asked: &Asked,
-        spots: &mut [Spot],
+        (spots, floor): (&mut [Spot], &Floor),
         reservations: &[&Reservation],
         layouts: &[&NamedLayout],
     ) -> Result<MachineId, Denied> {
@@ -155,7 +156,7 @@ impl Control {
         }
         let mut unfit: Option<Denied> = None;
         for _ in 0..MOST_TRIED {
-            let place = match allot::choose(spots, &wish, reservations) {
+            let place = match allot::choose(spots, floor, &wish, reservations) {
                 Ok(place) => place,
                 Err(why) => return Err(unfit.unwrap_or_else(|| Denied::conflict(why))),
             };
@@ -234,13 +235,9 @@ impl Control {
 
     /// How a machine looks to whoever gives them out.
     pub(crate) fn spot(&self, known: &Known, now: u64) -> Spot {
-        let Known { record, partition, labels, size, rack } = known;
-        let status = match &record.allocation {
-            Some(allocation) => Status::Taken(Taken {
-                project: allocation.project.as_deref().map(Arc::from),
-                reservation: record.select.reservation.as_deref().map(Arc::from),
-                placement: Arc::new(record.select.placement.clone()),
-            }),
+        let Known { record, partition, labels, taken, size, rack } = known;
+        let status = match taken {
+            Some(taken) => Status::Taken(taken.clone()),
             None if record.state != State::Waiting => Status::Unusable(Unusable::State(record.state)),
             None if record.lock.is_some() => Status::Unusable(Unusable::Locked),
             None if self.is_silent(record, now) => Status::Unusable(Unusable::Dead),

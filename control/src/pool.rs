@@ -18,6 +18,7 @@ use drophammer_protocol::resource::{
 };
 use tokio::sync::{Notify, watch};
 
+use crate::allot::Taken;
 use crate::own_disks::Watched;
 use crate::presence::{PRESENCE, Presence};
 use crate::rack;
@@ -103,6 +104,8 @@ pub(crate) struct Known {
     /// The record's own, to be shared by all who look at thousands of machines at once.
     pub(crate) partition: Arc<str>,
     pub(crate) labels: Arc<Labels>,
+    /// Who has it.
+    pub(crate) taken: Option<Taken>,
     /// `None` if it's of none, or nothing is known of what it's made of.
     pub(crate) size: Option<Arc<str>>,
     pub(crate) rack: Option<Arc<str>>,
@@ -199,7 +202,12 @@ impl Tables {
         let declared = self.partitions.get(&record.partition);
         let rack = declared.and_then(|partition| rack::of(&partition.value, &record)).map(Arc::from);
         let (partition, labels) = (Arc::from(record.partition.as_str()), Arc::new(record.labels.clone()));
-        Known { record, partition, labels, size, rack }
+        let taken = record.allocation.as_ref().map(|allocation| Taken {
+            project: allocation.project.as_deref().map(Arc::from),
+            reservation: record.select.reservation.as_deref().map(Arc::from),
+            placement: Arc::new(record.select.placement.clone()),
+        });
+        Known { record, partition, labels, taken, size, rack }
     }
 
     fn take_machine(&mut self, id: MachineId, record: Option<Record>) {
