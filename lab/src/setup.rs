@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use drophammer_images::debian;
+use drophammer_protocol::words;
+use nix::sys::statvfs::statvfs;
 use nix::unistd::getuid;
 
 use crate::{qemu, simulate};
@@ -95,6 +97,22 @@ pub fn ensure_host(purpose: Purpose, say: &mut dyn FnMut(&str)) -> Result<()> {
         add_target(say)?;
     }
     Ok(())
+}
+
+/// What there is to say of a disk that may be full before the work is done.
+pub(crate) fn scarce_room(place: &Path, wanted: u64) -> Result<Option<String>> {
+    // It may not be made yet.
+    let there = place.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let room = statvfs(there).with_context(|| format!("asking how much room there is in {}", there.display()))?;
+    let free = room.blocks_available().saturating_mul(room.fragment_size());
+    Ok((free < wanted).then(|| {
+        let (free, wanted) = (words::bytes(free), words::bytes(wanted));
+        format!(
+            "the disk that {} is on has {free} left, and a first run takes {wanted}: if it gets full, make room (`cargo \
+             clean` removes what was built)",
+            place.display()
+        )
+    }))
 }
 
 fn is_there(proof: Proof) -> bool {
@@ -192,6 +210,16 @@ fn add_target(say: &mut dyn FnMut(&str)) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_that_is_nearly_full_is_told_of() {
+        let place = std::env::temp_dir().join("nothing/there/yet");
+        for (name, wanted, want) in [("enough", 1, false), ("not enough", u64::MAX, true)] {
+            let said = scarce_room(&place, wanted).expect("asks");
+            assert_eq!(said.is_some(), want, "{name}: {said:?}");
+            assert!(said.is_none_or(|said| said.contains("nothing/there/yet")), "{name}");
+        }
+    }
 
     #[test]
     fn people_are_told_the_one_command() {

@@ -40,6 +40,9 @@ enum Work {
     Kit,
 }
 
+/// What builds, images and the drives of virtual machines take, if nothing is there yet.
+const ROOM: u64 = 20 << 30;
+
 fn steps(filter: Option<&str>) -> Vec<Step> {
     let cargo = |name, line: &str| Step { name, work: Work::Cargo(line.split(' ').map(str::to_owned).collect()) };
     let set_up = Step { name: "set-up", work: Work::SetUp };
@@ -67,7 +70,12 @@ fn steps(filter: Option<&str>) -> Vec<Step> {
 fn run(work: &Work, repository: &Path) -> Result<()> {
     let mut say = |line: &str| println!("   {line}");
     match work {
-        Work::SetUp => setup::ensure_host(setup::Purpose::Tests, &mut say),
+        Work::SetUp => {
+            for place in [repository.to_owned(), env::temp_dir(), drophammer_images::cache_dir()?] {
+                setup::scarce_room(&place, ROOM)?.iter().for_each(|words| say(words));
+            }
+            setup::ensure_host(setup::Purpose::Tests, &mut say)
+        }
         Work::Cargo(arguments) => cargo(repository, arguments),
         Work::Dependencies => dependencies(repository, &mut say),
         Work::Fuzz => fuzz::fuzz(None, fuzz::SECONDS, Luck::Fixed, &mut say),
