@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
-use drophammer_control::backup::{self, Contents, Into, Key};
+use drophammer_control::backup::{self, Contents, Destination, Key};
 use drophammer_control::{StateAt, keep};
 use drophammer_protocol::api::BackupStatus;
 use drophammer_protocol::words;
@@ -151,8 +151,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         Command::Restore { file, secret, config, replace, nothing_happened_since } => {
             let (key, (state_dir, state)) = (secret.of_old()?, place(&config)?);
-            let into = Into { state_dir: &state_dir, state: &state, replace, nothing_happened_since };
-            let contents = backup::restore(|| backup::read(&file, &key), &into)
+            let destination = Destination { state_dir: &state_dir, state: &state, replace, nothing_happened_since };
+            let contents = backup::restore(|| backup::read(&file, &key), &destination)
                 .with_context(|| format!("restoring {}", file.display()))?;
             said(&format!("{} is restored", file.display()), contents, json)?;
             if !json && !nothing_happened_since {

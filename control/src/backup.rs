@@ -24,7 +24,7 @@ use drophammer_protocol::machine::State;
 use serde_json::value::RawValue;
 
 pub use self::file::{create, read, verify, verify_at};
-pub use self::restore::{Into, restore};
+pub use self::restore::{Destination, restore};
 pub use self::sealed::Key;
 use self::sealed::{Opened, Sealer};
 use crate::audit::{self, Change, Who};

@@ -31,7 +31,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const MOST_AT_ONCE: usize = MOST_CHANGES / 2;
 
 /// Where a backup goes to.
-pub struct Into<'a> {
+pub struct Destination<'a> {
     pub state_dir: &'a Path,
     pub state: &'a StateAt,
     /// What is there may go.
@@ -40,9 +40,9 @@ pub struct Into<'a> {
     pub nothing_happened_since: bool,
 }
 
-impl fmt::Debug for Into<'_> {
+impl fmt::Debug for Destination<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Into")
+        f.debug_struct("Destination")
             .field("state_dir", &self.state_dir)
             .field("replace", &self.replace)
             .finish_non_exhaustive()
@@ -52,9 +52,9 @@ impl fmt::Debug for Into<'_> {
 /// `read` gives the backup from its beginning, each time that it's called: once to look at all of it, and once to restore
 /// it. Nothing is changed before it's known to be whole. A restore that was cut off is begun again; until then no server
 /// starts on what it left.
-pub fn restore<R: Read>(read: impl Fn() -> Result<R>, into: &Into<'_>) -> Result<Contents> {
+pub fn restore<R: Read>(read: impl Fn() -> Result<R>, into: &Destination<'_>) -> Result<Contents> {
     let contents = super::check(read()?)?;
-    let Into { state_dir, state, .. } = into;
+    let Destination { state_dir, state, .. } = into;
     let made = DirBuilder::new().recursive(true).mode(0o700).create(state_dir);
     made.with_context(|| format!("making {}", state_dir.display()))?;
     let store = open(state_dir, state)?;
@@ -126,7 +126,7 @@ pub(super) fn understand(piece: &Piece) -> Result<()> {
 fn refuse_to_replace<R: Read>(
     store: &Store,
     state_dir: &Path,
-    into: &Into<'_>,
+    into: &Destination<'_>,
     read: &impl Fn() -> Result<R>,
 ) -> Result<()> {
     // What a restore left that was cut off is worth nothing, and who began it was asked.

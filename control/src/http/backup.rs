@@ -3,14 +3,16 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
+use aide::OperationOutput;
 use aide::axum::ApiRouter;
 use aide::axum::routing::{get_with, post_with};
+use aide::generate::GenContext;
+use aide::openapi::{self, Operation};
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Extension, Json, Router};
+use axum::{Extension, Json};
 use drophammer_protocol::api::{BACKUP, BACKUP_SETTLE, BACKUP_STATUS, BackupStatus};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,6 +23,7 @@ use crate::auth::Caller;
 use crate::denied::Denied;
 use crate::{Control, unix_ms};
 
+const PACKED: &str = "application/zstd";
 const PIECE: usize = 64 << 10;
 const PIECES_WAITING: usize = 8;
 /// Whoever takes nothing for as long has gone; what was being read is held for them all the while.
@@ -32,9 +35,31 @@ pub(super) fn routes(router: ApiRouter<Control>) -> ApiRouter<Control> {
         .api_route(BACKUP_SETTLE, post_with(settle, |op| op.summary("What was restored is as the machines are")))
 }
 
-/// No JSON, so it isn't among what is described.
-pub(super) fn download(router: Router<Control>) -> Router<Control> {
-    router.route(BACKUP, get(backup))
+/// Apart from the others, for it's too much to be one of several answers in one.
+pub(super) fn download(router: ApiRouter<Control>) -> ApiRouter<Control> {
+    router
+        .api_route(BACKUP, get_with(backup, |op| op.summary("All of the state and its keys: the content of a backup")))
+}
+
+/// Packed lines of JSON, as they come.
+struct Packed(ReceiverStream<io::Result<Bytes>>);
+
+impl IntoResponse for Packed {
+    fn into_response(self) -> Response {
+        let mut answer = Body::from_stream(self.0).into_response();
+        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(PACKED));
+        answer
+    }
+}
+
+impl OperationOutput for Packed {
+    type Inner = ();
+
+    fn inferred_responses(_: &mut GenContext, _: &mut Operation) -> Vec<(Option<u16>, openapi::Response)> {
+        let content = [(PACKED.to_owned(), openapi::MediaType::default())].into_iter().collect();
+        let description = "Lines of JSON, packed by zstd. It's whole if the last one says so.".into();
+        vec![(Some(200), openapi::Response { description, content, ..openapi::Response::default() })]
+    }
 }
 
 async fn status(
@@ -57,7 +82,7 @@ async fn settle(State(control): State<Control>, Extension(caller): Extension<Cal
 }
 
 /// An answer that breaks off: whoever reads it sees that its end is missing.
-async fn backup(State(control): State<Control>, Extension(caller): Extension<Caller>) -> Result<Response, Denied> {
+async fn backup(State(control): State<Control>, Extension(caller): Extension<Caller>) -> Result<Packed, Denied> {
     caller.must_be_admin()?;
     let (pieces, taken) = mpsc::channel(PIECES_WAITING);
     tokio::task::spawn_blocking(move || {
@@ -69,9 +94,7 @@ async fn backup(State(control): State<Control>, Extension(caller): Extension<Cal
             stream.break_off();
         }
     });
-    let mut answer = Body::from_stream(ReceiverStream::new(taken)).into_response();
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/zstd"));
-    Ok(answer)
+    Ok(Packed(ReceiverStream::new(taken)))
 }
 
 /// From a thread that writes to a connection that takes it when it can.

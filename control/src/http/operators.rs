@@ -50,13 +50,13 @@ impl Control {
     /// What operators talk to. `auth` says how they are known: tokens over HTTPS, file permissions on a Unix socket.
     pub fn operator_router(&self, auth: Auth) -> Router {
         let (one_by_one, _) = finish(paths());
-        let all = paths().api_route(
+        let all = backup::download(paths()).api_route(
             BULK,
             post_with(bulk::bulk, |op| op.summary("Several requests in one, in order, each done by itself")),
         );
         let (router, described) = finish(all);
         let described = Arc::new(described);
-        let router = backup::download(router)
+        let router = router
             .route(OPENAPI, get(async move || Json(&*described).into_response()))
             .layer(Extension(bulk::Paths(one_by_one)))
             .layer(DefaultBodyLimit::max(BODY))

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use drophammer_control::backup::{self, Contents, Into, Key};
+use drophammer_control::backup::{self, Contents, Destination, Key};
 use drophammer_control::{Config, Control, EtcdAt, StateAt};
 use drophammer_lab::etcd::Etcd;
 use drophammer_protocol::api::{BACKUP, MACHINES};
@@ -30,8 +30,9 @@ fn taken(rig: &Rig, name: &str) -> PathBuf {
 }
 
 fn restore(path: &Path, config: &Config, replace: bool, nothing_happened_since: bool) -> anyhow::Result<Contents> {
-    let into = Into { state_dir: &config.state_dir, state: &config.state, replace, nothing_happened_since };
-    backup::restore(|| backup::read(path, &key()), &into)
+    let destination =
+        Destination { state_dir: &config.state_dir, state: &config.state, replace, nothing_happened_since };
+    backup::restore(|| backup::read(path, &key()), &destination)
 }
 
 impl Rig {
@@ -156,13 +157,13 @@ fn a_restore_that_was_cut_off_is_begun_again() {
         let limit = if reads.fetch_add(1, Ordering::Relaxed) < 2 { u64::MAX } else { 3000 };
         Ok(whole.take(limit))
     };
-    let into = Into {
+    let destination = Destination {
         state_dir: &there.config.state_dir,
         state: &there.config.state,
         replace: false,
         nothing_happened_since: true,
     };
-    backup::restore(cut, &into).expect_err("is cut off");
+    backup::restore(cut, &destination).expect_err("is cut off");
     let refused = format!("{:#}", Control::open(there.config.clone()).map(drop).expect_err("is half a state"));
     assert!(refused.contains("run `drophammer backup restore` again"), "{refused}");
     let refused = backup::create(&there.path().join("half.backup"), &key(), |to| {
