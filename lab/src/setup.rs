@@ -12,7 +12,7 @@ use drophammer_protocol::words;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::getuid;
 
-use crate::{qemu, simulate};
+use crate::qemu;
 
 /// One package of Debian or Ubuntu, and how to see whether it's there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,9 @@ pub const NEEDS: &[Need] = &[
     need("mmdebstrap", Proof::Program("mmdebstrap"), "building operating system images"),
 ];
 
+/// Debian's libfaketime, for programs with threads.
+pub(crate) const FAKE_TIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+
 pub const TEST_NEEDS: &[Need] = &[
     need("busybox-static", Proof::Program("busybox"), "another DHCP client"),
     need("cpio", Proof::Program("cpio"), "another reader of initramfs archives"),
@@ -62,7 +65,7 @@ pub const TEST_NEEDS: &[Need] = &[
     need("file", Proof::Program("file"), "judging swap areas"),
     need("g++", Proof::Program("g++"), "building libFuzzer"),
     need("gdisk", Proof::Program("sgdisk"), "judging partition tables"),
-    need("libfaketime", Proof::File(simulate::FAKE_TIME), "a server's clock that jumps"),
+    need("libfaketime", Proof::File(FAKE_TIME), "a server's clock that jumps"),
     need("lz4", Proof::Program("lz4"), "images as metal-stack has them"),
     need("lvm2", Proof::Program("lvm"), "judging volume groups"),
     need("mdadm", Proof::Program("mdadm"), "judging arrays"),

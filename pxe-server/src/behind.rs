@@ -7,21 +7,12 @@ use anyhow::Result;
 use drophammer_control::Control;
 use drophammer_protocol::boot_server::Seen;
 use drophammer_protocol::id::{BootId, Mac, MachineId};
-use drophammer_protocol::resource::{ImageSource, Partition};
+use drophammer_protocol::resource::Partition;
 use drophammer_protocol::ticket::{BootDecision, BootTicket, Reach};
 use tokio::sync::watch;
 
 use crate::alone::Alone;
-
-/// What operators declared that a boot server follows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Declared {
-    /// Name and time servers of its partition.
-    pub(crate) dns: Vec<IpAddr>,
-    pub(crate) ntp: Vec<String>,
-    /// Where images come from. None for a boot server that runs alone: it has them all from its control API.
-    pub(crate) images: Vec<ImageSource>,
-}
+use crate::declared::Declared;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Behind {

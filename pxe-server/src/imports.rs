@@ -192,8 +192,8 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::behind::Declared;
     use crate::config::Config;
+    use crate::declared::Declared;
     use crate::tftp;
 
     /// A system that UEFI could start.

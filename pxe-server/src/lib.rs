@@ -19,6 +19,7 @@ mod alone;
 mod backups;
 mod behind;
 pub mod config;
+mod declared;
 pub mod dhcp;
 mod files;
 #[cfg(fuzzing)]

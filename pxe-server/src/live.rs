@@ -7,8 +7,8 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use tokio::sync::watch;
 
-use crate::behind::Declared;
 use crate::config::{Dhcp, MOST_SERVERS, Network, Settings};
+use crate::declared::Declared;
 use crate::tftp;
 
 /// A configuration and the boot files that it names, as they were when it was read, and what is declared.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use drophammer_protocol::words::list;
 use serde::{Deserialize, Serialize};
 
-use super::world::World;
+use super::world::{MEMBERS, World};
 use crate::etcd::Etcd;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,8 +100,6 @@ impl Drill {
         Ok(())
     }
 }
-
-pub(super) const MEMBERS: usize = 3;
 
 fn etcd(world: &mut World) -> Result<&mut Etcd> {
     world.etcd.as_mut().context("the simulated server's state isn't on etcd")

@@ -41,7 +41,7 @@ pub use self::drill::Drill;
 pub use self::inside::inside;
 pub(crate) use self::inside::{Answer, Ask};
 pub use self::report::Report;
-pub use self::world::{FAKE_TIME, Usage};
+pub use self::world::Usage;
 use crate::net::{Namespace, Process};
 use crate::up;
 

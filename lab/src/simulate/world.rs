@@ -19,10 +19,10 @@ use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use super::drill::MEMBERS;
 use crate::etcd::Etcd;
 use crate::net::{BRIDGE, PREFIX, Process, SERVER_ADDRESS, outside};
 use crate::server::READY;
+use crate::setup::FAKE_TIME;
 use crate::{console, process, up};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -31,8 +31,7 @@ const HTTPS: u16 = 443;
 const CONFIG: &str = "config.toml";
 const LOG: &str = "log";
 const CLOCK: &str = "clock";
-/// Debian's libfaketime, for programs with threads.
-pub const FAKE_TIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+pub(super) const MEMBERS: usize = 3;
 /// What machines are given.
 pub(super) const IMAGE: &str = "simulated";
 pub(super) const PARTITION: &str = "default";

@@ -35,8 +35,8 @@ use uuid::Uuid;
 use self::ledger::{Ledger, Ticket};
 use self::link::Link;
 use self::membership::Membership;
-use crate::behind::Declared;
 use crate::config::{ControlAt, Settings};
+use crate::declared::Declared;
 use crate::tls::Identity;
 
 /// From the script to the agent's request for its initramfs. How long the ticket in it is good for is the control API's
