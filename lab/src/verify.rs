@@ -41,7 +41,7 @@ enum Work {
 }
 
 /// What builds, images and the drives of virtual machines take, if nothing is there yet.
-const ROOM: u64 = 20 << 30;
+const ROOM: u64 = 16 << 30;
 
 fn steps(filter: Option<&str>) -> Vec<Step> {
     let cargo = |name, line: &str| Step { name, work: Work::Cargo(line.split(' ').map(str::to_owned).collect()) };
