@@ -306,6 +306,12 @@ pub(super) mod tests {
             file[at] ^= 1;
             file
         };
+        let salted = |digit: u8| {
+            let mut file = file.clone();
+            file[start - 4] = digit;
+            file
+        };
+        let other_digit = if file[start - 4] == b'0' { b'1' } else { b'0' };
         let (first, rest) = file[start..].split_at(piece);
         let (second, third) = rest.split_at(piece);
         let swapped = [&file[..start], second, first, third].concat();
@@ -315,7 +321,8 @@ pub(super) mod tests {
         let mixed = [&file[..start + piece], &another[start + piece..]].concat();
         for (name, file, want) in [
             ("its first piece", flipped(start + 5), "another key or passphrase, or altered"),
-            ("its salt", flipped(start - 4), "altered"),
+            ("its salt", salted(other_digit), "another key or passphrase, or altered"),
+            ("a salt that is none", salted(b'x'), "isn't a backup"),
             ("its second piece", flipped(start + piece), "altered, or cut short"),
             ("its last byte", flipped(file.len() - 1), "altered, or cut short"),
             ("pieces swapped", swapped, "altered"),
