@@ -33,7 +33,7 @@ use crate::keep;
 use crate::presence::PRESENCE;
 use crate::records::{MACHINES, Record};
 use crate::store::{Store, unpacked};
-use crate::{Control, StateAt, unix_ms};
+use crate::{Control, StateAt, open_store, unix_ms};
 
 /// What belongs to the state and isn't in it, as far as it's there.
 const FILES: [&str; 7] =
@@ -69,16 +69,9 @@ fn check(from: impl Read) -> Result<Contents> {
 
 /// What is in the state directory and in the state, of a server that isn't running.
 pub fn take_offline(state_dir: &Path, state: &StateAt, to: impl Write) -> Result<Contents> {
-    let store = open(state_dir, state)?;
+    let store = open_store(state_dir, state)?;
     refuse_half_restored(&store)?;
     write(&store, state_dir, to)
-}
-
-fn open(state_dir: &Path, state: &StateAt) -> Result<Store> {
-    match state {
-        StateAt::File => Store::open(&state_dir.join("control.redb")),
-        StateAt::Etcd(at) => Store::connect(at),
-    }
 }
 
 fn write(store: &Store, state_dir: &Path, to: impl Write) -> Result<Contents> {
@@ -145,8 +138,8 @@ fn moment(ms: u64) -> String {
 impl Control {
     /// All of it as it's now, to somebody who may have it.
     pub(crate) fn back_up(&self, who: &Who, to: impl Write) -> Result<Contents> {
-        let change = |now| Change { who, at_ms: now, action: "backup", object: "all" };
-        self.store().transact(|txn| audit::record::<()>(txn, change(unix_ms()), None, None))?;
+        let change = Change { who, at_ms: unix_ms(), action: "backup", object: "all" };
+        self.store().transact(|txn| audit::record::<()>(txn, change, None, None))?;
         self.back_up_unasked(to)
     }
 

@@ -254,10 +254,7 @@ impl Control {
             .mode(0o700)
             .create(dir)
             .with_context(|| format!("creating the state directory {}", dir.display()))?;
-        let store = match &config.state {
-            StateAt::File => Store::open(&dir.join("control.redb"))?,
-            StateAt::Etcd(at) => Store::connect(at)?,
-        };
+        let store = open_store(dir, &config.state)?;
         backup::refuse_half_restored(&store)?;
         backup::warn_of_the_past(&store)?;
         let key = ServerKey::open(&dir.join("server.key"))?;
@@ -423,6 +420,13 @@ impl Control {
 
     fn seen(&self, machine: MachineId) -> u64 {
         self.inner.presence.machine(machine)
+    }
+}
+
+fn open_store(state_dir: &Path, state: &StateAt) -> Result<Store> {
+    match state {
+        StateAt::File => Store::open(&state_dir.join("control.redb")),
+        StateAt::Etcd(at) => Store::connect(at),
     }
 }
 

@@ -16,14 +16,14 @@ use drophammer_protocol::words;
 use serde_json::value::RawValue;
 
 use super::content::{self, Piece};
-use super::{Contents, FILES, RESTORED, RESTORING, doubted, moment, open};
+use super::{Contents, FILES, RESTORED, RESTORING, doubted, moment};
 use crate::boot_servers;
 use crate::duty::{self, SERVING};
 use crate::keep;
 use crate::records::{MACHINES, Record, boot_key};
 use crate::store::{MOST_CHANGES, Store, decode};
 use crate::timeline::{self, Said};
-use crate::{StateAt, unix_ms};
+use crate::{StateAt, open_store, unix_ms};
 
 /// In one commit. Etcd takes 1.5 MiB by default, and what is packed becomes no larger.
 const MOST_BYTES: usize = 512 << 10;
@@ -57,7 +57,7 @@ pub fn restore<R: Read>(read: impl Fn() -> Result<R>, into: &Destination<'_>) ->
     let Destination { state_dir, state, .. } = into;
     let made = DirBuilder::new().recursive(true).mode(0o700).create(state_dir);
     made.with_context(|| format!("making {}", state_dir.display()))?;
-    let store = open(state_dir, state)?;
+    let store = open_store(state_dir, state)?;
     wait_for_servers_to_stop(&store)?;
     refuse_to_replace(&store, state_dir, into, &read)?;
 
